@@ -1,0 +1,36 @@
+"""Train on good and defective images, without boxes or masks, and see where the defect is.
+
+This module owns the public names. They are imported on first use, so that `import defectcam`, the
+command line's `--help` and all that needs no network start without loading torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from defectcam.classifier import DefectCAMClassifier
+    from defectcam.persistence import load
+    from defectcam.results import Localization
+
+__version__ = "0.1.0"
+__all__ = ["DefectCAMClassifier", "Localization", "__version__", "load"]
+
+_MODULE_OF = {
+    "DefectCAMClassifier": "defectcam.classifier",
+    "Localization": "defectcam.results",
+    "load": "defectcam.persistence",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'defectcam' has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_MODULE_OF))

@@ -1,0 +1,247 @@
+"""Turns a heatmap and a threshold into bounding boxes, with connected components.
+
+Pure functions of NumPy arrays. A box is half-open `xyxy` (left, top, right, bottom; the right
+column and the bottom row are the first ones outside) in the pixels of the map it was found in. This
+module never resizes a map, chooses a threshold or decides whether an image is defective.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["component_mask", "find_boxes"]
+
+
+def find_boxes(
+    heatmap: ArrayLike,
+    threshold: float,
+    *,
+    min_area: int = 1,
+    max_boxes: int | None = None,
+    merge_distance: float | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Find the boxes around the connected regions of a heatmap above a threshold.
+
+    Parameters
+    ----------
+    heatmap : array of shape (H, W)
+        Higher means more defective. NaN is refused.
+    threshold : float
+        A pixel belongs to a region where `heatmap > threshold`.
+    min_area : int, default=1
+        Regions of fewer pixels of the map are dropped, before any merging.
+    max_boxes : int, optional
+        Keep at most this many boxes, the best ones. None keeps all.
+    merge_distance : float, optional
+        Boxes with at most this many pixels between them (the larger of the horizontal and the
+        vertical gap) become one box, until no such pair is left. 0 merges boxes that overlap or
+        touch, `inf` gives one box around everything, None merges nothing.
+
+    Returns
+    -------
+    boxes : int64 array of shape (n, 4)
+        Half-open `xyxy`, best first; equal scores are ordered by area, then from top to bottom
+        and from left to right.
+    scores : float32 array of shape (n,)
+        The largest value of the map within each box's regions.
+
+    Raises
+    ------
+    ValueError
+        If the map is not two-dimensional, is empty or has NaN, or a parameter is out of range.
+
+    See Also
+    --------
+    component_mask : The pixels of the same regions.
+
+    Notes
+    -----
+    Regions are 8-connected: pixels that touch at a corner belong together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> heatmap = np.zeros((6, 8))
+    >>> heatmap[0:2, 0:3] = 2.0
+    >>> heatmap[4, 7] = 3.0
+    >>> boxes, scores = find_boxes(heatmap, threshold=1.0)
+    >>> boxes.tolist()
+    [[7, 4, 8, 5], [0, 0, 3, 2]]
+    >>> scores.tolist()
+    [3.0, 2.0]
+    """
+    regions = _find_regions(heatmap, threshold, min_area, max_boxes, merge_distance)
+    return regions.boxes, regions.scores
+
+
+def component_mask(
+    heatmap: ArrayLike,
+    threshold: float,
+    *,
+    min_area: int = 1,
+    max_boxes: int | None = None,
+    merge_distance: float | None = None,
+) -> NDArray[np.bool_]:
+    """Mark the pixels of the regions around which `find_boxes` draws its boxes.
+
+    A higher threshold never adds pixels, unless `max_boxes` and a `min_area` above 1 come
+    together: a region that shrinks below `min_area` then makes room for the next best one.
+
+    Parameters
+    ----------
+    heatmap : array of shape (H, W)
+        Higher means more defective. NaN is refused.
+    threshold : float
+        A pixel belongs to a region where `heatmap > threshold`.
+    min_area, max_boxes, merge_distance
+        As in `find_boxes`.
+
+    Returns
+    -------
+    mask : bool array of shape (H, W)
+        True where the pixel belongs to a region of a kept box.
+
+    Raises
+    ------
+    ValueError
+        If the map is not two-dimensional, is empty or has NaN, or a parameter is out of range.
+
+    Examples
+    --------
+    >>> component_mask([[5.0, 0.0, 2.0], [0.0, 0.0, 2.0]], threshold=1.0, min_area=2).astype(int)
+    array([[0, 0, 1],
+           [0, 0, 1]])
+    """
+    regions = _find_regions(heatmap, threshold, min_area, max_boxes, merge_distance)
+    return regions.is_kept[regions.labels]
+
+
+class _Regions(NamedTuple):
+    boxes: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int32]  # (H, W), 0 = not above the threshold
+    is_kept: NDArray[np.bool_]  # per label
+
+
+def _find_regions(
+    heatmap: ArrayLike,
+    threshold: float,
+    min_area: int,
+    max_boxes: int | None,
+    merge_distance: float | None,
+) -> _Regions:
+    values = _checked_map(heatmap)
+    _check_parameters(threshold, min_area, max_boxes, merge_distance)
+
+    above = values > float(threshold)
+    n_labels, labelled, stats, _ = cv2.connectedComponentsWithStats(
+        above.view(np.uint8), connectivity=8, ltype=cv2.CV_32S
+    )
+    labels = labelled.astype(np.int32, copy=False)  # for type checkers
+    peaks = np.full(n_labels, -np.inf, dtype=np.float32)
+    np.maximum.at(peaks, labels[above], values[above])
+
+    areas = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
+    candidates = 1 + np.flatnonzero(areas[1:] >= min_area)  # label 0 is the background
+    corners = stats[candidates, : cv2.CC_STAT_AREA].astype(np.int64)  # left, top, width, height
+    corners[:, 2:] += corners[:, :2]
+
+    groups = _group_near_boxes(corners, merge_distance, values.shape)
+    boxes = _bounding_boxes(corners, groups)
+    scores = np.full(len(boxes), -np.inf, dtype=np.float32)
+    np.maximum.at(scores, groups, peaks[candidates])
+    box_areas = np.zeros(len(boxes), dtype=np.int64)
+    np.add.at(box_areas, groups, areas[candidates])
+
+    order = np.lexsort((boxes[:, 0], boxes[:, 1], -box_areas, -scores))[:max_boxes]
+    is_kept = np.zeros(n_labels, dtype=bool)
+    is_kept[candidates[np.isin(groups, order)]] = True
+    return _Regions(boxes[order], scores[order], labels, is_kept)
+
+
+def _group_near_boxes(
+    boxes: NDArray[np.int64], distance: float | None, shape: tuple[int, ...]
+) -> NDArray[np.intp]:
+    """Give each box the number, from 0 without a hole, of the group it merges into."""
+    groups = np.arange(len(boxes))
+    if distance is None or len(boxes) == 0:
+        return groups
+    reach = int(min(distance, max(shape)))  # gaps are whole pixels, no larger than the map
+    while True:
+        n_groups, near = _label_near_boxes(boxes, reach, shape)
+        if n_groups == len(boxes):
+            return groups
+        # A merged box is larger than its parts and may come near others: look again.
+        groups = near[groups]
+        boxes = _bounding_boxes(boxes, near)
+
+
+def _label_near_boxes(
+    boxes: NDArray[np.int64], reach: int, shape: tuple[int, ...]
+) -> tuple[int, NDArray[np.intp]]:
+    """Group the boxes that chains of gaps of at most `reach` pixels connect.
+
+    The boxes are painted, each grown by `reach` to the right and downwards: two painted boxes are
+    8-connected exactly where the gap between the boxes is at most `reach`. So OpenCV labels them,
+    in time that does not grow with the square of the number of boxes.
+    """
+    height, width = shape
+    left, top = boxes[:, 0], boxes[:, 1]
+    right = np.minimum(boxes[:, 2] + reach, width)
+    bottom = np.minimum(boxes[:, 3] + reach, height)
+    steps = np.zeros((height + 1, width + 1), dtype=np.int32)  # summed twice, it counts boxes
+    np.add.at(steps, (top, left), 1)
+    np.add.at(steps, (bottom, right), 1)
+    np.add.at(steps, (top, right), -1)
+    np.add.at(steps, (bottom, left), -1)
+    np.cumsum(steps, axis=0, out=steps)
+    np.cumsum(steps, axis=1, out=steps)
+    painted = steps[:height, :width] > 0
+    n_labels, labels = cv2.connectedComponents(painted.view(np.uint8), connectivity=8)
+    return n_labels - 1, labels[top, left].astype(np.intp) - 1
+
+
+def _bounding_boxes(boxes: NDArray[np.int64], groups: NDArray[np.intp]) -> NDArray[np.int64]:
+    """Return the smallest box around each group; `groups` numbers them from 0 without a hole."""
+    n_groups = int(groups.max()) + 1 if len(groups) else 0
+    bounding = np.empty((n_groups, 4), dtype=np.int64)
+    bounding[groups] = boxes  # any member starts its group's box; the others only widen it
+    np.minimum.at(bounding[:, :2], groups, boxes[:, :2])
+    np.maximum.at(bounding[:, 2:], groups, boxes[:, 2:])
+    return bounding
+
+
+def _checked_map(heatmap: ArrayLike) -> NDArray[np.float32]:
+    values = np.asarray(heatmap, dtype=np.float32)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(
+            f"heatmap must be a non-empty array of shape (H, W), got shape {values.shape}; "
+            "pass the map of one image."
+        )
+    if np.isnan(values).any():
+        raise ValueError(
+            f"heatmap has NaN in {np.isnan(values).sum()} of {values.size} pixels; "
+            "a map must have a number everywhere."
+        )
+    return values
+
+
+def _check_parameters(
+    threshold: float, min_area: int, max_boxes: int | None, merge_distance: float | None
+) -> None:
+    if math.isnan(threshold):
+        raise ValueError("threshold must be a number, got NaN.")
+    if min_area < 1:
+        raise ValueError(f"min_area must be at least 1 pixel, got {min_area!r}.")
+    if max_boxes is not None and max_boxes < 1:
+        raise ValueError(f"max_boxes must be at least 1, or None for all boxes, got {max_boxes!r}.")
+    if merge_distance is not None and not merge_distance >= 0:
+        raise ValueError(
+            f"merge_distance must be at least 0 pixels, or None to merge nothing, "
+            f"got {merge_distance!r}."
+        )

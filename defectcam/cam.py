@@ -1,0 +1,80 @@
+"""Class activation maps from evidence: pure tensor functions.
+
+Owns the arithmetic between per-class evidence maps and the map of defects that is shown. It never
+runs a network, resizes to an image or draws; other CAM variants come from torchcam and
+pytorch-grad-cam, which run on the fitted network unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def signed_cam(evidence: Tensor, good: int) -> Tensor:
+    """Signed class activation map of "defective".
+
+    With average pooling the mean of ``evidence[c]`` (plus the bias, which evidence contains) is the
+    score of class ``c``, so for two classes the mean of this map is exactly the log-odds of a defect.
+    With several defect types the strongest one speaks at each position.
+
+    Parameters
+    ----------
+    evidence : Tensor of shape (n, n_classes, height, width)
+        Evidence maps.
+    good : int
+        Index of the good class.
+
+    Returns
+    -------
+    Tensor of shape (n, height, width)
+        Positive where the evidence says defect rather than good.
+
+    References
+    ----------
+    Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, eq. 2.
+    """
+    return defect_evidence(evidence, good).amax(1)
+
+
+def defect_evidence(evidence: Tensor, good: int) -> Tensor:
+    """Evidence of each defect class against the good one, ``(n, n_classes - 1, height, width)``."""
+    defects = [c for c in range(evidence.shape[1]) if c != good]
+    return evidence[:, defects] - evidence[:, good : good + 1]
+
+
+def class_cam(evidence: Tensor, classes: Sequence[int]) -> Tensor:
+    """Unsigned CAM as published: the evidence for the given classes alone, strongest per position.
+
+    Parameters
+    ----------
+    evidence : Tensor of shape (n, n_classes, height, width)
+    classes : sequence of int
+        Indices of the defect classes.
+
+    Returns
+    -------
+    Tensor of shape (n, height, width)
+    """
+    return evidence[:, list(classes)].amax(1)
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """Scale each map to [0, 1] by its own minimum and maximum, as the published recipe does.
+
+    A constant map becomes 0. Maps of different images are not comparable afterwards: a good part
+    looks as hot as a defective one, which is why the default does not do this.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n, height, width)
+
+    Returns
+    -------
+    Tensor of shape (n, height, width)
+    """
+    low = maps.amin((1, 2), keepdim=True)
+    span = maps.amax((1, 2), keepdim=True) - low
+    return (maps - low) / torch.where(span > 0, span, torch.ones_like(span))

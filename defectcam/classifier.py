@@ -1,0 +1,878 @@
+"""`DefectCAMClassifier`: the estimator that joins all parts.
+
+Owns the parameters, their validation, the fitted attributes and the scikit-learn contract. The work
+itself is done by the modules below it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.utils import check_random_state, compute_class_weight
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from tqdm.auto import tqdm
+
+import defectcam
+from defectcam.backbones import create_backbone
+from defectcam.calibration import (
+    DefectProbability,
+    HeatModel,
+    choose_threshold,
+    defect_scores,
+    fit_defect_probability,
+    fit_heat_model,
+)
+from defectcam.geometry import Geometry
+from defectcam.heads import POOLINGS
+from defectcam.images import check_readable, read_reduced_images
+from defectcam.labels import Classes, find_classes
+from defectcam.network import DefectCAMNetwork
+from defectcam.preprocess import Preprocess
+from defectcam.results import Localization
+from defectcam.sources import Sources, as_sources, labelled_sources, paths_of
+from defectcam.training import (
+    VIEWS,
+    FeatureCache,
+    Fold,
+    TailTraining,
+    TrainingOptions,
+    fit_codebook,
+    train_with_folds,
+)
+
+#: Parameters of the published recipe: "Explainable Defect Detection using CNNs", MIT.
+VGG16_CAM: dict[str, Any] = {
+    "backbone": "vgg16",
+    "image_size": 224,
+    "resize": "stretch",
+    "normalisation": "unit",
+    "trainable_stages": 1,
+    "evidence_stages": 1,
+    "normalise_evidence": False,
+    "pooling": "average",
+    "head_init": "linear",
+    "target": "anomaly",
+    "class_weight": 3.0,
+    "optimizer": "adam",
+    "learning_rate": 1e-4,
+    "head_learning_rate": None,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "max_epochs": 10,
+    "batch_size": 10,
+    "label_smoothing": 0.0,
+    "train_batch_norm": True,
+    "stop_at_train_accuracy": 0.98,
+    "augmentation": "none",
+    "cv": None,
+    "heatmap": "min_max_cam",
+    "threshold": 0.5,
+    "box_threshold": 0.8,
+    "min_area": 1,
+    "max_boxes": 1,
+    "merge_distance": float("inf"),
+}
+RECIPES: dict[str, dict[str, Any]] = {"vgg16_cam": VGG16_CAM}
+
+
+class _Batch(NamedTuple):
+    """One forward pass over some images, on the CPU."""
+
+    logits: torch.Tensor
+    evidence: torch.Tensor
+    novelty: torch.Tensor | None
+    geometries: list[Geometry]
+
+
+class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
+    """Good/anomaly classifier of images that also says where the defect is.
+
+    Trains on image-level labels alone. A frozen, pre-trained trunk is run once per image; a tail
+    and an evidence head are fine-tuned on its cached features. The head's evidence maps are the
+    class activation maps, so localising costs no second pass.
+
+    Parameters
+    ----------
+    backbone : str, default="efficientnet_lite0"
+        Name of a torchvision or timm network, see `create_backbone`.
+    weights : "imagenet", path or None, default="imagenet"
+        Pre-trained weights; those of the default backbone come with a package, others from the
+        library's cache or download. A path: a ``.pth`` or ``.safetensors`` file. None: random.
+    image_size : int or (int, int), default=320
+        Height and width in pixels that every image is resized to.
+    resize : {"stretch", "pad"}, default="stretch"
+        Whether the resize fills the input or keeps the aspect ratio and pads.
+    normalisation : {"backbone", "unit"}, default="backbone"
+        Mean and standard deviation of the input: the backbone's own, or none, pixels in [0, 1].
+    trainable_stages : int, default=2
+        How many of the backbone's last stages are trained; 0 freezes all. A stage is all layers
+        that work at one stride.
+    evidence_stages : int, default=2
+        How many of the last stages the evidence head reads.
+    normalise_evidence : bool, default=True
+        Whether each level is batch-normalised before the head.
+    pooling : {"top_k", "average", "max"}, default="top_k"
+        How an evidence map becomes a class score.
+    pooling_fraction : float, default=0.05
+        Share of the positions that ``"top_k"`` averages.
+    head_init : {"normal", "linear"}, default="normal"
+        Initial weights of the head: small normal ones, or those of a PyTorch linear layer.
+    target : {"anomaly", "type"}, default="anomaly"
+        Whether all defect types are one class or a class each.
+    good_label : str, bool, int or None, default=None
+        The label of good parts. None: found by name (``good``, ``ok``, ``normal``, ...).
+    class_weight : "balanced", dict, float or None, default="balanced"
+        Weights in the loss. A dict is keyed by class label; a number is the weight of every defect
+        class where the good class has 1.
+    optimizer : {"adamw", "adam", "sgd"}, default="adamw"
+    learning_rate : float, default=3e-4
+        Of the tail; the highest one when ``schedule="one_cycle"``.
+    head_learning_rate : float or None, default=1e-2
+        Of the evidence head; None: as the tail's.
+    weight_decay : float, default=1e-2
+    schedule : {"one_cycle", "constant"}, default="one_cycle"
+        Course of the learning rates.
+    max_epochs : int, default=10
+        Passes over the training images, per fold.
+    batch_size : int, default=16
+        Images per training step and per forward pass.
+    label_smoothing : float, default=0.0
+    train_batch_norm : bool, default=True
+        Whether the tail's batch normalisation uses the statistics of each batch while training.
+    early_stopping : bool, default=False
+        Whether to stop when the training loss has not improved for ``n_iter_no_change`` epochs.
+    n_iter_no_change : int, default=3
+    stop_at_train_accuracy : float or None, default=None
+        Stop after an epoch with at least this share of training images right.
+    augmentation : {"flips", "horizontal_flip", "none"}, default="flips"
+        Views of each training image; each is one more trunk pass.
+    cv : int or None, default=3
+        Number of folds. A tail is trained without each fold and scores it; these held-out scores
+        decide thresholds and scales, and the mean of the tails' weights is the model. None: one
+        tail on all images; thresholds then rest on the training images themselves.
+    heatmap : {"cam", "min_max_cam"}, default="cam"
+        ``"cam"``: the signed class activation map on a fixed scale, 0 = typical of good parts, 1 =
+        the limit that good parts stay below. ``"min_max_cam"``: as published, the defect class's map
+        scaled by each image's own minimum and maximum.
+    threshold : "balanced", str or float, default="balanced"
+        Probability of a defect at and above which an image is called defective:
+        ``"balanced"`` for the best balanced accuracy, ``"recall>=0.99"`` to find at least that share
+        of the held-out defective images, or a probability.
+    box_threshold : float, default=1.0
+        Boxes are drawn where the heatmap is above this.
+    min_area : int, default=16
+        Smallest region that gets a box, in pixels of the original image.
+    max_boxes : int or None, default=None
+        Most boxes per image; None for all.
+    merge_distance : float or None, default=None
+        Boxes at most this many pixels of the original image apart are merged; None: none are.
+    cache_size : int, default=2**30
+        Bytes of trunk features held in memory; a larger cache goes to a temporary file.
+    device : str, default="auto"
+        ``"auto"``: CUDA or Apple's MPS when present, else the processor; or a torch device.
+    n_jobs : int or None, default=None
+        Threads that read images; None: one per processor, at most 8.
+    random_state : int, RandomState instance or None, default=None
+        Decides everything random; the same number on the same machine gives the same weights.
+    verbose : int, default=0
+        Whether to show progress bars on standard error.
+    callbacks : callable, list of callables or None, default=None
+        Called after each epoch as ``callback(classifier, record)``; one that returns True ends the
+        training of the fold. A record is one row of ``history_``.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels, sorted.
+    good_label_ : label
+        The class of good parts.
+    defect_labels_ : list of labels
+        The other classes.
+    network_ : DefectCAMNetwork
+        The trained network, an ordinary `torch.nn.Module` from normalised pixels to class scores.
+    history_ : dict of list
+        A table of the training: fold, epoch, loss, train_accuracy, seconds.
+    threshold_ : float
+        Probability of a defect at and above which an image is called defective.
+    image_size_ : (int, int)
+        Height and width of the network's input.
+    held_out_probability_ : ndarray of shape (n_images,)
+        Probability of a defect for each training image, from a tail that did not see it.
+
+    See Also
+    --------
+    defectcam.load : Read a saved classifier.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from defectcam import DefectCAMClassifier
+    >>> rng = np.random.default_rng(0)
+    >>> images = rng.integers(90, 110, size=(12, 64, 64), dtype=np.uint8)
+    >>> images[6:, 20:40, 30:36] = 255
+    >>> y = ["good"] * 6 + ["scratch"] * 6
+    >>> clf = DefectCAMClassifier(image_size=64, max_epochs=4, cv=2, random_state=0).fit(images, y)
+    >>> print(clf.predict(images[[0, 11]]))
+    ['good' 'scratch']
+    >>> clf.localize(images[11]).label
+    'scratch'
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012  scikit-learn's protocol
+        "backbone": [str],
+        "weights": [str, os.PathLike, None],
+        "image_size": [Interval(Integral, 16, None, closed="left"), tuple, list],
+        "resize": [StrOptions({"stretch", "pad"})],
+        "normalisation": [StrOptions({"backbone", "unit"})],
+        "trainable_stages": [Interval(Integral, 0, None, closed="left")],
+        "evidence_stages": [Interval(Integral, 1, None, closed="left")],
+        "normalise_evidence": ["boolean"],
+        "pooling": [StrOptions(set(POOLINGS))],
+        "pooling_fraction": [Interval(Real, 0, 1, closed="right")],
+        "head_init": [StrOptions({"normal", "linear"})],
+        "target": [StrOptions({"anomaly", "type"})],
+        "good_label": [str, bool, Integral, None],
+        "class_weight": [StrOptions({"balanced"}), dict, Interval(Real, 0, None, closed="neither"), None],
+        "optimizer": [StrOptions({"adam", "adamw", "sgd"})],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "head_learning_rate": [Interval(Real, 0, None, closed="neither"), None],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "schedule": [StrOptions({"one_cycle", "constant"})],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "train_batch_norm": ["boolean"],
+        "early_stopping": ["boolean"],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "stop_at_train_accuracy": [Interval(Real, 0, 1, closed="right"), None],
+        "augmentation": [StrOptions(set(VIEWS))],
+        "cv": [Interval(Integral, 2, None, closed="left"), None],
+        "heatmap": [StrOptions({"cam", "min_max_cam"})],
+        "threshold": [str, Interval(Real, 0, 1, closed="both")],
+        "box_threshold": [Interval(Real, None, None, closed="neither")],
+        "min_area": [Interval(Integral, 1, None, closed="left")],
+        "max_boxes": [Interval(Integral, 1, None, closed="left"), None],
+        "merge_distance": [Interval(Real, 0, None, closed="both"), None],
+        "cache_size": [Interval(Integral, 0, None, closed="left")],
+        "device": [str],
+        "n_jobs": [Integral, None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+        "callbacks": [list, tuple, callable, None],
+    }
+
+    def __init__(
+        self,
+        backbone: str = "efficientnet_lite0",
+        *,
+        weights: str | os.PathLike[str] | None = "imagenet",
+        image_size: int | tuple[int, int] = 320,
+        resize: str = "stretch",
+        normalisation: str = "backbone",
+        trainable_stages: int = 2,
+        evidence_stages: int = 2,
+        normalise_evidence: bool = True,
+        pooling: str = "top_k",
+        pooling_fraction: float = 0.05,
+        head_init: str = "normal",
+        target: str = "anomaly",
+        good_label: str | bool | int | None = None,
+        class_weight: str | dict[Any, float] | float | None = "balanced",
+        optimizer: str = "adamw",
+        learning_rate: float = 3e-4,
+        head_learning_rate: float | None = 1e-2,
+        weight_decay: float = 1e-2,
+        schedule: str = "one_cycle",
+        max_epochs: int = 10,
+        batch_size: int = 16,
+        label_smoothing: float = 0.0,
+        train_batch_norm: bool = True,
+        early_stopping: bool = False,
+        n_iter_no_change: int = 3,
+        stop_at_train_accuracy: float | None = None,
+        augmentation: str = "flips",
+        cv: int | None = 3,
+        heatmap: str = "cam",
+        threshold: str | float = "balanced",
+        box_threshold: float = 1.0,
+        min_area: int = 16,
+        max_boxes: int | None = None,
+        merge_distance: float | None = None,
+        cache_size: int = 2**30,
+        device: str = "auto",
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+        callbacks: Any = None,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.image_size = image_size
+        self.resize = resize
+        self.normalisation = normalisation
+        self.trainable_stages = trainable_stages
+        self.evidence_stages = evidence_stages
+        self.normalise_evidence = normalise_evidence
+        self.pooling = pooling
+        self.pooling_fraction = pooling_fraction
+        self.head_init = head_init
+        self.target = target
+        self.good_label = good_label
+        self.class_weight = class_weight
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.head_learning_rate = head_learning_rate
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.label_smoothing = label_smoothing
+        self.train_batch_norm = train_batch_norm
+        self.early_stopping = early_stopping
+        self.n_iter_no_change = n_iter_no_change
+        self.stop_at_train_accuracy = stop_at_train_accuracy
+        self.augmentation = augmentation
+        self.cv = cv
+        self.heatmap = heatmap
+        self.threshold = threshold
+        self.box_threshold = box_threshold
+        self.min_area = min_area
+        self.max_boxes = max_boxes
+        self.merge_distance = merge_distance
+        self.cache_size = cache_size
+        self.device = device
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+        self.callbacks = callbacks
+
+    @classmethod
+    def from_recipe(cls, name: str, **overrides: Any) -> DefectCAMClassifier:
+        """Make a classifier with the parameters of a named configuration.
+
+        Parameters
+        ----------
+        name : {"vgg16_cam"}
+            ``"vgg16_cam"``: the published ancestor, "Explainable Defect Detection using CNNs".
+        **overrides
+            Parameters to set otherwise, ``backbone="efficientnet_lite0"`` for example.
+
+        Returns
+        -------
+        DefectCAMClassifier
+            Not fitted.
+
+        Examples
+        --------
+        >>> DefectCAMClassifier.from_recipe("vgg16_cam").learning_rate
+        0.0001
+        """
+        if name not in RECIPES:
+            raise ValueError(f"recipe {name!r} is unknown: expected one of {sorted(RECIPES)}.")
+        return cls(**{**RECIPES[name], **overrides})
+
+    # --- Fitting ------------------------------------------------------------------------------
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> DefectCAMClassifier:
+        """Learn good and defective from labelled images.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+            Training images. A folder brings its labels: one sub-folder per class, or the MVTec AD
+            layout.
+        y : array-like of shape (n,), optional
+            Labels: strings, booleans or integers; left out when ``X`` is a folder.
+        sample_weight : array-like of shape (n,), optional
+            Weights of the images in the loss.
+
+        Returns
+        -------
+        DefectCAMClassifier
+            Itself.
+
+        Raises
+        ------
+        ImageReadError
+            If an image cannot be read; it is named.
+        ValueError
+            If a parameter or the labels are wrong.
+        KeyboardInterrupt
+            If interrupted before the first epoch is finished. Later the training ends there with a
+            warning and the classifier can be used.
+        """
+        sources, labels = labelled_sources(X, y, self.good_label)
+        classes = find_classes(labels, self.target, self.good_label)
+        targets = classes.encode(labels)
+        weights = np.asarray(_check_sample_weight(sample_weight, targets, dtype=np.float32))
+        check_readable(paths_of(sources), n_workers=self.n_jobs)
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        folds = self._folds(np.asarray(labels), targets, seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network, preprocess = self._build_network(len(classes.labels), classes.good)
+            with FeatureCache(
+                len(sources.items), VIEWS[self.augmentation], self.cache_size, torch.float16
+            ) as cache:
+                cache.fill(network, self._pixels(sources, preprocess))
+                with self._epoch_bar(max(1, len(folds))) as bar:
+                    training = TailTraining(
+                        network=network,
+                        cache=cache,
+                        targets=torch.as_tensor(targets),
+                        class_weight=self._class_weight(classes, targets),
+                        sample_weight=torch.as_tensor(weights),
+                        options=self._training_options(),
+                        seed=seed,
+                        on_epoch=lambda record: self._on_epoch(record, bar),
+                    )
+                    result = train_with_folds(training, folds)
+        if result.interrupted:
+            warnings.warn(
+                f"Training was interrupted after {len(result.history['epoch'])} epochs; the classifier "
+                "can be used, its thresholds rest on what was finished.",
+                stacklevel=2,
+            )
+        self._set_network(network, preprocess, classes)
+        self.history_ = result.history
+        held_out = bool(folds) and not result.interrupted
+        self._calibrate(result.logits, result.evidence, targets, held_out)
+        return self
+
+    def _build_network(self, n_classes: int, good: int) -> tuple[DefectCAMNetwork, Preprocess]:
+        backbone = create_backbone(self.backbone, self.weights)
+        self.weights_source_ = backbone.weights_source
+        unit = self.normalisation == "unit"
+        preprocess = Preprocess(
+            self.image_size,
+            mean=(0.0, 0.0, 0.0) if unit else backbone.mean,
+            std=(1.0, 1.0, 1.0) if unit else backbone.std,
+            resize=self.resize,
+        )
+        network = DefectCAMNetwork(
+            backbone,
+            head_options={
+                "n_classes": n_classes,
+                "normalise": self.normalise_evidence,
+                "pooling": self.pooling,
+                "fraction": self.pooling_fraction,
+                "init": self.head_init,
+            },
+            trainable_stages=self.trainable_stages,
+            evidence_stages=self.evidence_stages,
+        )
+        device = _resolve_device(self.device)
+        network.to(device=device, memory_format=torch.channels_last)
+        return network.eval(), preprocess.to(device)
+
+    def _set_network(
+        self, network: DefectCAMNetwork, preprocess: Preprocess, classes: Classes
+    ) -> None:
+        self.network_ = network
+        self._preprocess = preprocess
+        self._classes = classes
+        self.classes_ = classes.labels
+        self.good_label_ = classes.good_label
+        self.defect_labels_ = classes.labels[classes.defects].tolist()
+        self.image_size_ = preprocess.image_size
+
+    def _calibrate(
+        self, logits: torch.Tensor, evidence: torch.Tensor, targets: NDArray[np.int64], held_out: bool
+    ) -> None:
+        """Learn from the training images' scores what a score and a map value mean."""
+        good = self._classes.good
+        is_defect = targets != good
+        scores = defect_scores(logits, good)
+        self._defect_probability = (
+            fit_defect_probability(scores, is_defect)
+            if held_out
+            else DefectProbability((1.0,), 0.0)
+        )
+        self.held_out_probability_ = self._defect_probability.probability(scores)
+        self.threshold_ = choose_threshold(self.threshold, is_defect, self.held_out_probability_)
+        self._heat_model = fit_heat_model(self.heatmap, good, evidence[~is_defect])
+
+    def _training_options(self) -> TrainingOptions:
+        return TrainingOptions(
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            head_learning_rate=self.head_learning_rate,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+            max_epochs=self.max_epochs,
+            batch_size=self.batch_size,
+            label_smoothing=self.label_smoothing,
+            train_batch_norm=self.train_batch_norm,
+            stop_at_train_accuracy=self.stop_at_train_accuracy,
+            patience=self.n_iter_no_change if self.early_stopping else None,
+        )
+
+    def _class_weight(self, classes: Classes, targets: NDArray[np.int64]) -> torch.Tensor:
+        if isinstance(self.class_weight, Real):
+            weights = np.full(len(classes.labels), float(self.class_weight))
+            weights[classes.good] = 1.0
+        else:
+            weights = compute_class_weight(
+                self.class_weight, classes=classes.labels, y=classes.labels[targets]
+            )
+        return torch.as_tensor(weights, dtype=torch.float32)
+
+    def _folds(
+        self, labels: NDArray[Any], targets: NDArray[np.int64], seed: int
+    ) -> list[Fold]:
+        """Split the training images, by defect type where each type has enough images."""
+        if self.cv is None:
+            return []
+        n_splits = min(self.cv, int(np.bincount(targets).min()))
+        if n_splits < 2:
+            warnings.warn(
+                "A class has a single training image, so none can be held out: thresholds rest on the "
+                "training images themselves. Give at least two images of each class.",
+                stacklevel=3,
+            )
+            return []
+        _, strata, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        rare = counts[strata] < n_splits
+        strata = np.where(rare, len(counts) + targets, strata)
+        splitter = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
+        with warnings.catch_warnings():  # rare types together may still be fewer than the folds
+            warnings.filterwarnings("ignore", message="The least populated class")
+            return list(splitter.split(targets, strata))
+
+    def _on_epoch(self, record: dict[str, Any], bar: tqdm) -> bool:
+        bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{record['train_accuracy']:.3f}")
+        bar.update()
+        callbacks = self.callbacks or ()
+        if callable(callbacks):
+            callbacks = (callbacks,)
+        return any([callback(self, record) is True for callback in callbacks])
+
+    def _epoch_bar(self, n_folds: int) -> tqdm:
+        return tqdm(
+            total=n_folds * self.max_epochs, desc="training", unit="epoch", disable=not self.verbose
+        )
+
+    def _pixels(self, sources: Sources, preprocess: Preprocess) -> Iterator[torch.Tensor]:
+        with tqdm(
+            total=len(sources.items), desc="features", unit="image", disable=not self.verbose
+        ) as bar:
+            for pixels, geometries in self._batches(sources.items, preprocess):
+                yield pixels
+                bar.update(len(geometries))
+
+    def _batches(
+        self, items: Iterable[Any], preprocess: Preprocess
+    ) -> Iterator[tuple[torch.Tensor, list[Geometry]]]:
+        """Read and preprocess images, ``batch_size`` at a time."""
+        images: list[NDArray[np.uint8]] = []
+        sizes: list[tuple[int, int]] = []
+
+        def finished() -> tuple[torch.Tensor, list[Geometry]]:
+            pixels = preprocess.batch(images, sizes)
+            geometries = [preprocess.geometry(size) for size in sizes]
+            images.clear()
+            sizes.clear()
+            return pixels, geometries
+
+        for image, size in read_reduced_images(
+            items, preprocess.image_size, n_workers=self.n_jobs
+        ):
+            images.append(image)
+            sizes.append(size)
+            if len(images) == self.batch_size:
+                yield finished()
+        if images:
+            yield finished()
+
+    # --- Prediction ---------------------------------------------------------------------------
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Predict the class of each image.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Labels, of ``classes_``.
+        """
+        return self._labels_of(self.predict_proba(X))
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Probability of each class, calibrated on held-out training images.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+
+        Returns
+        -------
+        ndarray of shape (n, n_classes)
+            Columns as in ``classes_``. Note that ``predict`` compares the probability of a defect
+            with ``threshold_``, which need not be one half.
+        """
+        return np.concatenate([self._probabilities(batch) for batch in self._forward(_many(X))])
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Signed distance from the decision, in log-odds.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+
+        Returns
+        -------
+        ndarray of shape (n,) or (n, n_classes)
+            For two classes, positive means ``classes_[1]``, as everywhere in scikit-learn, whichever
+            of them is the defect: see `defect_score` for a score that always grows with the defect.
+            For more, the logarithm of each class's probability.
+        """
+        if len(self.classes_) > 2:
+            return np.log(np.clip(self.predict_proba(X), np.finfo(np.float64).tiny, None))
+        score = self.defect_score(X) - _log_odds(self.threshold_)
+        return -score if self._classes.good == 1 else score
+
+    def defect_score(self, X: Any) -> NDArray[np.float64]:
+        """Log-odds of a defect: the higher, the more defective.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+
+        Returns
+        -------
+        ndarray of shape (n,)
+        """
+        return np.concatenate([self._log_odds_of(batch) for batch in self._forward(_many(X))])
+
+    def score(
+        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Mean accuracy.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+        y : array-like of shape (n,), optional
+            Labels; left out when ``X`` is a folder with one sub-folder per class. Defect types that
+            training did not know count as defects.
+        sample_weight : array-like of shape (n,), optional
+
+        Returns
+        -------
+        float
+        """
+        check_is_fitted(self)
+        sources, labels = labelled_sources(X, y, self.good_label_)
+        return float(
+            accuracy_score(
+                self._classes.merge(labels), self.predict(sources.items), sample_weight=sample_weight
+            )
+        )
+
+    def localize(self, X: Any) -> Localization | list[Localization]:
+        """Say where the defects are.
+
+        Parameters
+        ----------
+        X : path, array of shape (H, W[, C]), PIL.Image.Image, or many of them, or a folder
+
+        Returns
+        -------
+        Localization or list of Localization
+            One for one image, a list in order for many.
+        """
+        check_is_fitted(self)
+        sources = as_sources(X)
+        found = list(self.localize_iter(sources.items))
+        return found[0] if sources.single else found
+
+    def localize_iter(self, X: Iterable[Any]) -> Iterator[Localization]:
+        """Localise a stream of images, which need not fit in memory.
+
+        Parameters
+        ----------
+        X : iterable of paths, arrays or Pillow images
+            Taken lazily, a few batches ahead.
+
+        Yields
+        ------
+        Localization
+            In order.
+        """
+        check_is_fitted(self)
+        items: list[Any] = []
+
+        def remembered() -> Iterator[Any]:
+            for item in X:
+                items.append(item)
+                yield item
+
+        for batch in self._forward(remembered()):
+            n = len(batch.geometries)
+            yield from self._localizations(batch, items[:n])
+            del items[:n]
+
+    def evidence(self, X: Any) -> NDArray[np.float32]:
+        """Signed evidence maps of each class, on the network's grid.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+
+        Returns
+        -------
+        ndarray of shape (n, n_classes, height, width)
+            With ``pooling="average"``, ``network_(...)`` is its mean over positions plus
+            ``network_.head.bias``.
+        """
+        return np.concatenate([batch.evidence.numpy() for batch in self._forward(_many(X))])
+
+    def info(self) -> dict[str, Any]:
+        """Return what the fitted classifier is made of, for logs and model cards.
+
+        Returns
+        -------
+        dict
+            Ready for JSON.
+        """
+        check_is_fitted(self)
+        parameters = list(self.network_.parameters())
+        return {
+            "defectcam": defectcam.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "backbone": self.backbone,
+            "weights": self.weights_source_,
+            "n_parameters": sum(p.numel() for p in parameters),
+            "n_trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "device": str(parameters[0].device),
+            "image_size": list(self.image_size_),
+            "classes": self.classes_.tolist(),
+            "good_label": _plain(self.good_label_),
+            "n_training_images": len(self.held_out_probability_),
+            "epochs": len(self.history_["epoch"]),
+            "threshold": self.threshold_,
+            "box_threshold": float(self.box_threshold),
+            "heatmap": self.heatmap,
+        }
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = True) -> None:
+        """Write the classifier into one safetensors file: data, no code. See `defectcam.load`.
+
+        Parameters
+        ----------
+        path : str or PathLike
+        overwrite : bool, default=True
+            Whether an existing file may be replaced.
+        """
+        from defectcam.persistence import save  # persistence knows the classifier, not the reverse
+
+        save(self, path, overwrite=overwrite)
+
+    def _forward(self, items: Iterable[Any]) -> Iterator[_Batch]:
+        """Run the network over images; the one path to every score and map."""
+        check_is_fitted(self)
+        for pixels, geometries in self._batches(items, self._preprocess):
+            with torch.inference_mode(), _evaluating(self.network_):
+                output = self.network_.infer(pixels)
+            novelty = None if output.novelty is None else output.novelty.float().cpu()
+            yield _Batch(
+                output.logits.float().cpu(), output.evidence.float().cpu(), novelty, geometries
+            )
+
+    def _log_odds_of(self, batch: _Batch) -> NDArray[np.float64]:
+        return self._defect_probability.log_odds(defect_scores(batch.logits, self._classes.good))
+
+    def _probabilities(self, batch: _Batch) -> NDArray[np.float64]:
+        """Probability per class: of a defect from the calibration, its type from the network."""
+        defect = expit(self._log_odds_of(batch))
+        result = np.empty((len(defect), len(self.classes_)))
+        result[:, self._classes.good] = 1 - defect
+        types = batch.logits[:, self._classes.defects].double().softmax(1).numpy()
+        result[:, self._classes.defects] = defect[:, None] * types
+        return result
+
+    def _labels_of(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
+        defects = self._classes.defects
+        is_defect = 1 - probabilities[:, self._classes.good] >= self.threshold_
+        types = np.asarray(defects)[probabilities[:, defects].argmax(1)]
+        return self.classes_[np.where(is_defect, types, self._classes.good)]
+
+    def _localizations(self, batch: _Batch, items: Sequence[Any]) -> Iterator[Localization]:
+        probabilities = self._probabilities(batch)
+        labels = self._labels_of(probabilities)
+        defects = self._classes.defects
+        grids = self._heat_model.grids(batch.evidence, batch.novelty).numpy()
+        for i, item in enumerate(items):
+            yield Localization(
+                label=labels[i],
+                probability=1 - probabilities[i, self._classes.good],
+                is_defect=labels[i] != self.good_label_,
+                grid=grids[i],
+                geometry=batch.geometries[i],
+                threshold=self.box_threshold,
+                decision_threshold=self.threshold_,
+                min_area=self.min_area,
+                max_boxes=self.max_boxes,
+                merge_distance=self.merge_distance,
+                source=item,
+                good_label=self.good_label_,
+                defect_label=self.classes_[defects[int(probabilities[i, defects].argmax())]],
+            )
+
+
+def _many(X: Any) -> list[Any]:
+    sources = as_sources(X)
+    if sources.single:
+        raise ValueError(
+            "Expected a folder or a sequence of images, got one image: pass [image], or use localize."
+        )
+    return sources.items
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def _evaluating(network: DefectCAMNetwork) -> Iterator[None]:
+    """Evaluation mode for the block; afterwards each module's mode as it was."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _log_odds(probability: float) -> float:
+    return float(logit(np.clip(probability, 1e-300, 1 - 1e-16)))
+
+
+def _plain(label: Any) -> Any:
+    return label.item() if isinstance(label, np.generic) else label

@@ -1,0 +1,213 @@
+"""Reads labels off folders: which images a folder holds, of which type, and which type is good.
+
+This module owns the folder layouts and the names by which a class is taken for the good one. It
+never opens an image (it goes by file names, as `images.find_images` does) and does not mind a
+folder without defects; whoever trains on it may.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from defectcam.images import ImageReadError, find_images
+
+__all__ = ["GOOD_NAMES", "find_good_label", "labelled_folder"]
+
+GOOD_NAMES = (
+    "good",
+    "ok",
+    "okay",
+    "normal",
+    "pass",
+    "passed",
+    "defect_free",
+    "no_defect",
+    "non_defective",
+    "undamaged",
+    "intact",
+    "flawless",
+)
+
+_MASK_FOLDER = "ground_truth"
+_SPLITS = ("train", "test")
+_MAX_NAMES = 20
+
+
+def labelled_folder(
+    root: str | os.PathLike[str], good_label: str | None = None
+) -> tuple[list[str], list[str]]:
+    """List the images of a folder and their types, which are the names of its sub-folders.
+
+    Parameters
+    ----------
+    root : str or PathLike
+        One of two layouts:
+
+        - a sub-folder per class, one of which is good: ``good/``, ``scratch/``, ``dent/``; or just
+          ``good/`` and ``bad/``. Images in deeper folders belong to the class they are below.
+        - the MVTec AD layout, ``train/good`` and ``test/<class>``: all images of both are taken,
+          with one type for each class name. Give ``root/train`` or ``root/test`` to take only
+          those.
+
+        Hidden files, files that are no images, images outside the sub-folders and the masks in
+        ``ground_truth`` are skipped.
+    good_label : str, optional
+        Name of the sub-folder of good parts; by default the one among `GOOD_NAMES`, in upper or
+        lower case.
+
+    Returns
+    -------
+    paths : list of str
+        Sorted within each class; classes in alphabetical order, train before test.
+    types : list of str
+        The class of each image, as its folder is spelled.
+
+    Raises
+    ------
+    ImageReadError
+        If the folder does not exist or has another layout: no sub-folders with images, none or more
+        than one with a good name, none called `good_label`. The message lists what was found.
+    """
+    folder = os.fspath(root)
+    classes = _by_first_folder(folder, find_images(folder))
+    splits = sorted((name for name in classes if name.lower() in _SPLITS), reverse=True)
+    labelled = [(path, name) for name, paths in classes.items() for path in paths]
+    if splits and not _good_matches(list(classes), good_label):
+        labelled = [
+            (path, name)
+            for split in splits
+            for name, paths in _by_first_folder(os.path.join(folder, split), classes[split]).items()
+            for path in paths
+        ]
+    _refuse_other_layouts(folder, [name for _, name in labelled], good_label)
+    return [path for path, _ in labelled], [name for _, name in labelled]
+
+
+def find_good_label(labels: ArrayLike, good_label: Any = None) -> Any:
+    """Find out which of the labels means good.
+
+    Parameters
+    ----------
+    labels : array-like
+        Labels, of each image or each once: strings, booleans or integers.
+    good_label : label, optional
+        The one that means good. By default: the one string that is among `GOOD_NAMES` (in upper or
+        lower case, with ``-``, ``_`` or a space between words); False of booleans; 0 of the
+        integers 0 and 1.
+
+    Returns
+    -------
+    label
+        The good one, as a plain Python value.
+
+    Raises
+    ------
+    ValueError
+        If `good_label` is not among the labels; or, without it, if not exactly one label is good by
+        the rules above.
+
+    Examples
+    --------
+    >>> find_good_label(["scratch", "OK", "OK", "dent"])
+    'OK'
+    >>> find_good_label([True, False, False])
+    False
+    >>> find_good_label(["A", "B"], good_label="B")
+    'B'
+    """
+    found = _unique(labels)
+    if good_label is not None:
+        for label in found:
+            if label == good_label and isinstance(label, str) == isinstance(good_label, str):
+                return label
+        raise ValueError(f"good_label={good_label!r} is not among the labels: {_listed(found)}.")
+    matches = _good_matches(found)
+    if len(matches) == 1:
+        return matches[0]
+    what = f"{len(matches)} labels ({_listed(matches)})" if matches else "None of the labels"
+    raise ValueError(
+        f"{what} can be taken for good parts: pass good_label=..., one of {_listed(found)}. "
+        f"Found without it are False, 0 of 0 and 1, and one name of {', '.join(GOOD_NAMES)}."
+    )
+
+
+def _good_matches(labels: Sequence[Any], good_label: Any = None) -> list[Any]:
+    """Return the labels that mean good: by their names, or the one that was named."""
+    if good_label is not None:
+        return [label for label in labels if label == good_label]
+    if all(isinstance(label, bool) for label in labels):
+        return [label for label in labels if label is False]
+    if all(isinstance(label, int) and label in (0, 1) for label in labels):
+        return [label for label in labels if label == 0]
+    return [label for label in labels if isinstance(label, str) and _is_good_name(label)]
+
+
+def _is_good_name(name: str) -> bool:
+    return name.strip().lower().replace("-", "_").replace(" ", "_") in GOOD_NAMES
+
+
+def _unique(labels: ArrayLike) -> list[Any]:
+    """Return each label once, in order where they can be ordered, as plain Python values."""
+    values: list[Hashable] = [
+        value.item() if isinstance(value, np.generic) else value
+        for value in np.asarray(labels).ravel().tolist()
+    ]
+    # By type too: True and 1 are equal, but not the same label.
+    typed = ((type(value), value) for value in values)
+    plain = [value for _, value in dict.fromkeys(typed)]
+    try:
+        return sorted(plain)
+    except TypeError:
+        return plain
+
+
+def _listed(labels: Sequence[Any]) -> str:
+    shown = [repr(label) for label in labels[:_MAX_NAMES]]
+    if len(labels) > len(shown):
+        shown.append(f"and {len(labels) - len(shown)} more")
+    return ", ".join(shown) if shown else "(there are none)"
+
+
+def _by_first_folder(root: str, paths: Sequence[str]) -> dict[str, list[str]]:
+    """Group paths by the sub-folder of `root` they are in; not masks, nor `root`'s own images."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        name, *deeper = Path(path).relative_to(root).parts
+        if deeper and name.lower() != _MASK_FOLDER:
+            groups.setdefault(name, []).append(path)
+    return dict(sorted(groups.items()))
+
+
+def _refuse_other_layouts(folder: str, types: Sequence[str], good_label: str | None) -> None:
+    problem: ValueError | None = None
+    if types:
+        try:
+            find_good_label(types, good_label)
+            return
+        except ValueError as error:
+            problem = error
+    raise ImageReadError(
+        f"{folder!r} has another layout than expected. Expected: a sub-folder of images for each "
+        "class, one of them good (good/ and scratch/, say), or train/good and test/<class> as in "
+        f"MVTec AD. Found: {_contents(folder)}." + (f" {problem}" if problem else "")
+    ) from problem
+
+
+def _contents(folder: str) -> str:
+    """Describe what a folder holds: its sub-folders and how many images each has."""
+    n_loose = sum(1 for path in find_images(folder) if os.path.dirname(path) == folder)
+    sub_folders = sorted(
+        f"{entry.name}/ ({len(find_images(entry.path))} images)"
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
+    shown = sub_folders[:_MAX_NAMES]
+    if len(sub_folders) > len(shown):
+        shown.append(f"{len(sub_folders) - len(shown)} more sub-folders")
+    return ", ".join(shown or ["no sub-folders"]) + f"; {n_loose} images outside them"

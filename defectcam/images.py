@@ -1,0 +1,577 @@
+"""Reads images: any file, array or Pillow image in, RGB ``uint8`` out at its original size.
+
+This module owns the rules that turn stored values into RGB (scale by dtype, transparency, EXIF
+orientation) and the wording of every complaint about an image. It never resizes (but for the
+reduced JPEG decoding of `read_reduced`), never guesses a scale from the values it finds, and
+imports nothing else of the package.
+
+The rules, the same for files and for arrays:
+
+==================  ==============================================================================
+stored as           becomes
+==================  ==============================================================================
+``uint8``           itself
+``uint16``          divided by 257 and rounded, so that 65535 is 255
+``bool``, 1 bit     0 and 255
+float               multiplied by 255 and rounded; every value must lie in [0, 1]
+other integers      refused: their full scale is unknown
+grey                three equal channels
+alpha, transparent  composited on white, as viewers and printers show it
+CMYK, YCCK, YCbCr   Pillow's conversion; embedded colour profiles are not applied
+EXIF orientation    applied
+animation           its first frame
+==================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias, TypeVar
+
+import joblib
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ImageReadError",
+    "ImageSource",
+    "check_readable",
+    "find_images",
+    "read_image",
+    "read_images",
+    "read_reduced",
+    "read_reduced_images",
+]
+
+_RASTER_SUFFIXES = [".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"]
+_NETPBM_SUFFIXES = [".pbm", ".pfm", ".pgm", ".pnm", ".ppm"]
+IMAGE_SUFFIXES = frozenset([*_RASTER_SUFFIXES, *_NETPBM_SUFFIXES, ".png", ".tif", ".tiff", ".webp"])
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | np.ndarray | Image.Image"
+
+_T = TypeVar("_T")
+_Item = TypeVar("_Item")
+
+_MAX_DEFAULT_READERS = 8
+_MAX_FILES_NAMED = 10
+_EXIF_ORIENTATION = 0x0112
+_TIFF_BITS_PER_SAMPLE = 258
+
+
+class ImageReadError(ValueError):
+    """An image that cannot be used: the message names it, says what is wrong and what to do."""
+
+
+def read_image(source: ImageSource) -> np.ndarray:
+    """Read one image as RGB ``uint8``.
+
+    Parameters
+    ----------
+    source : str, PathLike, array or PIL.Image.Image
+        A file that Pillow can open; or an array of shape ``(H, W)``, ``(H, W, 1)`` (grey), ``(H,
+        W, 2)`` (grey and alpha), ``(H, W, 3)`` (RGB) or ``(H, W, 4)`` (RGB and alpha); or a Pillow
+        image, which is left as it was found.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W, 3)
+        C-contiguous. May share memory with `source` when that already is such an array.
+
+    Raises
+    ------
+    ImageReadError
+        If the file is missing, a folder, empty, truncated or no image; if an array is empty, has
+        other axes or another dtype; if floats are not finite or not in [0, 1].
+    TypeError
+        If `source` is none of the types above.
+
+    Notes
+    -----
+    The scale follows the dtype alone, never the values: a camera that writes 12 bits into a 16-bit
+    file gives dark images, and ``array * 16`` is the remedy. Three-channel PNG and TIFF files of
+    16 bits are reduced to 8 bits by Pillow while decoding, by dropping the low byte. Transparent
+    pixels become white: what lies under them is arbitrary (often black) and white is what image
+    viewers show.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> read_image(np.full((4, 6), 0.5)).shape
+    (4, 6, 3)
+    >>> read_image(np.array([[0, 65535]], dtype=np.uint16))[0, :, 0].tolist()
+    [0, 255]
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _read_file(source, min_size=None)[0]
+    if isinstance(source, Image.Image):
+        return _read_pillow(source)
+    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+        return _array_to_rgb(np.asarray(source))
+    raise TypeError(
+        "An image is a path, an array or a PIL.Image.Image, "
+        f"got {type(source).__name__}: {source!r:.80}."
+    )
+
+
+def read_images(
+    sources: Iterable[ImageSource], *, n_workers: int | None = None
+) -> Generator[np.ndarray, None, None]:
+    """Read many images in parallel, in order.
+
+    Parameters
+    ----------
+    sources : iterable
+        What `read_image` takes, one after the other. Taken lazily: at most twice `n_workers`
+        images are read ahead, so a stream may be longer than memory.
+    n_workers : int, optional
+        Reader threads (decoding releases the interpreter lock). By default one per processor, at
+        most 8; negative numbers count from the number of processors, as joblib's ``n_jobs``.
+
+    Yields
+    ------
+    ndarray of uint8, shape (H, W, 3)
+        As `read_image` returns them.
+
+    Raises
+    ------
+    ImageReadError
+        At the first image, in order, that cannot be read. The threads have ended by then, as they
+        have when the generator is closed early.
+    """
+    return _ordered_map(_read_numbered, enumerate(_not_one_path(sources)), n_workers)
+
+
+def read_reduced(
+    source: ImageSource, min_size: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Read one image, decoding a large JPEG file at a fraction of its size.
+
+    A JPEG decoder can produce 1/2, 1/4 or 1/8 of the size by leaving out high frequencies, several
+    times faster than a full decode. It is asked for the smallest fraction whose sides are both at
+    least twice `min_size`, so that the resize that follows still averages over pixels. Everything
+    but JPEG files is read as `read_image` reads it.
+
+    Parameters
+    ----------
+    source : str, PathLike, array or PIL.Image.Image
+        What `read_image` takes.
+    min_size : (int, int)
+        Height and width, in pixels of the upright image, that will be made of the image.
+
+    Returns
+    -------
+    image : ndarray of uint8, shape (h, w, 3)
+        The image, perhaps reduced.
+    original_size : (int, int)
+        Height and width of the original image, EXIF orientation applied.
+
+    Raises
+    ------
+    ImageReadError, TypeError
+        As `read_image`.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _read_file(source, min_size=min_size)
+    image = read_image(source)
+    return image, (image.shape[0], image.shape[1])
+
+
+def read_reduced_images(
+    sources: Iterable[ImageSource], min_size: tuple[int, int], *, n_workers: int | None = None
+) -> Generator[tuple[np.ndarray, tuple[int, int]], None, None]:
+    """Read many images in parallel, in order, each as `read_reduced` does.
+
+    Parameters
+    ----------
+    sources : iterable
+        As for `read_images`.
+    min_size : (int, int)
+        As for `read_reduced`.
+    n_workers : int, optional
+        As for `read_images`.
+
+    Yields
+    ------
+    image, original_size
+        As `read_reduced` returns them.
+    """
+
+    def read(item: tuple[int, ImageSource]) -> tuple[np.ndarray, tuple[int, int]]:
+        return _numbered(item, lambda source: read_reduced(source, min_size))
+
+    return _ordered_map(read, enumerate(_not_one_path(sources)), n_workers)
+
+
+def check_readable(
+    paths: Iterable[str | os.PathLike[str]], *, n_workers: int | None = None
+) -> None:
+    """Refuse files that are no usable images, all of them at once, by their headers only.
+
+    Parameters
+    ----------
+    paths : iterable of str or PathLike
+        The files. Pixels are not decoded, so a file cut off after its header passes here and is
+        refused when read.
+    n_workers : int, optional
+        As for `read_images`.
+
+    Raises
+    ------
+    ImageReadError
+        Naming every file that is missing, empty or no image (the first few, and how many more).
+    """
+    problems = [
+        problem
+        for problem in _ordered_map(_header_problem, _not_one_path(paths), n_workers)
+        if problem is not None
+    ]
+    if len(problems) == 1:
+        raise ImageReadError(problems[0])
+    if problems:
+        named = problems[:_MAX_FILES_NAMED]
+        if len(problems) > len(named):
+            named.append(f"and {len(problems) - len(named)} more.")
+        raise ImageReadError(f"{len(problems)} images cannot be read:\n" + "\n".join(named))
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[str]:
+    """List the image files below a folder, sorted.
+
+    Parameters
+    ----------
+    folder : str or PathLike
+        Searched with all its sub-folders, through symbolic links too. Hidden files and folders
+        (``.name``) and files without one of `IMAGE_SUFFIXES` are skipped.
+
+    Returns
+    -------
+    list of str
+        Paths that begin with `folder`. Empty when there are none.
+
+    Raises
+    ------
+    ImageReadError
+        If `folder` does not exist or is a file.
+    """
+    root = os.fspath(folder)
+    if not os.path.isdir(root):
+        what = "is a file" if os.path.exists(root) else "does not exist"
+        raise ImageReadError(f"{root!r} {what}: give a folder with images in it.")
+    found = []
+    entered = set()
+    for parent, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(parent)
+        # A link that leads back to one of its own parents would otherwise never end.
+        folders[:] = [] if real in entered else sorted(f for f in folders if not f.startswith("."))
+        if real not in entered:
+            found += [os.path.join(parent, file) for file in files if _looks_like_image(file)]
+        entered.add(real)
+    return sorted(found)
+
+
+# Files and Pillow images
+
+
+def _looks_like_image(file_name: str) -> bool:
+    suffix = os.path.splitext(file_name)[1].lower()
+    return suffix in IMAGE_SUFFIXES and not file_name.startswith(".")
+
+
+def _read_file(
+    path: str | os.PathLike[str], min_size: tuple[int, int] | None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    try:
+        # Opened here, not by Pillow: given a path, Pillow 11 and later map uncompressed TIFF files
+        # that lie on their side into memory with height and width exchanged.
+        with open(path, "rb") as file, Image.open(file) as image:
+            original_size = None
+            if min_size is not None and image.format in ("JPEG", "MPO"):
+                original_size = _reduce(image, min_size)
+            pixels = _pillow_to_rgb(image)
+            return pixels, original_size or pixels.shape[:2]
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them to
+        raise ImageReadError(f"{os.fspath(path)!r} {_what_is_wrong(path, error)}") from error
+
+
+def _reduce(image: Image.Image, min_size: tuple[int, int]) -> tuple[int, int]:
+    """Ask for a reduced decode of an open JPEG file; return its upright height and width."""
+    height, width = min_size
+    if _orientation(image) >= 5:  # stored sideways
+        original_size = image.size
+        image.draft(None, (2 * height, 2 * width))
+    else:
+        original_size = image.size[::-1]
+        image.draft(None, (2 * width, 2 * height))
+    return original_size
+
+
+def _read_pillow(image: Image.Image) -> np.ndarray:
+    try:
+        return _pillow_to_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:
+        name = getattr(image, "filename", "")
+        named = f" {name!r}" if name else ""
+        raise ImageReadError(
+            f"The Pillow image{named} of mode {image.mode!r} cannot be used: {error}"
+        ) from error
+
+
+def _header_problem(path: str | os.PathLike[str]) -> str | None:
+    try:
+        with Image.open(path) as image:
+            _refuse_unknown_scale(image)
+    except MemoryError:
+        raise
+    except Exception as error:
+        return f"{os.fspath(path)!r} {_what_is_wrong(path, error)}"
+    return None
+
+
+def _what_is_wrong(path: str | os.PathLike[str], error: Exception) -> str:
+    """Complete the sentence that begins with a file's name: what is wrong, what to do."""
+    if isinstance(error, ImageReadError):
+        return f"cannot be used: {error}"
+    if not os.path.lexists(path):
+        return "does not exist: check the path and, if it is relative, the working directory."
+    if os.path.isdir(path):
+        return "is a folder: give a file, or list its images with defectcam.images.find_images."
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return "is empty (0 bytes): remove it or copy it again."
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"is refused by Pillow for its size: {error} "
+            "If you trust it, set PIL.Image.MAX_IMAGE_PIXELS."
+        )
+    if isinstance(error, UnidentifiedImageError):
+        return (
+            f"is not an image that Pillow can open (it begins with {_first_bytes(path)!r}): "
+            "remove it, or read it with another library and pass the array."
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be opened ({error.strerror}): check its permissions and its drive."
+    return (
+        f"cannot be read, it may be damaged or cut off ({type(error).__name__}: {error}): "
+        "remove it or copy it again."
+    )
+
+
+def _first_bytes(path: str | os.PathLike[str], count: int = 12) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(count)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) to 8; 5 and above swap height and width."""
+    value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _pillow_to_rgb(image: Image.Image) -> np.ndarray:
+    """Turn an open Pillow image, of any mode, into RGB without changing it."""
+    _refuse_unknown_scale(image)
+    if _orientation(image) > 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _array_to_rgb(_with_transparent_value(image, _wide_values(image)))
+    if image.has_transparency_data:
+        return _array_to_rgb(np.array(image.convert("RGBA")))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _refuse_unknown_scale(image: Image.Image) -> None:
+    # Unsigned 16-bit TIFF files open as "I;16"; "I" is what signed and 32-bit ones become.
+    if image.mode == "I" and image.format == "TIFF":
+        raise ImageReadError(
+            "it holds signed or 32-bit integers, whose full scale is unknown. Read it, divide by "
+            "its full scale and pass the float array, with values in [0, 1]."
+        )
+
+
+def _wide_values(image: Image.Image) -> np.ndarray:
+    """Return the values of an image of more than 8 bits: uint16, or float.
+
+    `Image.convert` would not scale these to 8 bits but saturate them.
+    """
+    values = np.asarray(image)
+    if image.mode == "F":
+        return values
+    if image.mode == "I":  # 16-bit PGM files, and in older versions of Pillow PNG files
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise ImageReadError(
+                f"its integers range from {values.min()} to {values.max()}, beyond 16 bits, and "
+                "their full scale is unknown. Divide by it and pass float with values in [0, 1]."
+            )
+        return values.astype(np.uint16)
+    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE, (16,))
+    if bits == (12,):  # unpacked by Pillow to 0..4095
+        return values.astype(np.float32) / np.float32(4095)
+    return values.astype(np.uint16)
+
+
+def _with_transparent_value(image: Image.Image, values: np.ndarray) -> np.ndarray:
+    """Add an alpha channel where a PNG file of 16-bit grey names one grey value as transparent."""
+    transparent = image.info.get("transparency")
+    if values.dtype != np.uint16 or not isinstance(transparent, int):
+        return values
+    return np.stack([values, np.where(values == transparent, 0, 65535).astype(np.uint16)], axis=-1)
+
+
+# Arrays
+
+
+def _array_to_rgb(array: np.ndarray) -> np.ndarray:
+    _refuse_other_shapes(array)
+    pixels = _to_uint8(array)
+    if pixels.ndim == 2:
+        pixels = pixels[..., np.newaxis]
+    n_channels = pixels.shape[2]
+    if n_channels in (2, 4):
+        pixels = _on_white(pixels[..., :-1], pixels[..., -1:])
+    if pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    return np.ascontiguousarray(pixels)
+
+
+def _refuse_other_shapes(array: np.ndarray) -> None:
+    shape = array.shape
+    wanted = "Give (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4)."
+    if array.ndim == 3 and shape[2] not in (1, 2, 3, 4) and shape[0] in (1, 2, 3, 4):
+        raise ImageReadError(
+            f"The array of shape {shape} has its channels first: "
+            "move them last with np.moveaxis(image, 0, -1)."
+        )
+    if array.ndim == 4:
+        raise ImageReadError(
+            f"One image expected, got an array of shape {shape}: pass one of its images, "
+            "or the batch where several images are taken."
+        )
+    if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 2, 3, 4)):
+        raise ImageReadError(f"An array of shape {shape} is not an image. {wanted}")
+    if array.size == 0:
+        raise ImageReadError(f"The array of shape {shape} is empty. {wanted}")
+
+
+def _to_uint8(array: np.ndarray) -> np.ndarray:
+    """Scale by dtype, never by the values found: equal values look equal in every image."""
+    dtype = array.dtype
+    if dtype == np.uint8:
+        return array
+    if dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if dtype.kind == "u" and dtype.itemsize == 2:  # either byte order
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 257 is odd: no ties
+    if dtype.kind == "f":
+        _refuse_outside_unit_interval(array)
+        return np.rint(array * array.dtype.type(255)).astype(np.uint8)
+    raise ImageReadError(_advice_for_dtype(array))
+
+
+def _refuse_outside_unit_interval(array: np.ndarray) -> None:
+    low, high = float(array.min()), float(array.max())  # both are NaN if any value is
+    if np.isnan(low):
+        raise ImageReadError(
+            f"{int(np.isnan(array).sum())} of {array.size} values are NaN: "
+            "replace them, e.g. with np.nan_to_num."
+        )
+    if low >= 0 and high <= 1:
+        return
+    if np.isinf(low) or np.isinf(high):
+        raise ImageReadError(
+            f"{int(np.isinf(array).sum())} of {array.size} values are infinite: "
+            "replace them by finite ones."
+        )
+    advice = "Divide by the full scale of the camera (not by the maximum of each image)."
+    if low >= 0 and high <= 255:
+        advice = "If they are 8-bit values use image.astype(np.uint8), or divide by 255."
+    elif low >= 0 and high <= 65535:
+        advice = "If they are 16-bit values use image.astype(np.uint16), or divide by 65535."
+    elif low < 0:
+        advice = (
+            "If they are normalised (mean, standard deviation) pass the image as it was before."
+        )
+    raise ImageReadError(
+        f"Float values must lie in [0, 1], these range from {low:g} to {high:g}. {advice}"
+    )
+
+
+def _advice_for_dtype(array: np.ndarray) -> str:
+    got = f"Images of dtype {array.dtype} are not accepted: "
+    if array.dtype.kind not in "iu":
+        return got + "give uint8, uint16, bool, or float with values in [0, 1]."
+    low, high = array.min(), array.max()
+    got += f"the full scale of integers from {low} to {high} is unknown. "
+    if low >= 0 and high <= 255:
+        return got + "If it is 255, use image.astype(np.uint8)."
+    if low >= 0 and high <= 65535:
+        return (
+            got + "If it is 65535, use image.astype(np.uint16); otherwise divide by it "
+            "and pass float with values in [0, 1]."
+        )
+    return got + "Divide by it and pass float with values in [0, 1]."
+
+
+def _on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Composite ``colour * a + white * (1 - a)``, rounded; every sum fits 16 bits."""
+    wide = alpha.astype(np.uint16)
+    mixed: np.ndarray = (colour * wide + 255 * (255 - wide) + 127) // 255
+    return mixed.astype(np.uint8)
+
+
+# Many images
+
+
+def _not_one_path(sources: Iterable[_Item]) -> Iterable[_Item]:
+    if isinstance(sources, (str, os.PathLike)):
+        raise TypeError(
+            f"Several images expected, got one path: pass a list, [{os.fspath(sources)!r}]."
+        )
+    return sources
+
+
+def _read_numbered(item: tuple[int, ImageSource]) -> np.ndarray:
+    return _numbered(item, read_image)
+
+
+def _numbered(item: tuple[int, ImageSource], read: Callable[[ImageSource], _T]) -> _T:
+    """Name an image that has no file name by its place."""
+    index, source = item
+    try:
+        return read(source)
+    except ImageReadError as error:
+        if isinstance(source, (str, os.PathLike)):
+            raise
+        raise ImageReadError(f"Image at index {index}: {error}") from error
+
+
+def _ordered_map(
+    function: Callable[[_Item], _T], items: Iterable[_Item], n_workers: int | None
+) -> Generator[_T, None, None]:
+    """Map in threads, in order, with a bounded look-ahead; no thread outlives the generator."""
+    if n_workers is None:
+        n_workers = min(joblib.cpu_count(), _MAX_DEFAULT_READERS)
+    n_threads = joblib.effective_n_jobs(n_workers)
+    return _ordered_results(function, items, n_threads)
+
+
+def _ordered_results(
+    function: Callable[[_Item], _T], items: Iterable[_Item], n_threads: int
+) -> Generator[_T, None, None]:
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="defectcam-reader")
+    pending: deque[Future[_T]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= 2 * n_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,117 @@
+"""What the classes are: which label means good, and whether defect types stay apart.
+
+Owns the way from user labels to classes and back. It never looks at an image.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import column_or_1d
+
+from defectcam.folders import find_good_label
+
+#: Label of all defect types together when ``target="anomaly"`` merges several.
+ANOMALY = "anomaly"
+
+
+class Classes(NamedTuple):
+    """The classes of a fitted classifier.
+
+    Attributes
+    ----------
+    labels : ndarray of shape (n_classes,)
+        Sorted.
+    good : int
+        Index of the good class in ``labels``.
+    """
+
+    labels: NDArray[Any]
+    good: int
+
+    @property
+    def good_label(self) -> Any:
+        """The label of good parts."""
+        return self.labels[self.good]
+
+    @property
+    def defects(self) -> list[int]:
+        """Indices of the defect classes."""
+        return [i for i in range(len(self.labels)) if i != self.good]
+
+    def merge(self, y: ArrayLike) -> NDArray[Any]:
+        """Give every label that is neither good nor a known class the one defect class, if any.
+
+        So a test folder may hold defect types that training did not know.
+        """
+        labels = as_labels(y)
+        if len(self.defects) != 1:
+            return labels
+        return np.where(labels == self.good_label, self.good_label, self.labels[self.defects[0]])
+
+    def encode(self, y: ArrayLike) -> NDArray[np.int64]:
+        """Class index of each label; the labels must be known."""
+        merged = self.merge(y)
+        unknown = np.setdiff1d(merged, self.labels)
+        if len(unknown):
+            raise ValueError(f"y holds labels unknown at fit: {unknown.tolist()}.")
+        return np.searchsorted(self.labels, merged)
+
+
+def find_classes(y: ArrayLike, target: str, good_label: Any) -> Classes:
+    """Find out the classes of training labels.
+
+    Two labels are kept as they are. Of more than two, ``target="type"`` keeps all and
+    ``target="anomaly"`` merges the defect types under `ANOMALY`.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_images,)
+        Strings, booleans or integers.
+    target : {"anomaly", "type"}
+    good_label : label or None
+        None: found by name.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two classes are present or the good one cannot be told.
+    """
+    labels = as_labels(y)
+    unique = np.unique(labels)
+    if len(unique) < 2:
+        raise ValueError(
+            f"y holds one class only ({unique.tolist()}): good and defective images are needed."
+        )
+    good = find_good_label(labels, good_label)
+    if len(unique) > 2 and target == "anomaly":
+        if unique.dtype.kind not in "UO":
+            raise ValueError(
+                f"y holds {len(unique)} classes ({unique[:5].tolist()}...): with numbers as labels "
+                'pass y != good, or target="type" to keep the classes apart.'
+            )
+        unique = np.unique([good, ANOMALY])
+    return Classes(unique, int(np.flatnonzero(unique == good)[0]))
+
+
+def as_labels(y: ArrayLike) -> NDArray[Any]:
+    """One-dimensional array of labels; strings in one dtype, None and NaN refused."""
+    labels = column_or_1d(y, warn=True)
+    if labels.dtype.kind == "O":
+        if not all(isinstance(label, str) for label in labels):
+            raise ValueError(
+                "y must hold labels of one type, strings, booleans or integers, got "
+                f"{sorted({type(label).__name__ for label in labels})}."
+            )
+        labels = labels.astype(str)
+    if labels.dtype.kind == "f":
+        if not np.array_equal(labels, np.round(labels)):
+            raise ValueError(
+                "Unknown label type: y holds fractions, expected strings, booleans or integers."
+            )
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind not in "bUiu":
+        raise ValueError(f"y has dtype {labels.dtype}, expected strings, booleans or integers.")
+    return labels

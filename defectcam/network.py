@@ -1,0 +1,183 @@
+"""The network: frozen trunk, codebook, trainable tail and evidence head as one ordinary module.
+
+Owns which backbone stages are frozen, what a cached trunk pass has to keep, and the way from pixels
+to class scores, evidence maps and novelty. It never trains, thresholds or resizes to an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from defectcam.backbones import Backbone
+from defectcam.heads import EvidenceHead
+from defectcam.novelty import Codebook, describe_patches
+
+
+class TrunkFeatures(NamedTuple):
+    """What the frozen trunk leaves behind for the rest of the network.
+
+    Attributes
+    ----------
+    deep : list of Tensor of shape (n, channels_i, height_i, width_i)
+        Trunk levels that the evidence head reads, finest first, then the tail's input if any
+        stage is trained.
+    patches : Tensor of shape (n, channels, height, width) or None
+        Patch descriptions for the codebook; None when novelty is not used.
+    """
+
+    deep: list[Tensor]
+    patches: Tensor | None
+
+
+class NetworkOutput(NamedTuple):
+    """One forward pass.
+
+    Attributes
+    ----------
+    logits : Tensor of shape (n, n_classes)
+        Class scores.
+    evidence : Tensor of shape (n, n_classes, height, width)
+        Evidence map per class, on the grid of the finest evidence level.
+    novelty : Tensor of shape (n, height, width) or None
+        Distance of each patch to the nearest good one.
+    """
+
+    logits: Tensor
+    evidence: Tensor
+    novelty: Tensor | None
+
+
+class DefectCAMNetwork(nn.Module):
+    """Trunk, tail and evidence head; its forward pass gives class scores.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Feature stages; the network takes them over.
+    head_options : dict
+        Arguments of `EvidenceHead` except the channels.
+    trainable_stages : int
+        How many of the last stages train; 0 freezes all of them.
+    evidence_stages : int
+        How many of the last stages the evidence head reads.
+    novelty_strides : sequence of int
+        Strides of the trunk levels that describe patches; empty for a network without novelty.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        head_options: dict[str, object],
+        trainable_stages: int,
+        evidence_stages: int,
+        novelty_strides: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        n_stages = len(backbone.stages)
+        _check_stages("trainable_stages", trainable_stages, 0, n_stages)
+        _check_stages("evidence_stages", evidence_stages, 1, n_stages)
+        stages = list(backbone.stages)
+        n_frozen = n_stages - trainable_stages
+        self.trunk = nn.ModuleList(stages[:n_frozen])
+        # A tail that opens with a pooling would make the cache hold what it then throws away.
+        self.entry, tail = _split_entry(stages[n_frozen:])
+        self.tail = nn.ModuleList(tail)
+        self.evidence_levels = list(range(n_stages - evidence_stages, n_stages))
+        self.novelty_levels = _levels_of_strides(backbone.strides[:n_frozen], novelty_strides)
+        self.head = EvidenceHead(
+            [backbone.channels[i] for i in self.evidence_levels],
+            **head_options,  # type: ignore[arg-type]
+        )
+        self.codebook: Codebook | None = None
+        for parameter in self.trunk.parameters():
+            parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> DefectCAMNetwork:
+        """Set the mode of the trained part; the frozen trunk always evaluates."""
+        super().train(mode)
+        self.trunk.eval()
+        return self
+
+    def trunk_features(self, pixels: Tensor) -> TrunkFeatures:
+        """Run the frozen stages.
+
+        Parameters
+        ----------
+        pixels : Tensor of shape (n, 3, height, width)
+            Normalised images.
+        """
+        x, levels = pixels, []
+        for stage in self.trunk:
+            x = stage(x)
+            levels.append(x)
+        deep = [levels[i] for i in self.evidence_levels if i < len(levels)]
+        if self.tail:
+            deep.append(self.entry(x))
+        patches = None
+        if self.novelty_levels:
+            patches = describe_patches([levels[i] for i in self.novelty_levels])
+        return TrunkFeatures(deep, patches)
+
+    def evidence(self, deep: Sequence[Tensor]) -> Tensor:
+        """Evidence maps from cached or fresh trunk features, shape ``(n, n_classes, h, w)``."""
+        levels = list(deep)
+        if self.tail:
+            x = levels.pop()
+            outputs = []
+            for stage in self.tail:
+                x = stage(x)
+                outputs.append(x)
+            n_from_tail = len(self.evidence_levels) - len(levels)
+            levels += outputs[len(outputs) - n_from_tail :]
+        return self.head.evidence(levels)
+
+    def infer(self, pixels: Tensor) -> NetworkOutput:
+        """One pass from normalised images to scores, evidence and novelty."""
+        features = self.trunk_features(pixels)
+        evidence = self.evidence(features.deep)
+        novelty = None
+        if self.codebook is not None and features.patches is not None:
+            novelty = self.codebook(features.patches)
+        return NetworkOutput(self.head.logits(evidence), evidence, novelty)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Class scores of normalised images, shape ``(n, n_classes)``.
+
+        Parameters
+        ----------
+        pixels : Tensor of shape (n, 3, height, width)
+        """
+        return self.head.logits(self.evidence(self.trunk_features(pixels).deep))
+
+
+def _check_stages(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(
+            f"{name}={value!r}: this backbone has {high} stages, expected a number from {low} "
+            f"to {high}."
+        )
+
+
+def _split_entry(stages: list[nn.Module]) -> tuple[nn.Sequential, list[nn.Module]]:
+    """Take the leading layers without parameters off the first trained stage."""
+    if not stages:
+        return nn.Sequential(), []
+    layers = list(stages[0].children())
+    n_fixed = 0
+    while n_fixed < len(layers) and not any(True for _ in layers[n_fixed].parameters()):
+        n_fixed += 1
+    return nn.Sequential(*layers[:n_fixed]), [nn.Sequential(*layers[n_fixed:]), *stages[1:]]
+
+
+def _levels_of_strides(strides: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    missing = [s for s in wanted if s not in strides]
+    if missing:
+        raise ValueError(
+            f"novelty_strides={tuple(wanted)!r}: the frozen stages of this backbone have strides "
+            f"{tuple(strides)}, so {missing} cannot be used. Train fewer stages or name others."
+        )
+    return sorted(strides.index(s) for s in wanted)

@@ -1,0 +1,117 @@
+"""What users may pass as ``X``: a folder, one image or many, as files, arrays or Pillow images.
+
+Owns the way from ``X`` to a list of image sources. It reads no pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from defectcam.folders import labelled_folder
+from defectcam.images import find_images
+
+
+class Sources(NamedTuple):
+    """Images to read.
+
+    Attributes
+    ----------
+    items : list of path, array or PIL.Image.Image
+    single : bool
+        Whether ``X`` was one image, not a collection.
+    """
+
+    items: list[Any]
+    single: bool
+
+
+def labelled_sources(X: Any, y: Any, good_label: Any) -> tuple[Sources, Any]:
+    """Images and labels: a folder brings its own, else ``y`` must."""
+    if _is_path(X) and os.path.isdir(X):
+        if y is None:
+            paths, types = labelled_folder(X, good_label)
+            return Sources(list(paths), single=False), types
+        raise ValueError(
+            f"X={os.fspath(X)!r} is a folder, whose sub-folders are the labels: leave y out, or "
+            "pass a list of files."
+        )
+    sources = as_sources(X)
+    if sources.single:
+        raise ValueError(
+            f"Expected a folder of labelled images or a sequence of images, got one {_named(X)}."
+        )
+    if y is None:
+        raise ValueError(
+            "requires y to be passed, but the target y is None: labels come from the sub-folders "
+            "only when X is a folder."
+        )
+    if len(sources.items) != len(y):
+        raise ValueError(
+            f"Found input variables with inconsistent numbers of samples: {len(sources.items)} "
+            f"images and {len(y)} labels."
+        )
+    return sources, y
+
+
+def as_sources(X: Any) -> Sources:
+    """List the images of ``X``.
+
+    Parameters
+    ----------
+    X : path, array, PIL.Image.Image or sequence of them
+        A folder stands for all images below it. Of arrays, ``(H, W)`` and ``(H, W, 1 to 4)`` are one
+        image; ``(n, H, W)`` and ``(n, H, W, C)`` are n of them.
+
+    Raises
+    ------
+    TypeError
+        If ``X`` is none of these.
+    ValueError
+        If ``X`` is empty.
+    """
+    if _is_path(X):
+        if os.path.isdir(X):
+            return _non_empty(find_images(X), X)
+        return Sources([X], single=True)
+    if isinstance(X, Image.Image):
+        return Sources([X], single=True)
+    if isinstance(X, np.ndarray) and X.dtype.kind in "buif":
+        if X.ndim == 2 or (X.ndim == 3 and 1 <= X.shape[2] <= 4):
+            return Sources([X], single=True)
+        if X.ndim not in (3, 4):
+            raise ValueError(
+                f"X has shape {X.shape}: expected (n, H, W), (n, H, W, C) or one image."
+            )
+        return _non_empty(list(X), X)
+    if not isinstance(X, Iterable) or isinstance(X, (bytes, dict)):
+        raise TypeError(
+            f"X is a {_named(X)}: expected a folder, a file, an array, a Pillow image, or a sequence "
+            "of files or images."
+        )
+    return _non_empty(list(X), X)
+
+
+def paths_of(sources: Sources) -> list[Any]:
+    """Return those sources that are files."""
+    return [item for item in sources.items if _is_path(item)]
+
+
+def _is_path(X: Any) -> bool:
+    return isinstance(X, (str, os.PathLike))
+
+
+def _named(X: Any) -> str:
+    return repr(os.fspath(X)) if _is_path(X) else type(X).__name__
+
+
+def _non_empty(items: list[Any], X: Any) -> Sources:
+    if not items:
+        raise ValueError(
+            f"Found no image in X ({_named(X)}): 0 sample(s) while a minimum of 1 is required."
+        )
+    return Sources(items, single=False)

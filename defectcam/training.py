@@ -1,0 +1,451 @@
+"""One fit: the trunk's features are cached once, then tail and head train on the cache.
+
+Owns the feature cache, the training loop, cross-fitting and the averaging of weights. It never reads
+a file, knows no label names, and decides no threshold.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from defectcam.network import DefectCAMNetwork, TrunkFeatures
+from defectcam.novelty import MAX_CODEBOOK_PATCHES, Codebook
+
+#: Views of an image by ``augmentation``: the dimensions of ``(n, channels, height, width)`` to flip.
+VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "horizontal_flip": ((), (3,)),
+    "flips": ((), (3,), (2,), (2, 3)),
+}
+
+#: Cached images that go through the tail together when nothing is trained.
+CACHE_BATCH = 32
+
+History = dict[str, list[float]]
+EpochCallback = Callable[[dict[str, Any]], object]
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss stopped being a finite number."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How tail and head are trained; the fields are the estimator's parameters of the same name."""
+
+    optimizer: str
+    learning_rate: float
+    head_learning_rate: float | None
+    weight_decay: float
+    schedule: str
+    max_epochs: int
+    batch_size: int
+    label_smoothing: float
+    train_batch_norm: bool
+    stop_at_train_accuracy: float | None
+    patience: int | None
+
+
+class FeatureCache:
+    """Trunk features of every image and view, in memory or, beyond a budget, in a temporary file.
+
+    Parameters
+    ----------
+    n_images : int
+        Number of images.
+    views : sequence of tuple of int
+        Dimensions to flip, per view; the first must be the image as it is.
+    budget : int
+        Bytes held in memory; a larger cache is memory-mapped from a temporary folder, which
+        disappears with the cache.
+    dtype : torch.dtype
+        Type the features are kept in.
+
+    Attributes
+    ----------
+    deep : list of Tensor of shape (n_images, n_views, channels, height, width)
+    patches : Tensor of shape (n_images, channels, height, width) or None
+        Of the first view.
+    """
+
+    def __init__(
+        self, n_images: int, views: Sequence[tuple[int, ...]], budget: int, dtype: torch.dtype
+    ) -> None:
+        self.n_images = n_images
+        self.views = views
+        self.budget = budget
+        self.dtype = dtype
+        self.deep: list[Tensor] = []
+        self.patches: Tensor | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @torch.inference_mode()
+    def fill(self, network: DefectCAMNetwork, batches: Iterable[Tensor]) -> None:
+        """Run the trunk once per image and view.
+
+        Parameters
+        ----------
+        network : DefectCAMNetwork
+        batches : iterable of Tensor of shape (n, 3, height, width)
+            Normalised images in order.
+        """
+        start = 0
+        for pixels in batches:
+            rows = slice(start, start + len(pixels))
+            for view, dims in enumerate(self.views):
+                flipped = pixels.flip(dims) if dims else pixels
+                features = network.trunk_features(
+                    flipped.contiguous(memory_format=torch.channels_last)
+                )
+                if not self.deep:
+                    self._allocate(features)
+                for kept, fresh in zip(self.deep, features.deep, strict=True):
+                    kept[rows, view] = fresh.to(self.dtype)
+                if self.patches is not None and view == 0 and features.patches is not None:
+                    self.patches[rows] = features.patches.to(self.dtype)
+            start += len(pixels)
+
+    def batch(self, rows: Tensor, views: Tensor) -> list[Tensor]:
+        """Deep features of some rows, each in one of its views, as float32 in channels_last."""
+        return [
+            level[rows, views].float().contiguous(memory_format=torch.channels_last)
+            for level in self.deep
+        ]
+
+    def close(self) -> None:
+        """Release memory and remove the temporary file, if any."""
+        self.deep, self.patches = [], None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def __enter__(self) -> FeatureCache:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _allocate(self, features: TrunkFeatures) -> None:
+        deep_shapes = [(self.n_images, len(self.views), *t.shape[1:]) for t in features.deep]
+        shapes = list(deep_shapes)
+        if features.patches is not None:
+            shapes.append((self.n_images, *features.patches.shape[1:]))
+        n_bytes = sum(int(np.prod(shape)) for shape in shapes) * self.dtype.itemsize
+        if n_bytes <= self.budget:
+            tensors = [torch.empty(shape, dtype=self.dtype) for shape in shapes]
+        else:
+            self._folder = tempfile.TemporaryDirectory(prefix="defectcam-")
+            tensors = [
+                torch.from_file(
+                    f"{self._folder.name}/{i}.bin",
+                    shared=True,
+                    size=int(np.prod(shape)),
+                    dtype=self.dtype,
+                ).view(shape)
+                for i, shape in enumerate(shapes)
+            ]
+        self.deep = tensors[: len(deep_shapes)]
+        self.patches = tensors[-1] if features.patches is not None else None
+
+
+class FitResult(NamedTuple):
+    """What one fit leaves behind besides the trained network.
+
+    Attributes
+    ----------
+    logits : Tensor of shape (n_images, n_classes)
+        Scores of the training images, each from a tail that did not train on it, where there are
+        such; else from the final one.
+    evidence : Tensor of shape (n_images, n_classes, height, width)
+        Likewise.
+    novelty : Tensor of shape (n_images, height, width) or None
+    history : dict of list
+    interrupted : bool
+        Whether a KeyboardInterrupt ended the training early.
+    """
+
+    logits: Tensor
+    evidence: Tensor
+    novelty: Tensor | None
+    history: History
+    interrupted: bool
+
+
+Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
+
+
+def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult:
+    """Train one tail per fold from the same start and average their weights.
+
+    The held-out rows of each fold are scored by the tail that has not seen them.
+
+    Parameters
+    ----------
+    training : TailTraining
+        Its network ends up with the averaged weights.
+    folds : sequence of (train rows, held-out rows)
+        Empty: one tail is trained on everything, and the scores are those of the training images
+        themselves.
+    """
+    network, cache = training.network, training.cache
+    everything = np.arange(cache.n_images)
+    if not folds:
+        training.run(everything, fold=0)
+        return _result(training, *predict_cached(network, cache, everything))
+    start = copy.deepcopy(network.state_dict())
+    states, held_out = [], []
+    for fold, (train_rows, held_out_rows) in enumerate(folds):
+        network.load_state_dict(start)
+        try:
+            training.run(train_rows, fold)
+        except KeyboardInterrupt:
+            if not states:
+                raise
+            training.interrupted = True
+            break
+        states.append(copy.deepcopy(network.state_dict()))
+        held_out.append((held_out_rows, *predict_cached(network, cache, held_out_rows)))
+        if training.interrupted:
+            break
+    network.load_state_dict(average_states(states))
+    network.eval()
+    if len(states) < len(folds):  # an interrupt left rows that no tail has scored
+        return _result(training, *predict_cached(network, cache, everything))
+    order = np.argsort(np.concatenate([rows for rows, _, _ in held_out]))
+    logits, evidence = (torch.cat([part[i] for part in held_out])[order] for i in (1, 2))
+    return _result(training, logits, evidence)
+
+
+def fit_codebook(
+    cache: FeatureCache, good_rows: NDArray[np.intp], n_centres: int, seed: int
+) -> Codebook:
+    """Make the codebook from a bounded sample of the cached patches of good images."""
+    assert cache.patches is not None
+    per_image = -(-MAX_CODEBOOK_PATCHES // len(good_rows))
+    rng = np.random.RandomState(seed)
+    n_positions = cache.patches.shape[2] * cache.patches.shape[3]
+    sample = []
+    for row in good_rows:
+        patches = cache.patches[row].flatten(1).T
+        chosen = rng.choice(n_positions, min(per_image, n_positions), replace=False)
+        sample.append(patches[torch.as_tensor(chosen)].float().numpy())
+    return Codebook.fit(np.concatenate(sample), n_centres, seed)
+
+
+@dataclass
+class TailTraining:
+    """Trainings of tail and head on one cache, which share data, options and history.
+
+    Attributes
+    ----------
+    network : DefectCAMNetwork
+        Trained in place; its trunk is not touched.
+    cache : FeatureCache
+    targets : Tensor of shape (n_images,), int64
+        Class index per cached image.
+    class_weight : Tensor of shape (n_classes,)
+    sample_weight : Tensor of shape (n_images,)
+    options : TrainingOptions
+    seed : int
+        Decides order and views.
+    on_epoch : callable, optional
+        Called after each epoch with its record; returning True ends the training.
+    history : dict of list
+        One entry per finished epoch in each list.
+    interrupted : bool
+        Whether a KeyboardInterrupt ended the last training early.
+    """
+
+    network: DefectCAMNetwork
+    cache: FeatureCache
+    targets: Tensor
+    class_weight: Tensor
+    sample_weight: Tensor
+    options: TrainingOptions
+    seed: int
+    on_epoch: EpochCallback | None = None
+    history: History = field(default_factory=dict)
+    interrupted: bool = False
+
+    def run(self, rows: np.ndarray, fold: int) -> None:
+        """Train on some rows of the cache.
+
+        After an interrupt the network holds the weights of the last finished epoch and
+        ``interrupted`` is set; without a finished epoch the KeyboardInterrupt goes on.
+
+        Raises
+        ------
+        TrainingDivergedError
+            If the loss becomes infinite or NaN.
+        """
+        options = self.options
+        generator = torch.Generator().manual_seed(self.seed + fold)
+        optimizer = _make_optimizer(self.network, options)
+        n_batches = -(-len(rows) // options.batch_size)
+        schedule = _make_schedule(optimizer, options, n_batches)
+        finished = None
+        losses: list[float] = []
+        while len(losses) < options.max_epochs:
+            started = time.perf_counter()
+            try:
+                loss, accuracy = self._epoch(torch.as_tensor(rows), generator, optimizer, schedule)
+            except KeyboardInterrupt:
+                if finished is None:
+                    raise
+                self.network.load_state_dict(finished)
+                self.interrupted = True
+                break
+            finished = copy.deepcopy(self.network.state_dict())
+            losses.append(loss)
+            stop_asked = self._record(fold, len(losses), loss, accuracy, started)
+            if stop_asked or _is_done(options, losses, accuracy):
+                break
+        self.network.eval()
+
+    def _epoch(
+        self,
+        rows: Tensor,
+        generator: torch.Generator,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler | None,
+    ) -> tuple[float, float]:
+        """Train one epoch; return the mean loss and the running accuracy."""
+        network = self.network.train()
+        if not self.options.train_batch_norm:
+            network.tail.eval()
+        loss_sum, n_correct = 0.0, 0
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        for batch in order.split(self.options.batch_size):
+            views = torch.randint(len(self.cache.views), (len(batch),), generator=generator)
+            logits = network.head.logits(network.evidence(self.cache.batch(batch, views)))
+            loss = self._loss(logits, batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            loss_sum += loss.item() * len(batch)
+            n_correct += int((logits.detach().argmax(1) == self.targets[batch]).sum())
+        mean_loss = loss_sum / len(rows)
+        if not np.isfinite(mean_loss):
+            raise TrainingDivergedError(
+                f"The training loss became {mean_loss}. Lower learning_rate (now "
+                f"{self.options.learning_rate}) or head_learning_rate."
+            )
+        return mean_loss, n_correct / len(rows)
+
+    def _loss(self, logits: Tensor, batch: Tensor) -> Tensor:
+        targets = self.targets[batch]
+        weights = self.class_weight[targets] * self.sample_weight[batch]
+        losses = F.cross_entropy(
+            logits, targets, reduction="none", label_smoothing=self.options.label_smoothing
+        )
+        return (losses * weights).sum() / weights.sum()
+
+    def _record(self, fold: int, epoch: int, loss: float, accuracy: float, started: float) -> bool:
+        record = {
+            "fold": fold,
+            "epoch": epoch,
+            "loss": loss,
+            "train_accuracy": accuracy,
+            "seconds": time.perf_counter() - started,
+        }
+        for name, value in record.items():
+            self.history.setdefault(name, []).append(value)
+        return self.on_epoch is not None and self.on_epoch(record) is True
+
+
+def predict_cached(
+    network: DefectCAMNetwork, cache: FeatureCache, rows: NDArray[np.intp]
+) -> tuple[Tensor, Tensor]:
+    """Scores and evidence of cached images as they are (first view).
+
+    Returns
+    -------
+    logits : Tensor of shape (len(rows), n_classes)
+    evidence : Tensor of shape (len(rows), n_classes, height, width)
+    """
+    outputs = []
+    with torch.inference_mode():
+        for batch in torch.as_tensor(rows).split(CACHE_BATCH):
+            evidence = network.evidence(cache.batch(batch, torch.zeros_like(batch)))
+            outputs.append((network.head.logits(evidence), evidence))
+    logits, evidence = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+    return logits, evidence
+
+
+def novelty_of_cached(codebook: Codebook, cache: FeatureCache) -> Tensor:
+    """Novelty maps of all cached images, shape ``(n_images, height, width)``."""
+    assert cache.patches is not None
+    with torch.inference_mode():
+        return torch.cat([codebook(part.float()) for part in cache.patches.split(CACHE_BATCH)])
+
+
+def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of the weights of networks fine-tuned from one initialisation.
+
+    References
+    ----------
+    Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
+    without increasing inference time", ICML 2022.
+    """
+    return {
+        name: (
+            torch.stack([state[name] for state in states]).mean(0)
+            if tensor.is_floating_point()
+            else tensor
+        )
+        for name, tensor in states[0].items()
+    }
+
+
+def _result(training: TailTraining, logits: Tensor, evidence: Tensor) -> FitResult:
+    codebook, novelty = training.network.codebook, None
+    if codebook is not None:
+        novelty = novelty_of_cached(codebook, training.cache)
+    return FitResult(logits, evidence, novelty, training.history, training.interrupted)
+
+
+def _is_done(options: TrainingOptions, losses: list[float], accuracy: float) -> bool:
+    limit = options.stop_at_train_accuracy
+    if limit is not None and accuracy >= limit:
+        return True
+    best = int(np.argmin(losses))
+    return options.patience is not None and len(losses) - 1 - best >= options.patience
+
+
+def _make_optimizer(network: DefectCAMNetwork, options: TrainingOptions) -> torch.optim.Optimizer:
+    head_rate = options.head_learning_rate
+    groups = [
+        {"params": list(network.tail.parameters()), "lr": options.learning_rate},
+        {
+            "params": list(network.head.parameters()),
+            "lr": options.learning_rate if head_rate is None else head_rate,
+        },
+    ]
+    groups = [group for group in groups if group["params"]]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    return kind[options.optimizer](groups, weight_decay=options.weight_decay)
+
+
+def _make_schedule(
+    optimizer: torch.optim.Optimizer, options: TrainingOptions, n_batches: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    if options.schedule == "constant":
+        return None
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        [group["lr"] for group in optimizer.param_groups],
+        total_steps=options.max_epochs * n_batches,
+    )

@@ -1,0 +1,275 @@
+"""Boxes: properties over random maps, and agreement with slow, obvious references."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from defectcam.boxes import component_mask, find_boxes
+
+COMMON = settings(deadline=None, max_examples=60, derandomize=True)
+
+
+@st.composite
+def maps(draw, max_side=14):
+    """Draw a map of distinct values in (0, 1), strips and single pixels included."""
+    shape = draw(st.tuples(st.integers(1, max_side), st.integers(1, max_side)))
+    seed = draw(st.integers(0, 2**32 - 1))
+    n_pixels = shape[0] * shape[1]
+    values = np.random.default_rng(seed).permutation(n_pixels) + 1
+    return (values.reshape(shape) / (n_pixels + 1)).astype(np.float32)
+
+
+thresholds = st.floats(-0.125, 1.125, width=32)
+min_areas = st.integers(1, 5)
+box_limits = st.none() | st.integers(1, 4)
+merge_distances = st.none() | st.sampled_from([0, 0.5, 1, 2, 5, math.inf])
+
+
+def rows(boxes):
+    return {tuple(box) for box in boxes.tolist()}
+
+
+def gap(a, b):
+    return max(0, a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3])
+
+
+def reference_components(heatmap, threshold, min_area):
+    """Label with SciPy: a list of (box, score, mask)."""
+    labels, n_labels = ndimage.label(heatmap > threshold, structure=np.ones((3, 3)))
+    found = []
+    for label, (ys, xs) in enumerate(ndimage.find_objects(labels, n_labels), start=1):
+        mask = labels == label
+        if mask.sum() >= min_area:
+            found.append(((xs.start, ys.start, xs.stop, ys.stop), heatmap[mask].max(), mask))
+    return found
+
+
+def reference_merge(boxes, distance):
+    """Merge the first pair that is near enough, again and again."""
+    boxes = list(boxes)
+    while True:
+        pairs = [(i, j) for j in range(len(boxes)) for i in range(j)]
+        near = [(i, j) for i, j in pairs if gap(boxes[i], boxes[j]) <= distance]
+        if not near:
+            return set(boxes)
+        i, j = near[0]
+        b, a = boxes.pop(j), boxes.pop(i)
+        boxes.append((min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])))
+
+
+@COMMON
+@given(maps(), thresholds, min_areas, box_limits, merge_distances)
+def test_boxes_lie_inside_are_nonempty_sorted_and_at_most_max_boxes(
+    heatmap, threshold, min_area, max_boxes, merge_distance
+):
+    boxes, scores = find_boxes(
+        heatmap, threshold, min_area=min_area, max_boxes=max_boxes, merge_distance=merge_distance
+    )
+    height, width = heatmap.shape
+    assert boxes.dtype == np.int64 and boxes.shape == (len(scores), 4)
+    assert scores.dtype == np.float32
+    assert (boxes >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
+    assert (boxes[:, :2] < boxes[:, 2:]).all()
+    assert (np.diff(scores) <= 0).all() and (scores > threshold).all()
+    assert max_boxes is None or len(boxes) <= max_boxes
+
+
+@COMMON
+@given(maps(), thresholds, min_areas)
+def test_each_unmerged_component_has_at_least_min_area_pixels(heatmap, threshold, min_area):
+    mask = component_mask(heatmap, threshold, min_area=min_area)
+    labels, n_labels = ndimage.label(mask, structure=np.ones((3, 3)))
+    boxes, _ = find_boxes(heatmap, threshold, min_area=min_area)
+    assert n_labels == len(boxes)
+    assert (np.bincount(labels.ravel())[1:] >= min_area).all()
+
+
+@COMMON
+@given(maps(), thresholds, min_areas)
+def test_boxes_agree_with_scipy_label(heatmap, threshold, min_area):
+    expected = reference_components(heatmap, threshold, min_area)
+    boxes, scores = find_boxes(heatmap, threshold, min_area=min_area)
+    got = [(tuple(b), s) for b, s in zip(boxes.tolist(), scores.tolist(), strict=True)]
+    assert sorted(got) == sorted((box, float(score)) for box, score, _ in expected)
+    expected_mask = np.any([mask for *_, mask in expected] or [heatmap != heatmap], axis=0)
+    np.testing.assert_array_equal(
+        component_mask(heatmap, threshold, min_area=min_area), expected_mask
+    )
+
+
+@COMMON
+@given(maps(), thresholds, min_areas, box_limits, merge_distances)
+def test_union_of_boxes_covers_every_pixel_of_the_kept_components(
+    heatmap, threshold, min_area, max_boxes, merge_distance
+):
+    options = dict(min_area=min_area, max_boxes=max_boxes, merge_distance=merge_distance)
+    boxes, scores = find_boxes(heatmap, threshold, **options)
+    mask = component_mask(heatmap, threshold, **options)
+    assert mask.dtype == bool and mask.shape == heatmap.shape
+    covered = np.zeros_like(mask)
+    for (left, top, right, bottom), score in zip(boxes, scores, strict=True):
+        covered[top:bottom, left:right] = True
+        inside = np.where(mask, heatmap, -np.inf)[top:bottom, left:right]
+        assert (inside == score).any()
+        # A box is tight: each of its four edges has a pixel of its regions.
+        kept = mask[top:bottom, left:right]
+        assert kept[0].any() and kept[-1].any() and kept[:, 0].any() and kept[:, -1].any()
+    assert (covered | ~mask).all()
+    assert (heatmap[mask] > threshold).all()
+    if min_area == 1 and max_boxes is None:
+        np.testing.assert_array_equal(mask, heatmap > threshold)
+
+
+@COMMON
+@given(maps(), thresholds, thresholds, min_areas, merge_distances)
+def test_a_higher_threshold_never_adds_pixels(heatmap, one, other, min_area, merge_distance):
+    low, high = sorted([one, other])
+    options = dict(min_area=min_area, merge_distance=merge_distance)
+    assert not (
+        component_mask(heatmap, high, **options) & ~component_mask(heatmap, low, **options)
+    ).any()
+
+
+@COMMON
+@given(maps(), thresholds, thresholds, st.integers(1, 3), merge_distances)
+def test_a_higher_threshold_never_adds_pixels_with_max_boxes(
+    heatmap, one, other, max_boxes, merge_distance
+):
+    low, high = sorted([one, other])
+    options = dict(max_boxes=max_boxes, merge_distance=merge_distance)
+    assert not (
+        component_mask(heatmap, high, **options) & ~component_mask(heatmap, low, **options)
+    ).any()
+
+
+@COMMON
+@given(maps(), thresholds, min_areas, box_limits, merge_distances)
+def test_flipping_or_transposing_a_map_flips_or_transposes_its_boxes(
+    heatmap, threshold, min_area, max_boxes, merge_distance
+):
+    options = dict(min_area=min_area, max_boxes=max_boxes, merge_distance=merge_distance)
+    height, width = heatmap.shape
+    boxes, scores = find_boxes(heatmap, threshold, **options)
+    flipped, flipped_scores = find_boxes(heatmap[:, ::-1], threshold, **options)
+    assert rows(flipped) == {(width - r, t, width - x, b) for x, t, r, b in rows(boxes)}
+    upended, upended_scores = find_boxes(heatmap[::-1], threshold, **options)
+    assert rows(upended) == {(x, height - b, r, height - t) for x, t, r, b in rows(boxes)}
+    transposed, transposed_scores = find_boxes(heatmap.T, threshold, **options)
+    assert rows(transposed) == {(t, x, b, r) for x, t, r, b in rows(boxes)}
+    for others in (flipped_scores, upended_scores, transposed_scores):
+        np.testing.assert_array_equal(others, scores)
+
+
+@COMMON
+@given(maps(), thresholds, box_limits, merge_distances, st.integers(0, 9), st.integers(0, 9))
+def test_shifting_a_map_shifts_its_boxes(heatmap, threshold, max_boxes, distance, down, right):
+    options = dict(max_boxes=max_boxes, merge_distance=distance)
+    height, width = heatmap.shape
+    canvas = np.full((height + 9, width + 9), -1.0, dtype=np.float32)
+    canvas[down : down + height, right : right + width] = heatmap
+    boxes, scores = find_boxes(heatmap, threshold, **options)
+    moved, moved_scores = find_boxes(canvas, threshold, **options)
+    np.testing.assert_array_equal(moved - [right, down, right, down], boxes)
+    np.testing.assert_array_equal(moved_scores, scores)
+
+
+@COMMON
+@given(maps(max_side=24), st.floats(0.625, 1, width=32), merge_distances)
+def test_merged_boxes_are_further_apart_than_merge_distance(heatmap, threshold, distance):
+    boxes, _ = find_boxes(heatmap, threshold, merge_distance=distance)
+    if distance is None:
+        return
+    boxes = boxes.tolist()
+    assert all(gap(boxes[i], boxes[j]) > distance for j in range(len(boxes)) for i in range(j))
+
+
+@COMMON
+@given(maps(max_side=24), st.floats(0.625, 1, width=32), merge_distances, st.integers(1, 3))
+def test_merging_agrees_with_merging_pair_by_pair(heatmap, threshold, distance, min_area):
+    if distance is None:
+        return
+    apart = [box for box, *_ in reference_components(heatmap, threshold, min_area)]
+    merged, _ = find_boxes(heatmap, threshold, min_area=min_area, merge_distance=distance)
+    assert rows(merged) == reference_merge(apart, distance)
+
+
+@COMMON
+@given(maps(), thresholds)
+def test_infinite_merge_distance_gives_the_published_ancestors_box(heatmap, threshold):
+    boxes, scores = find_boxes(heatmap, threshold, merge_distance=math.inf)
+    ys, xs = np.nonzero(heatmap > threshold)
+    if len(ys) == 0:
+        assert boxes.shape == (0, 4) and scores.shape == (0,)
+    else:
+        assert boxes.tolist() == [[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]]
+        assert scores.tolist() == [heatmap.max()]
+
+
+def test_row_0_column_0_and_the_last_ones_are_found():
+    heatmap = np.zeros((5, 7))
+    heatmap[0, 3] = heatmap[2, 0] = heatmap[4, 3] = heatmap[2, 6] = 1.0
+    boxes, _ = find_boxes(heatmap, 0.5)
+    assert boxes.tolist() == [[3, 0, 4, 1], [0, 2, 1, 3], [6, 2, 7, 3], [3, 4, 4, 5]]
+
+
+def test_the_threshold_itself_is_not_above_it():
+    assert len(find_boxes(np.full((2, 2), 0.1, dtype=np.float32), 0.1)[0]) == 0
+    assert len(find_boxes(np.full((2, 2), 0.1, dtype=np.float32), np.float64(0.1))[0]) == 0
+
+
+def test_pixels_that_touch_at_a_corner_belong_together():
+    assert find_boxes(np.eye(3), 0.5)[0].tolist() == [[0, 0, 3, 3]]
+
+
+def test_equal_scores_are_ordered_by_area_then_position():
+    heatmap = np.zeros((5, 9))
+    heatmap[0, 0] = heatmap[0, 4] = heatmap[4, 0] = 1.0
+    heatmap[4, 7:9] = 1.0
+    boxes, _ = find_boxes(heatmap, 0.5)
+    assert boxes.tolist() == [[7, 4, 9, 5], [0, 0, 1, 1], [4, 0, 5, 1], [0, 4, 1, 5]]
+
+
+def test_gap_of_exactly_merge_distance_merges_and_one_more_does_not():
+    heatmap = np.zeros((1, 6))
+    heatmap[0, 0] = heatmap[0, 4] = 1.0  # three pixels between
+    assert len(find_boxes(heatmap, 0.5, merge_distance=2.9)[0]) == 2
+    assert find_boxes(heatmap, 0.5, merge_distance=3)[0].tolist() == [[0, 0, 5, 1]]
+
+
+def test_min_area_counts_component_pixels_before_merging():
+    heatmap = np.zeros((3, 5))
+    heatmap[1, 0] = heatmap[1, 2] = heatmap[1, 4] = 1.0
+    assert len(find_boxes(heatmap, 0.5, min_area=2, merge_distance=5)[0]) == 0
+
+
+def test_the_input_map_is_left_alone_and_its_dtype_does_not_matter():
+    heatmap = np.arange(12).reshape(3, 4)
+    heatmap.setflags(write=False)
+    integer, _ = find_boxes(heatmap, 6)
+    floating, _ = find_boxes(heatmap.astype(np.float64).tolist(), 6)
+    assert integer.tolist() == floating.tolist() == [[0, 1, 4, 3]]
+
+
+@pytest.mark.parametrize("find", [find_boxes, component_mask])
+@pytest.mark.parametrize(
+    ("heatmap", "options", "message"),
+    [
+        (np.full((2, 2), np.nan), {}, "heatmap has NaN in 4 of 4 pixels"),
+        (np.zeros((2, 2, 1)), {}, r"got shape \(2, 2, 1\)"),
+        (np.zeros((0, 3)), {}, "non-empty"),
+        (np.zeros((2, 2)), {"threshold": math.nan}, "threshold"),
+        (np.zeros((2, 2)), {"min_area": 0}, "min_area must be at least 1 pixel, got 0"),
+        (np.zeros((2, 2)), {"max_boxes": 0}, "max_boxes"),
+        (np.zeros((2, 2)), {"merge_distance": -1}, "merge_distance"),
+        (np.zeros((2, 2)), {"merge_distance": math.nan}, "merge_distance"),
+    ],
+)
+def test_bad_input_is_refused_by_name(find, heatmap, options, message):
+    with pytest.raises(ValueError, match=message):
+        find(heatmap, **{"threshold": 0.5, **options})
