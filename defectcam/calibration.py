@@ -62,7 +62,7 @@ class HeatModel(NamedTuple):
     scale: HeatScale
 
     def grids(self, evidence: Tensor, novelty: Tensor | None) -> Tensor:
-        """Maps on the network's grid, shape ``(n, height, width)``."""
+        """Return maps on the network's grid, shape ``(n, height, width)``."""
         if self.kind == "min_max_cam":
             defects = [c for c in range(evidence.shape[1]) if c != self.good]
             return min_max(class_cam(evidence, defects))
@@ -126,9 +126,9 @@ def fit_defect_probability(
 
     References
     ----------
-    Platt, "Probabilistic outputs for support vector machines", 1999; with scikit-learn's regularised
-    logistic regression on standardised scores instead of Platt's smoothed targets, for the same
-    purpose: separable scores must not give infinite slopes.
+    Platt, "Probabilistic outputs for support vector machines", 1999; with scikit-learn's
+    regularised logistic regression on standardised scores instead of Platt's smoothed targets, for
+    the same purpose: separable scores must not give infinite slopes.
     """
     mean, scale = scores.mean(0), scores.std(0)
     scale = np.where(scale > 0, scale, 1.0)

@@ -16,9 +16,9 @@ from torch import Tensor
 def signed_cam(evidence: Tensor, good: int) -> Tensor:
     """Signed class activation map of "defective".
 
-    With average pooling the mean of ``evidence[c]`` (plus the bias, which evidence contains) is the
-    score of class ``c``, so for two classes the mean of this map is exactly the log-odds of a defect.
-    With several defect types the strongest one speaks at each position.
+    With average pooling the mean of ``evidence[c]`` plus the head's bias is the score of class
+    ``c``, so for two classes the mean of this map plus the biases' difference is exactly the
+    log-odds of a defect. With several defect types the strongest one speaks at each position.
 
     Parameters
     ----------

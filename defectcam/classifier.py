@@ -30,7 +30,6 @@ import defectcam
 from defectcam.backbones import create_backbone
 from defectcam.calibration import (
     DefectProbability,
-    HeatModel,
     choose_threshold,
     defect_scores,
     fit_defect_probability,
@@ -50,7 +49,6 @@ from defectcam.training import (
     Fold,
     TailTraining,
     TrainingOptions,
-    fit_codebook,
     train_with_folds,
 )
 
@@ -166,8 +164,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         tail on all images; thresholds then rest on the training images themselves.
     heatmap : {"cam", "min_max_cam"}, default="cam"
         ``"cam"``: the signed class activation map on a fixed scale, 0 = typical of good parts, 1 =
-        the limit that good parts stay below. ``"min_max_cam"``: as published, the defect class's map
-        scaled by each image's own minimum and maximum.
+        the limit that good parts stay below. ``"min_max_cam"``: as published, the defect class's
+        map scaled by each image's own minimum and maximum.
     threshold : "balanced", str or float, default="balanced"
         Probability of a defect at and above which an image is called defective:
         ``"balanced"`` for the best balanced accuracy, ``"recall>=0.99"`` to find at least that share
@@ -246,7 +244,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "head_init": [StrOptions({"normal", "linear"})],
         "target": [StrOptions({"anomaly", "type"})],
         "good_label": [str, bool, Integral, None],
-        "class_weight": [StrOptions({"balanced"}), dict, Interval(Real, 0, None, closed="neither"), None],
+        "class_weight": [
+            StrOptions({"balanced"}),
+            dict,
+            Interval(Real, 0, None, closed="neither"),
+            None,
+        ],
         "optimizer": [StrOptions({"adam", "adamw", "sgd"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "head_learning_rate": [Interval(Real, 0, None, closed="neither"), None],
@@ -446,8 +449,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                     result = train_with_folds(training, folds)
         if result.interrupted:
             warnings.warn(
-                f"Training was interrupted after {len(result.history['epoch'])} epochs; the classifier "
-                "can be used, its thresholds rest on what was finished.",
+                f"Training was interrupted after {len(result.history['epoch'])} epochs; the "
+                "classifier can be used, its thresholds rest on what was finished.",
                 stacklevel=2,
             )
         self._set_network(network, preprocess, classes)
@@ -473,13 +476,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 "normalise": self.normalise_evidence,
                 "pooling": self.pooling,
                 "fraction": self.pooling_fraction,
+                "reference": None if self.pooling == "average" else good,
                 "init": self.head_init,
             },
             trainable_stages=self.trainable_stages,
             evidence_stages=self.evidence_stages,
         )
         device = _resolve_device(self.device)
-        network.to(device=device, memory_format=torch.channels_last)
+        network.to(device).to(memory_format=torch.channels_last)
         return network.eval(), preprocess.to(device)
 
     def _set_network(
@@ -494,7 +498,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.image_size_ = preprocess.image_size
 
     def _calibrate(
-        self, logits: torch.Tensor, evidence: torch.Tensor, targets: NDArray[np.int64], held_out: bool
+        self,
+        logits: torch.Tensor,
+        evidence: torch.Tensor,
+        targets: NDArray[np.int64],
+        held_out: bool,
     ) -> None:
         """Learn from the training images' scores what a score and a map value mean."""
         good = self._classes.good
@@ -534,17 +542,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
         return torch.as_tensor(weights, dtype=torch.float32)
 
-    def _folds(
-        self, labels: NDArray[Any], targets: NDArray[np.int64], seed: int
-    ) -> list[Fold]:
+    def _folds(self, labels: NDArray[Any], targets: NDArray[np.int64], seed: int) -> list[Fold]:
         """Split the training images, by defect type where each type has enough images."""
         if self.cv is None:
             return []
         n_splits = min(self.cv, int(np.bincount(targets).min()))
         if n_splits < 2:
             warnings.warn(
-                "A class has a single training image, so none can be held out: thresholds rest on the "
-                "training images themselves. Give at least two images of each class.",
+                "A class has a single training image, so none can be held out: thresholds rest on "
+                "the training images themselves. Give at least two images of each class.",
                 stacklevel=3,
             )
             return []
@@ -591,9 +597,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             sizes.clear()
             return pixels, geometries
 
-        for image, size in read_reduced_images(
-            items, preprocess.image_size, n_workers=self.n_jobs
-        ):
+        for image, size in read_reduced_images(items, preprocess.image_size, n_workers=self.n_jobs):
             images.append(image)
             sizes.append(size)
             if len(images) == self.batch_size:
@@ -642,9 +646,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n,) or (n, n_classes)
-            For two classes, positive means ``classes_[1]``, as everywhere in scikit-learn, whichever
-            of them is the defect: see `defect_score` for a score that always grows with the defect.
-            For more, the logarithm of each class's probability.
+            For two classes, positive means ``classes_[1]``, as everywhere in scikit-learn,
+            whichever of them is the defect: see `defect_score` for a score that always grows with
+            the defect. For more, the logarithm of each class's probability.
         """
         if len(self.classes_) > 2:
             return np.log(np.clip(self.predict_proba(X), np.finfo(np.float64).tiny, None))
@@ -685,7 +689,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         sources, labels = labelled_sources(X, y, self.good_label_)
         return float(
             accuracy_score(
-                self._classes.merge(labels), self.predict(sources.items), sample_weight=sample_weight
+                self._classes.merge(labels),
+                self.predict(sources.items),
+                sample_weight=sample_weight,
             )
         )
 
@@ -711,8 +717,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : iterable of paths, arrays or Pillow images
-            Taken lazily, a few batches ahead.
+        X : iterable of paths, arrays or Pillow images, or a folder
+            An iterable is taken lazily, a few batches ahead.
 
         Yields
         ------
@@ -720,10 +726,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             In order.
         """
         check_is_fitted(self)
+        stream = as_sources(X).items if isinstance(X, (str, os.PathLike)) else X
         items: list[Any] = []
 
         def remembered() -> Iterator[Any]:
-            for item in X:
+            for item in stream:
                 items.append(item)
                 yield item
 
@@ -845,7 +852,8 @@ def _many(X: Any) -> list[Any]:
     sources = as_sources(X)
     if sources.single:
         raise ValueError(
-            "Expected a folder or a sequence of images, got one image: pass [image], or use localize."
+            "Expected a folder or a sequence of images, got one image: pass [image], or use "
+            "localize."
         )
     return sources.items
 
@@ -860,7 +868,7 @@ def _resolve_device(device: str) -> torch.device:
 
 @contextlib.contextmanager
 def _evaluating(network: DefectCAMNetwork) -> Iterator[None]:
-    """Evaluation mode for the block; afterwards each module's mode as it was."""
+    """Evaluate within the block; leave each module's mode as it was."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:

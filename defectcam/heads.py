@@ -41,6 +41,11 @@ class EvidenceHead(nn.Module):
         ``"average"``, ``"top_k"`` (mean of the highest values) or ``"max"``.
     fraction
         Of the positions that ``"top_k"`` averages, in (0, 1]; other poolings ignore it.
+    reference
+        Index of the class that the others are weighed against: its evidence is subtracted before
+        the pooling, position by position, so that a defect class scores where it beats *good*, not
+        where both are high. Averaging gives the same either way, up to a number that softmax
+        ignores; None: no class is subtracted.
     init
         ``"normal"``: small normal weights and zero bias. ``"linear"``: what
         ``nn.Linear(sum(channels), n_classes)`` would draw.
@@ -54,6 +59,7 @@ class EvidenceHead(nn.Module):
         normalise: bool = True,
         pooling: str = "average",
         fraction: float = 1.0,
+        reference: int | None = None,
         init: str = "normal",
     ) -> None:
         super().__init__()
@@ -62,6 +68,7 @@ class EvidenceHead(nn.Module):
         _check_pooling(pooling, fraction)
         self.pooling = pooling
         self.fraction = fraction
+        self.reference = reference
         self.norms = nn.ModuleList(
             nn.BatchNorm2d(c, affine=False) if normalise else nn.Identity() for c in channels
         )
@@ -123,6 +130,8 @@ class EvidenceHead(nn.Module):
         Tensor
             Shape (n, n_classes).
         """
+        if self.reference is not None:
+            evidence = evidence - evidence[:, self.reference, None]
         return pool_evidence(evidence, self.pooling, self.fraction) + self.bias
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Novelty: how far each patch lies from every patch seen on good parts.
 
-Owns the patch description taken from a frozen trunk's shallow features, the codebook of good patches
-and the distance map. It never sees a label, trains nothing by gradient, and knows nothing of evidence
-or thresholds.
+Owns the patch description taken from a frozen trunk's shallow features, the codebook of good
+patches and the distance map. It never sees a label, trains nothing by gradient, and knows nothing
+of evidence or thresholds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def describe_patches(levels: Sequence[Tensor]) -> Tensor:
     -------
     Tensor of shape (n, sum of channels, height, width)
     """
-    grid = levels[-1].shape[-2:]
+    grid = (levels[-1].shape[-2], levels[-1].shape[-1])
     joined = torch.cat(
         [
             level if level.shape[-2:] == grid else F.adaptive_avg_pool2d(level, grid)
@@ -114,6 +114,8 @@ class Codebook(nn.Module):
         """
         scaled = patches / self.scale[:, None, None]
         # |x - c|^2 = |x|^2 + (|c|^2 - 2 x.c): the bracket is one 1x1 convolution, which exports.
-        bracket = F.conv2d(scaled, -2 * self.centres[:, :, None, None], self.centres.square().sum(1))
+        bracket = F.conv2d(
+            scaled, -2 * self.centres[:, :, None, None], self.centres.square().sum(1)
+        )
         squared = scaled.square().sum(1) + bracket.amin(1)
         return squared.clamp_min(0).sqrt()

@@ -64,8 +64,8 @@ def as_sources(X: Any) -> Sources:
     Parameters
     ----------
     X : path, array, PIL.Image.Image or sequence of them
-        A folder stands for all images below it. Of arrays, ``(H, W)`` and ``(H, W, 1 to 4)`` are one
-        image; ``(n, H, W)`` and ``(n, H, W, C)`` are n of them.
+        A folder stands for all images below it. Of arrays, ``(H, W)`` and ``(H, W, 1 to 4)`` are
+        one image; ``(n, H, W)`` and ``(n, H, W, C)`` are n of them.
 
     Raises
     ------
@@ -90,8 +90,8 @@ def as_sources(X: Any) -> Sources:
         return _non_empty(list(X), X)
     if not isinstance(X, Iterable) or isinstance(X, (bytes, dict)):
         raise TypeError(
-            f"X is a {_named(X)}: expected a folder, a file, an array, a Pillow image, or a sequence "
-            "of files or images."
+            f"X is a {_named(X)}: expected a folder, a file, an array, a Pillow image, or a "
+            "sequence of files or images."
         )
     return _non_empty(list(X), X)
 

@@ -1,7 +1,7 @@
 """One fit: the trunk's features are cached once, then tail and head train on the cache.
 
-Owns the feature cache, the training loop, cross-fitting and the averaging of weights. It never reads
-a file, knows no label names, and decides no threshold.
+Owns the feature cache, the training loop, cross-fitting and the averaging of weights. It never
+reads a file, knows no label names, and decides no threshold.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from defectcam.network import DefectCAMNetwork, TrunkFeatures
 from defectcam.novelty import MAX_CODEBOOK_PATCHES, Codebook
 
-#: Views of an image by ``augmentation``: the dimensions of ``(n, channels, height, width)`` to flip.
+#: Views of an image by ``augmentation``: which dimensions of ``(n, channels, h, w)`` are flipped.
 VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
     "horizontal_flip": ((), (3,)),
@@ -204,7 +204,8 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
         training.run(everything, fold=0)
         return _result(training, *predict_cached(network, cache, everything))
     start = copy.deepcopy(network.state_dict())
-    states, held_out = [], []
+    states: list[dict[str, Tensor]] = []
+    held_out: list[tuple[NDArray[np.intp], Tensor, Tensor]] = []
     for fold, (train_rows, held_out_rows) in enumerate(folds):
         network.load_state_dict(start)
         try:
@@ -222,9 +223,9 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     network.eval()
     if len(states) < len(folds):  # an interrupt left rows that no tail has scored
         return _result(training, *predict_cached(network, cache, everything))
-    order = np.argsort(np.concatenate([rows for rows, _, _ in held_out]))
-    logits, evidence = (torch.cat([part[i] for part in held_out])[order] for i in (1, 2))
-    return _result(training, logits, evidence)
+    rows, logits, evidence = zip(*held_out, strict=True)
+    order = np.argsort(np.concatenate(rows))
+    return _result(training, torch.cat(logits)[order], torch.cat(evidence)[order])
 
 
 def fit_codebook(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from defectcam import DefectCAMClassifier
 
 
 @pytest.fixture(autouse=True)
@@ -59,14 +63,56 @@ def draw_part(rng: np.random.Generator, *, scratched: bool, size: int = 48) -> n
     return image.clip(0, 255).astype(np.uint8)
 
 
+def write_parts(root: Path) -> Path:
+    """Write `parts/` with 8 PNG files in `good/` and 6 in `scratch/`, 48 x 48 pixels."""
+    rng = np.random.default_rng(0)
+    for name, count in {"good": 8, "scratch": 6}.items():
+        (root / "parts" / name).mkdir(parents=True)
+        for number in range(count):
+            image = draw_part(rng, scratched=name == "scratch")
+            path = root / "parts" / name / f"{number:03d}.png"
+            assert cv2.imwrite(str(path), image[..., ::-1])
+    return root / "parts"
+
+
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
     """Return a folder `parts/` with 8 PNG files in `good/` and 6 in `scratch/`, 48 x 48 pixels."""
-    rng = np.random.default_rng(0)
-    root = tmp_path / "parts"
-    for name, count in {"good": 8, "scratch": 6}.items():
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            image = draw_part(rng, scratched=name == "scratch")
-            assert cv2.imwrite(str(root / name / f"{number:03d}.png"), image[..., ::-1])
-    return root
+    return write_parts(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier() -> Callable[..., DefectCAMClassifier]:
+    """Return a function that makes a small, quick classifier with random weights, not fitted."""
+    from defectcam import DefectCAMClassifier
+
+    def make(**overrides: Any) -> DefectCAMClassifier:
+        parameters: dict[str, Any] = {
+            "backbone": "test_efficientnet",
+            "weights": None,
+            "image_size": 64,
+            "learning_rate": 1e-2,
+            "max_epochs": 3,
+            "batch_size": 4,
+            "cv": 2,
+            "device": "cpu",
+            "n_jobs": 1,
+            "random_state": 0,
+        }
+        return DefectCAMClassifier(**{**parameters, **overrides})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fitted_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that `fitted` was fitted on: as `parts`, but not to be changed."""
+    return write_parts(tmp_path_factory.mktemp("fitted"))
+
+
+@pytest.fixture(scope="session")
+def fitted(
+    tiny_classifier: Callable[..., DefectCAMClassifier], fitted_parts: Path
+) -> DefectCAMClassifier:
+    """Return a small classifier fitted on `fitted_parts`; for reading only, `deepcopy` to change."""
+    return tiny_classifier().fit(fitted_parts)

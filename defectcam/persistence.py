@@ -1,0 +1,361 @@
+"""Writes a fitted classifier to one safetensors file and reads it back.
+
+Owns the layout of the file: tensors, and JSON metadata for all the rest. Nothing in a file is ever
+imported, unpickled or run, and reading one never downloads anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+import defectcam
+from defectcam.calibration import DefectProbability, HeatModel
+from defectcam.classifier import DefectCAMClassifier, _resolve_device
+from defectcam.files import write_atomically
+from defectcam.labels import Classes
+from defectcam.network import DefectCAMNetwork
+from defectcam.novelty import Codebook
+from defectcam.preprocess import Preprocess
+
+__all__ = ["SCHEMA_VERSION", "ModelFileError", "load", "read_metadata", "save"]
+
+#: Version of the layout; it grows when older releases could not read, or would misread, a file.
+SCHEMA_VERSION = 1
+
+_KEY = "defectcam"  # of the metadata, and the name of the format
+_NETWORK = "network."  # tensors of the network's state dict
+_FITTED = "fitted."  # arrays among the fitted attributes
+_FITTED_ARRAYS = ("held_out_probability_",)
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
+
+
+class ModelFileError(ValueError):
+    """A file is not a classifier that this release can read."""
+
+
+def save(clf: DefectCAMClassifier, path: str | os.PathLike[str], overwrite: bool = True) -> None:
+    """Write a fitted classifier into one safetensors file, whole or not at all.
+
+    Parameters
+    ----------
+    clf : DefectCAMClassifier
+        Fitted. Its callbacks, and a ``random_state`` that is not a number, are not saved.
+    path : str or PathLike
+        Usually ends with ``.safetensors``.
+    overwrite : bool, default=True
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    sklearn.exceptions.NotFittedError
+        If the classifier is not fitted.
+    FileExistsError
+        If the file exists and `overwrite` is false.
+    OSError
+        If the file cannot be written. An old file stays as it was.
+    """
+    check_is_fitted(clf, "network_")
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder: give the name of a file in it.")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
+    description = json.dumps(_describe(clf), allow_nan=False)
+    write_atomically(target, safetensors.torch.save(_tensors_of(clf), {_KEY: description}))
+
+
+def load(path: str | os.PathLike[str], *, device: str | None = None) -> DefectCAMClassifier:
+    """Read a classifier that `DefectCAMClassifier.save` has written.
+
+    Parameters
+    ----------
+    path : str or PathLike
+    device : str, optional
+        Replaces the parameter ``device``. By default the saved one, or ``"auto"`` with a warning
+        where this machine has no such device.
+
+    Returns
+    -------
+    DefectCAMClassifier
+        Fitted. On the same machine and versions it gives the same probabilities, bit for bit.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ModelFileError
+        If the file is damaged, not a classifier, or written by a later release.
+    ValueError
+        If this machine does not have the `device`.
+    """
+    if device is not None and not _is_usable(device):
+        raise ValueError(f"device={device!r} cannot be used on this machine; 'auto' always can.")
+    description = read_metadata(path)
+    with _explained(path):
+        clf = DefectCAMClassifier(**_known_parameters(description["parameters"]))
+        clf.device = _device_here(clf.device) if device is None else device
+        clf._validate_params()
+        tensors = safetensors.torch.load_file(os.fspath(path))
+        _restore(clf, description, tensors)
+    return clf
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what a file says about its classifier, without making the network.
+
+    Parameters
+    ----------
+    path : str or PathLike
+
+    Returns
+    -------
+    dict
+        Plain data: ``versions``, ``parameters``, ``classes``, ``preprocessing``, ``threshold`` and
+        more.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ModelFileError
+        If the file is damaged, not a classifier, or written by a later release.
+    """
+    name = os.fspath(path)
+    if not os.path.exists(name):
+        raise FileNotFoundError(f"{name!r} does not exist: give a file that `save` has written.")
+    if not os.path.isfile(name):
+        raise ModelFileError(f"{name!r} is no file: give a file that `save` has written.")
+    try:
+        with safetensors.safe_open(name, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except safetensors.SafetensorError as error:
+        raise ModelFileError(
+            f"{name!r} is no safetensors file, or a damaged one ({error}): copy it again, or save "
+            "the model again."
+        ) from error
+    if text is None:
+        raise ModelFileError(
+            f"{name!r} holds no defectcam model, only tensors: weights alone go into "
+            "DefectCAMClassifier(weights=...)."
+        )
+    with _explained(path):
+        description = json.loads(text)
+        written = int(description["schema_version"])
+        release = description["versions"]["defectcam"]
+    if written > SCHEMA_VERSION:
+        raise ModelFileError(
+            f"{name!r} was written by defectcam {release} in version {written} of the layout. This "
+            f"is defectcam {defectcam.__version__}, which reads up to version {SCHEMA_VERSION}: "
+            f"install defectcam>={release}."
+        )
+    return description
+
+
+# --- Writing ----------------------------------------------------------------------------------
+
+
+def _tensors_of(clf: DefectCAMClassifier) -> dict[str, Tensor]:
+    network = {_NETWORK + name: tensor for name, tensor in clf.network_.state_dict().items()}
+    fitted = {_FITTED + name: torch.as_tensor(getattr(clf, name)) for name in _FITTED_ARRAYS}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in (network | fitted).items()}
+
+
+def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
+    """All but the tensors, as JSON."""
+    preprocess, classes = clf._preprocess, clf._classes
+    return {
+        "format": _KEY,
+        "schema_version": SCHEMA_VERSION,
+        "versions": _versions(),
+        "parameters": {name: _encode(value, name) for name, value in _parameters_of(clf).items()},
+        "network": _network_parameters(clf),
+        "weights_source": clf.weights_source_,
+        "preprocessing": {
+            "image_size": list(preprocess.image_size),
+            "mean": preprocess.mean.flatten().tolist(),
+            "std": preprocess.std.flatten().tolist(),
+            "resize": preprocess.resize,
+        },
+        "classes": {
+            "labels": classes.labels.tolist(),
+            "dtype": classes.labels.dtype.str,
+            "good": classes.good,
+        },
+        "threshold": float(clf.threshold_),
+        "defect_probability": _encode(clf._defect_probability, "the probability of a defect"),
+        "heat_model": _encode(clf._heat_model, "the heatmap's model"),
+        "history": {name: _encode(column, name) for name, column in clf.history_.items()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    libraries = {name: metadata.version(name) for name in _LIBRARIES}
+    return {"defectcam": defectcam.__version__, "python": platform.python_version(), **libraries}
+
+
+def _parameters_of(clf: DefectCAMClassifier) -> dict[str, Any]:
+    parameters = clf.get_params(deep=False)
+    del parameters["callbacks"]  # code
+    if not isinstance(parameters["random_state"], (int, np.integer)):
+        parameters["random_state"] = None
+    return parameters
+
+
+def _network_parameters(clf: DefectCAMClassifier) -> dict[str, Any]:
+    """Parameters that the network was made with: those of the classifier may be set since."""
+    network = clf.network_
+    return {
+        "backbone": clf.backbone,
+        "trainable_stages": len(network.tail),
+        "evidence_stages": len(network.evidence_levels),
+        "normalise_evidence": isinstance(network.head.norms[0], nn.BatchNorm2d),
+        "pooling": network.head.pooling,
+        "pooling_fraction": float(network.head.fraction),
+        "heatmap": clf._heat_model.kind,
+    }
+
+
+def _encode(value: Any, what: str) -> Any:
+    """Turn a value into what JSON can say; `_decode` is the way back."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}  # JSON knows neither infinity nor NaN
+    if isinstance(value, dict):  # JSON's keys are strings, labels need not be
+        return {"items": [[_encode(key, what), _encode(v, what)] for key, v in value.items()]}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {name: _encode(v, what) for name, v in zip(value._fields, value, strict=True)}
+    if isinstance(value, list | tuple):
+        return [_encode(v, what) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{what} holds a {type(value).__name__}, which cannot be saved: {value!r}.")
+
+
+# --- Reading ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say of which file it is that something in it does not fit."""
+    name = os.fspath(path)
+    try:
+        yield
+    except KeyError as error:
+        raise ModelFileError(f"{name!r} is incomplete: it has no entry {error}.") from error
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ModelFileError(f"{name!r} cannot be restored: {error}") from error
+
+
+def _known_parameters(encoded: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(encoded) - set(DefectCAMClassifier._get_param_names()))
+    if unknown:
+        raise ValueError(f"this release does not know the parameters {', '.join(unknown)}.")
+    return {name: _decode(Any, value) for name, value in encoded.items()}
+
+
+def _is_usable(device: str) -> bool:
+    try:
+        torch.empty(0, device=_resolve_device(device))
+    except (RuntimeError, AssertionError):  # the latter from builds without CUDA
+        return False
+    return True
+
+
+def _device_here(saved: str) -> str:
+    if _is_usable(saved):
+        return saved
+    warnings.warn(
+        f"The model was saved with device={saved!r}, which cannot be used on this machine: now "
+        "'auto'.",
+        stacklevel=3,
+    )
+    return "auto"
+
+
+def _restore(
+    clf: DefectCAMClassifier, description: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Set the fitted attributes."""
+    classes = _restore_classes(description["classes"])
+    network = _restore_network(clf, description["network"], classes, tensors)
+    preprocess = Preprocess(**description["preprocessing"])
+    clf._set_network(network, preprocess.to(next(network.parameters()).device), classes)
+    for name in _FITTED_ARRAYS:
+        setattr(clf, name, tensors[_FITTED + name].numpy().copy())
+    clf.weights_source_ = description["weights_source"]
+    clf.threshold_ = float(description["threshold"])
+    clf.history_ = {name: _decode(Any, value) for name, value in description["history"].items()}
+    clf._defect_probability = _decode(DefectProbability, description["defect_probability"])
+    clf._heat_model = _decode(HeatModel, description["heat_model"])
+
+
+def _restore_classes(encoded: dict[str, Any]) -> Classes:
+    dtype, good = np.dtype(encoded["dtype"]), encoded["good"]
+    labels = np.array(encoded["labels"], dtype=dtype)
+    if dtype.kind not in "bUiu" or labels.ndim != 1 or not 0 <= good < len(labels) >= 2:
+        raise ValueError(f"classes of dtype {dtype}, {labels.tolist()}, good one {good}.")
+    return Classes(labels, int(good))
+
+
+def _restore_network(
+    clf: DefectCAMClassifier,
+    network_parameters: dict[str, Any],
+    classes: Classes,
+    tensors: dict[str, Tensor],
+) -> DefectCAMNetwork:
+    state = {
+        name.removeprefix(_NETWORK): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(_NETWORK)
+    }
+    builder = DefectCAMClassifier(**clf.get_params(deep=False))
+    builder.set_params(**network_parameters, weights=None)
+    # The first weights, which the file's replace, are random: drawn where nobody notices.
+    with torch.random.fork_rng(devices=[]):
+        network, _ = builder._build_network(len(classes.labels), classes.good)
+    if "codebook.centres" in state:
+        n_centres, n_channels = state["codebook.centres"].shape
+        device = next(network.parameters()).device
+        network.codebook = Codebook(n_channels, n_centres).to(device)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def _decode(kind: Any, value: Any) -> Any:
+    """Undo `_encode`, where `kind` is the type to make or `Any`."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):  # X | None
+        if value is None:
+            return None
+        return _decode(next(option for option in arguments if option is not NoneType), value)
+    if isinstance(kind, type) and hasattr(kind, "_fields") and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        return kind(**{name: _decode(hints.get(name, Any), v) for name, v in value.items()})
+    if isinstance(value, list):
+        parts = [_decode(arguments[0] if arguments else Any, v) for v in value]
+        return tuple(parts) if tuple in (kind, origin) else parts
+    if isinstance(value, dict) and "items" in value:
+        return {_decode(Any, key): _decode(Any, v) for key, v in value["items"]}
+    if isinstance(value, dict) and "float" in value:
+        return float(value["float"])
+    return value

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defectcam.calibration import (
+    GOOD_PIXEL_QUANTILE,
+    DefectProbability,
+    HeatModel,
+    HeatScale,
+    choose_threshold,
+    defect_scores,
+    fit_defect_probability,
+    fit_heat_scale,
+)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def held_out(n: int = 60, distance: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    is_defect = np.arange(n) % 3 == 0
+    scores = normal(n).astype(np.float64) + distance * is_defect
+    return scores[:, None], is_defect
+
+
+# --- Scores -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_of_two_classes_the_score_is_the_difference_of_the_logits(good):
+    logits = torch.from_numpy(normal(5, 2))
+    expected = logits[:, 1 - good].double() - logits[:, good].double()
+    np.testing.assert_allclose(defect_scores(logits, good)[:, 0], expected.numpy())
+
+
+def test_of_several_classes_the_score_is_the_log_odds_of_any_defect():
+    logits = torch.from_numpy(normal(5, 4))
+    probability = logits.double().softmax(1)
+    any_defect = probability[:, [0, 2, 3]].sum(1)
+    expected = torch.log(any_defect / probability[:, 1])
+    np.testing.assert_allclose(defect_scores(logits, 1)[:, 0], expected.numpy())
+
+
+# --- Probability --------------------------------------------------------------------------------
+
+
+def test_the_probability_grows_with_the_score_and_is_calibrated_on_average():
+    scores, is_defect = held_out()
+    model = fit_defect_probability(scores, is_defect)
+    probability = model.probability(scores)
+    assert (np.diff(probability[scores[:, 0].argsort()]) > 0).all()
+    assert probability.mean() == pytest.approx(is_defect.mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_the_unit_of_the_scores_does_not_matter(unit):
+    scores, is_defect = held_out()
+    expected = fit_defect_probability(scores, is_defect).probability(scores)
+    model = fit_defect_probability(unit * scores + 3 * unit, is_defect)
+    np.testing.assert_allclose(model.probability(unit * scores + 3 * unit), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("distance", [10.0, 1e6])
+def test_separable_scores_give_finite_slopes(distance):
+    scores, is_defect = held_out(distance=distance)
+    model = fit_defect_probability(scores, is_defect)
+    assert all(math.isfinite(c) for c in (*model.coefficients, model.intercept))
+    probability = model.probability(scores)
+    assert (probability[is_defect] > 0.5).all()
+    assert (probability[~is_defect] < 0.5).all()
+    assert 0 < probability.min() < probability.max() < 1
+
+
+def test_equal_scores_give_the_share_of_defects():
+    model = fit_defect_probability(np.full((30, 1), 2.0), np.arange(30) % 3 == 0)
+    assert model.probability(np.array([[2.0]]))[0] == pytest.approx(1 / 3, abs=1e-3)
+
+
+def test_far_scores_do_not_overflow():
+    model = DefectProbability((2.0,), 0.5)
+    with np.errstate(over="raise"):
+        assert model.probability(np.array([[-1e6], [1e6]])).tolist() == [0, 1]
+    assert model.log_odds(np.array([[3.0]])).tolist() == [6.5]
+
+
+# --- Threshold ----------------------------------------------------------------------------------
+
+
+def test_balanced_is_the_share_of_defects():
+    is_defect = np.array([True, False, False, False])
+    assert choose_threshold("balanced", is_defect, np.zeros(4)) == 0.25
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=2, max_size=30),
+    st.sampled_from([0.05, 0.5, 0.75, 0.99, 1.0]),
+)
+def test_recall_finds_the_share_asked_for_with_the_highest_threshold(images, target):
+    is_defect = np.array([d for d, _ in images] + [True, False])
+    probability = np.array([p for _, p in images] + [7, 7]) / 20
+    threshold = choose_threshold(f"recall>={target}", is_defect, probability)
+
+    def recall(at: float) -> float:
+        return (probability[is_defect] >= at).mean()
+
+    assert math.isfinite(threshold)
+    assert recall(threshold) >= target
+    higher = probability[probability > threshold]
+    assert all(recall(at) < target for at in higher)
+
+
+@pytest.mark.parametrize("criterion", ["recall>=0.9", "recall >= 0.9", " recall>=.9 "])
+def test_recall_may_be_written_with_spaces(criterion):
+    is_defect = np.array([False, True, True])
+    assert choose_threshold(criterion, is_defect, np.array([0.1, 0.4, 0.8])) == 0.4
+
+
+@pytest.mark.parametrize("number", [0, 0.3, 1, 1.0])
+def test_a_number_is_taken_as_it_is(number):
+    assert choose_threshold(number, np.array([True, False]), np.array([0.9, 0.1])) == number
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [-0.1, 1.1, float("nan"), "best", "recall>=0", "recall>=1.5", "recall>=", "recall>0.9",
+     "recall>=0.9 or so", "recall>=0..9"],
+)  # fmt: skip
+def test_other_criteria_are_refused(criterion):
+    with pytest.raises(ValueError, match="threshold="):
+        choose_threshold(criterion, np.array([True, False]), np.array([0.9, 0.1]))
+
+
+# --- Scale of the map ---------------------------------------------------------------------------
+
+
+def test_the_median_of_good_pixels_becomes_zero_and_their_quantile_one():
+    maps = normal(20, 12, 15) * 3 + 5
+    scaled = fit_heat_scale(maps).apply(torch.from_numpy(maps)).numpy()
+    assert np.median(scaled) == pytest.approx(0, abs=1e-5)
+    assert np.quantile(scaled, GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-5)
+    assert (scaled > 1).mean() == pytest.approx(1 - GOOD_PIXEL_QUANTILE, abs=3e-4)
+
+
+def test_the_scale_rises_where_the_map_rises():
+    scale = fit_heat_scale(normal(3, 8, 8))
+    values = scale.apply(torch.tensor([-1.0, 0.0, 5.0]))
+    assert values.diff().gt(0).all()
+
+
+def test_a_constant_map_gets_a_usable_scale():
+    scale = fit_heat_scale(np.full((3, 4, 4), 2.0, dtype=np.float32))
+    assert scale.apply(torch.tensor([2.0, 3.0])).tolist() == [0, 1]
+
+
+def test_the_cam_is_put_on_the_fixed_scale():
+    evidence = torch.from_numpy(normal(3, 2, 4, 5))
+    grids = HeatModel("cam", 1, HeatScale(0.5, 2.5)).grids(evidence, None)
+    torch.testing.assert_close(grids, (evidence[:, 0] - evidence[:, 1] - 0.5) / 2)
+
+
+def test_the_published_map_is_scaled_by_each_image_itself():
+    evidence = torch.from_numpy(normal(3, 2, 4, 5))
+    grids = HeatModel("min_max_cam", 0, HeatScale(0.5, 2.5)).grids(evidence, None)
+    for grid, own in zip(grids, evidence[:, 1], strict=True):
+        torch.testing.assert_close(grid, (own - own.min()) / (own.max() - own.min()))

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from torch import Tensor
+
+from defectcam.cam import class_cam, defect_evidence, min_max, signed_cam
+
+
+def evidence(n_classes: int) -> Tensor:
+    values = np.random.default_rng(0).normal(size=(3, n_classes, 4, 5))
+    return torch.from_numpy(values.astype(np.float32))
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_of_two_classes_the_signed_cam_is_the_difference(good):
+    maps = evidence(2)
+    assert torch.equal(signed_cam(maps, good), maps[:, 1 - good] - maps[:, good])
+
+
+def test_the_mean_of_the_signed_cam_is_the_log_odds_of_a_defect():
+    maps, bias = evidence(2), torch.tensor([0.3, -0.7])
+    logits = maps.mean((2, 3)) + bias
+    probability = logits.softmax(1)[:, 0]
+    log_odds = signed_cam(maps, good=1).mean((1, 2)) + bias[0] - bias[1]
+    torch.testing.assert_close(log_odds, torch.logit(probability))
+
+
+def test_of_several_types_the_strongest_speaks():
+    maps = evidence(4)
+    against_good = torch.stack([maps[:, c] - maps[:, 2] for c in (0, 1, 3)], dim=1)
+    assert torch.equal(defect_evidence(maps, good=2), against_good)
+    assert torch.equal(signed_cam(maps, good=2), against_good.max(1).values)
+
+
+def test_the_class_cam_does_not_see_the_good_class():
+    maps = evidence(3)
+    before = class_cam(maps, [0, 2])
+    maps[:, 1] += 100
+    assert torch.equal(class_cam(maps, [0, 2]), before)
+    assert torch.equal(before, torch.maximum(maps[:, 0], maps[:, 2]))
+
+
+def test_min_max_scales_each_map_by_itself():
+    maps = torch.tensor([[[1.0, 3.0]], [[-10.0, 0.0]]])
+    assert min_max(maps).tolist() == [[[0, 1]], [[0, 1]]]
+
+
+def test_a_constant_map_becomes_zero():
+    assert min_max(torch.full((2, 3, 3), 7.0)).eq(0).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    arrays(
+        np.float32,
+        array_shapes(min_dims=3, max_dims=3, max_side=5),
+        elements=st.floats(-1e6, 1e6, width=32),
+    )
+)
+def test_min_max_stays_between_zero_and_one_and_keeps_the_order(values):
+    scaled = min_max(torch.from_numpy(values)).numpy()
+    assert scaled.min() >= 0
+    assert scaled.max() <= 1
+    for before, after in zip(values, scaled, strict=True):
+        order = before.ravel().argsort()
+        assert (np.diff(after.ravel()[order]) >= 0).all()
+        if np.ptp(before) > 0:
+            assert (after.min(), after.max()) == (0, 1)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from defectcam import novelty
+from defectcam.novelty import Codebook, describe_patches
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def random_codebook(n_channels: int = 5, n_centres: int = 7) -> Codebook:
+    codebook = Codebook(n_channels, n_centres)
+    codebook.scale.copy_(torch.from_numpy(np.abs(normal(n_channels, seed=1)) + 0.5))
+    codebook.centres.copy_(torch.from_numpy(normal(n_centres, n_channels, seed=2)))
+    return codebook
+
+
+def test_the_map_is_the_distance_to_the_nearest_centre():
+    codebook, patches = random_codebook(), normal(2, 5, 3, 4)
+    scaled = patches / codebook.scale.numpy()[:, None, None]
+    differences = scaled[:, None] - codebook.centres.numpy()[None, :, :, None, None]
+    expected = np.sqrt((differences**2).sum(2)).min(1)
+    np.testing.assert_allclose(codebook(torch.from_numpy(patches)).numpy(), expected, rtol=1e-4)
+
+
+def test_centres_are_not_novel():
+    codebook = random_codebook()
+    patches = (codebook.centres * codebook.scale).T[None, :, :, None]
+    distance = codebook(patches)
+    assert distance.shape == (1, 7, 1)
+    assert (distance < 2e-3).all()  # the root of float32's rounding
+    assert (distance >= 0).all()
+
+
+def test_a_patch_seen_on_good_parts_is_less_novel_than_any_other():
+    good = normal(200, 5) * np.array([1, 10, 0.1, 1, 1], dtype=np.float32)
+    codebook = Codebook.fit(good, n_centres=20, random_state=0)
+    seen = codebook(torch.from_numpy(good.T[None, :, :, None])).flatten()
+    other = good.copy()
+    other[:, 2] += 1.0  # ten deviations in the weakest channel
+    unseen = codebook(torch.from_numpy(other.T[None, :, :, None])).flatten()
+    assert unseen.min() > seen.max()
+
+
+def test_the_scale_is_the_deviation_of_each_channel():
+    patches = normal(100, 4) * np.array([1, 5, 0, 2], dtype=np.float32)
+    codebook = Codebook.fit(patches, n_centres=3, random_state=0)
+    expected = patches.std(0)
+    expected[2] = 1  # a channel that never varies is not divided by 0
+    np.testing.assert_allclose(codebook.scale.numpy(), expected, rtol=1e-6)
+
+
+def test_there_are_no_more_centres_than_patches():
+    codebook = Codebook.fit(normal(6, 4), n_centres=50, random_state=0)
+    assert codebook.centres.shape == (6, 4)
+
+
+def test_a_codebook_is_decided_by_its_seed(generators_untouched):
+    patches = normal(300, 4)
+    first, again = (Codebook.fit(patches, n_centres=10, random_state=3) for _ in range(2))
+    other = Codebook.fit(patches, n_centres=10, random_state=4)
+    assert torch.equal(first.centres, again.centres)
+    assert not torch.equal(first.centres, other.centres)
+
+
+def test_a_sample_of_many_patches_is_used(monkeypatch):
+    monkeypatch.setattr(novelty, "MAX_CODEBOOK_PATCHES", 20)
+    codebook = Codebook.fit(normal(100, 4), n_centres=50, random_state=0)
+    assert codebook.centres.shape == (20, 4)
+
+
+def test_the_patches_given_are_left_as_they_are():
+    patches = normal(50, 4)
+    before = patches.copy()
+    Codebook.fit(patches, n_centres=5, random_state=0)
+    assert np.array_equal(patches, before)
+
+
+def test_a_codebook_is_part_of_the_state_but_is_not_trained():
+    codebook = random_codebook()
+    assert set(codebook.state_dict()) == {"scale", "centres"}
+    assert list(codebook.parameters()) == []
+
+
+@pytest.mark.parametrize("sizes", [[(8, 12)], [(8, 12), (4, 6)], [(16, 24), (8, 12), (3, 5)]])
+def test_patches_lie_on_the_coarsest_grid(sizes):
+    levels = [torch.from_numpy(normal(2, 3 + i, *size)) for i, size in enumerate(sizes)]
+    patches = describe_patches(levels)
+    assert patches.shape == (2, sum(level.shape[1] for level in levels), *sizes[-1])
+
+
+def test_a_patch_is_the_mean_of_its_neighbours_within_the_image():
+    values = normal(1, 2, 5, 6)
+    expected = np.empty_like(values)
+    for row in range(5):
+        for column in range(6):
+            window = values[:, :, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+            expected[:, :, row, column] = window.mean((2, 3))
+    patches = describe_patches([torch.from_numpy(values)])
+    np.testing.assert_allclose(patches.numpy(), expected, atol=1e-6)
+
+
+def test_finer_levels_come_first_and_are_averaged_down():
+    fine = torch.from_numpy(normal(1, 1, 4, 4))
+    coarse = torch.full((1, 2, 2, 2), 9.0)
+    patches = describe_patches([fine, coarse])
+    torch.testing.assert_close(patches[0, 0], fine.mean().expand(2, 2))
+    assert patches[0, 1:].eq(9).all()

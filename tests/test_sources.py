@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from defectcam.sources import as_sources, labelled_sources, paths_of
+
+GREY = np.zeros((5, 6), dtype=np.uint8)
+RGB = np.zeros((5, 6, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        GREY,
+        RGB,
+        GREY[..., None],
+        np.zeros((5, 6, 4), dtype=np.uint8),
+        GREY.astype(np.float32),
+        Image.fromarray(RGB),
+        "part.png",
+        Path("part.png"),
+    ],
+    ids=lambda image: type(image).__name__,
+)
+def test_one_image_is_single(image):
+    sources = as_sources(image)
+    assert sources.single
+    assert sources.items[0] is image
+    assert len(sources.items) == 1
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((7, 5, 6), dtype=np.uint8),
+        np.zeros((7, 5, 6, 3), dtype=np.uint8),
+        [GREY] * 7,
+        (RGB,) * 7,
+        [RGB, GREY] * 3 + ["part.png"],
+        np.array([f"{i}.png" for i in range(7)]),
+        pd.Series([f"{i}.png" for i in range(7)], index=range(10, 17)),
+        (Path(f"{i}.png") for i in range(7)),
+    ],
+)
+def test_many_images_are_listed_in_order(images):
+    sources = as_sources(images)
+    assert not sources.single
+    assert len(sources.items) == 7
+
+
+def test_order_is_kept():
+    names = ["b.png", "a.png", "c.png"]
+    assert as_sources(pd.Series(names, index=[2, 0, 1])).items == names
+    assert as_sources(np.array(names)).items == names
+    stack = np.stack([GREY + value for value in (6, 0, 3)])
+    assert [image[0, 0] for image in as_sources(stack).items] == [6, 0, 3]
+
+
+def test_a_list_of_one_is_not_single():
+    assert not as_sources(["part.png"]).single
+    assert not as_sources(RGB[None]).single
+
+
+def test_a_folder_stands_for_all_images_below_it(parts):
+    sources = as_sources(parts)
+    assert not sources.single
+    assert len(sources.items) == 14
+    assert sources.items == as_sources(os.fspath(parts)).items
+
+
+def test_only_files_are_paths():
+    sources = as_sources(["a.png", RGB, Path("b.png"), Image.fromarray(RGB)])
+    assert paths_of(sources) == ["a.png", Path("b.png")]
+
+
+@pytest.mark.parametrize("nothing", [[], np.zeros((0, 5, 6, 3)), ()])
+def test_nothing_is_refused(nothing):
+    with pytest.raises(ValueError, match="0 sample"):
+        as_sources(nothing)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Found no image"):
+        as_sources(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"part.png", {"a": 1}])
+def test_what_is_no_image_is_refused(wrong):
+    with pytest.raises(TypeError, match="expected a folder"):
+        as_sources(wrong)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 2, 3, 4, 5)])
+def test_arrays_of_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match="expected"):
+        as_sources(np.zeros(shape))
+
+
+def test_a_folder_brings_its_labels(parts):
+    sources, labels = labelled_sources(parts, None, None)
+    assert [Path(path).parent.name for path in sources.items] == list(labels)
+    assert sorted(set(labels)) == ["good", "scratch"]
+
+
+def test_a_folder_with_labels_is_refused(parts):
+    with pytest.raises(ValueError, match="leave y out"):
+        labelled_sources(parts, ["good"] * 14, None)
+
+
+def test_images_need_labels():
+    with pytest.raises(ValueError, match="requires y to be passed"):
+        labelled_sources([GREY, GREY], None, None)
+
+
+def test_as_many_labels_as_images():
+    with pytest.raises(ValueError, match="inconsistent numbers of samples: 2 images and 3 labels"):
+        labelled_sources([GREY, GREY], [0, 1, 0], None)
+
+
+def test_one_image_cannot_be_learned_from():
+    with pytest.raises(ValueError, match="got one 'part.png'"):
+        labelled_sources("part.png", ["good"], None)
