@@ -10,6 +10,7 @@ import re
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
@@ -17,6 +18,7 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from defectcam.cam import class_cam, min_max, signed_cam
+from defectcam.novelty import novelty_peak
 
 #: Share of good pixels below the map's limit.
 GOOD_PIXEL_QUANTILE = 0.999
@@ -24,14 +26,17 @@ GOOD_PIXEL_QUANTILE = 0.999
 _RECALL = re.compile(r"recall\s*>=\s*(?P<target>[0-9.]+)")
 
 
-def defect_scores(logits: Tensor, good: int) -> NDArray[np.float64]:
-    """Image scores that speak of a defect, shape ``(n_images, n_scores)``.
+def defect_scores(logits: Tensor, novelty: Tensor | None, good: int) -> NDArray[np.float64]:
+    """Return the image scores that speak of a defect, shape ``(n_images, n_scores)``.
 
-    The only column is the log-odds of any defect class against the good one.
+    The first is the log-odds of any defect class against the good one; with novelty maps, their
+    smoothed peak is the second.
     """
     defects = [c for c in range(logits.shape[1]) if c != good]
-    wide = logits.double()
-    return (wide[:, defects].logsumexp(1) - wide[:, good])[:, None].numpy()
+    scores = [logits[:, defects].logsumexp(1) - logits[:, good]]
+    if novelty is not None:
+        scores.append(novelty_peak(novelty))
+    return torch.stack(scores, dim=1).double().numpy()
 
 
 class HeatScale(NamedTuple):

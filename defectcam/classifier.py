@@ -46,9 +46,11 @@ from defectcam.sources import Sources, as_sources, labelled_sources, paths_of
 from defectcam.training import (
     VIEWS,
     FeatureCache,
+    FitResult,
     Fold,
     TailTraining,
     TrainingOptions,
+    add_codebook,
     train_with_folds,
 )
 
@@ -123,10 +125,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         How many of the last stages the evidence head reads.
     normalise_evidence : bool, default=True
         Whether each level is batch-normalised before the head.
-    pooling : {"top_k", "average", "max"}, default="top_k"
-        How an evidence map becomes a class score.
+    novelty_strides : sequence of int, default=(4, 8)
+        Strides of the frozen stages whose features describe a patch; of those given, the frozen
+        ones are used. Novelty maps lie on the grid of the coarsest.
+    codebook_size : int, default=500
+        Number of k-means centres that stand for all good patches.
+    pooling : {"novelty_top_k", "top_k", "average", "max"}, default="novelty_top_k"
+        How an evidence map becomes a class score, see `defectcam.heads.pool_evidence`.
     pooling_fraction : float, default=0.05
-        Share of the positions that ``"top_k"`` averages.
+        Share of the positions that the top-k poolings average.
     head_init : {"normal", "linear"}, default="normal"
         Initial weights of the head: small normal ones, or those of a PyTorch linear layer.
     target : {"anomaly", "type"}, default="anomaly"
@@ -239,6 +246,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "trainable_stages": [Interval(Integral, 0, None, closed="left")],
         "evidence_stages": [Interval(Integral, 1, None, closed="left")],
         "normalise_evidence": ["boolean"],
+        "novelty_strides": [list, tuple],
+        "codebook_size": [Interval(Integral, 1, None, closed="left")],
         "pooling": [StrOptions(set(POOLINGS))],
         "pooling_fraction": [Interval(Real, 0, 1, closed="right")],
         "head_init": [StrOptions({"normal", "linear"})],
@@ -264,7 +273,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "stop_at_train_accuracy": [Interval(Real, 0, 1, closed="right"), None],
         "augmentation": [StrOptions(set(VIEWS))],
         "cv": [Interval(Integral, 2, None, closed="left"), None],
-        "heatmap": [StrOptions({"cam", "min_max_cam"})],
+        "heatmap": [StrOptions({"fused", "cam", "min_max_cam"})],
         "threshold": [str, Interval(Real, 0, 1, closed="both")],
         "box_threshold": [Interval(Real, None, None, closed="neither")],
         "min_area": [Interval(Integral, 1, None, closed="left")],
@@ -289,7 +298,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         trainable_stages: int = 2,
         evidence_stages: int = 2,
         normalise_evidence: bool = True,
-        pooling: str = "top_k",
+        novelty_strides: Sequence[int] = (4, 8),
+        codebook_size: int = 500,
+        pooling: str = "novelty_top_k",
         pooling_fraction: float = 0.05,
         head_init: str = "normal",
         target: str = "anomaly",
@@ -330,6 +341,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.trainable_stages = trainable_stages
         self.evidence_stages = evidence_stages
         self.normalise_evidence = normalise_evidence
+        self.novelty_strides = novelty_strides
+        self.codebook_size = codebook_size
         self.pooling = pooling
         self.pooling_fraction = pooling_fraction
         self.head_init = head_init
@@ -435,6 +448,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 len(sources.items), VIEWS[self.augmentation], self.cache_size, torch.float16
             ) as cache:
                 cache.fill(network, self._pixels(sources, preprocess))
+                novelty = None
+                if network.novelty_levels:
+                    is_good = targets == classes.good
+                    novelty = add_codebook(
+                        network, cache, is_good, folds, self.codebook_size, seed
+                    )
                 with self._epoch_bar(max(1, len(folds))) as bar:
                     training = TailTraining(
                         network=network,
@@ -456,7 +475,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self._set_network(network, preprocess, classes)
         self.history_ = result.history
         held_out = bool(folds) and not result.interrupted
-        self._calibrate(result.logits, result.evidence, targets, held_out)
+        self._calibrate(result, novelty, targets, held_out)
         return self
 
     def _build_network(self, n_classes: int, good: int) -> tuple[DefectCAMNetwork, Preprocess]:
@@ -481,6 +500,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             },
             trainable_stages=self.trainable_stages,
             evidence_stages=self.evidence_stages,
+            novelty_strides=self.novelty_strides if self._needs_novelty() else (),
         )
         device = _resolve_device(self.device)
         network.to(device).to(memory_format=torch.channels_last)
@@ -499,15 +519,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
     def _calibrate(
         self,
-        logits: torch.Tensor,
-        evidence: torch.Tensor,
+        result: FitResult,
+        novelty: torch.Tensor | None,
         targets: NDArray[np.int64],
         held_out: bool,
     ) -> None:
         """Learn from the training images' scores what a score and a map value mean."""
         good = self._classes.good
         is_defect = targets != good
-        scores = defect_scores(logits, good)
+        scores = defect_scores(result.logits, self._novelty_for_score(novelty), good)
         self._defect_probability = (
             fit_defect_probability(scores, is_defect)
             if held_out
@@ -515,7 +535,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         )
         self.held_out_probability_ = self._defect_probability.probability(scores)
         self.threshold_ = choose_threshold(self.threshold, is_defect, self.held_out_probability_)
-        self._heat_model = fit_heat_model(self.heatmap, good, evidence[~is_defect])
+        self._heat_model = fit_heat_model(
+            self.heatmap, good, result.evidence, novelty, is_defect
+        )
 
     def _training_options(self) -> TrainingOptions:
         return TrainingOptions(
@@ -808,7 +830,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
 
     def _log_odds_of(self, batch: _Batch) -> NDArray[np.float64]:
-        return self._defect_probability.log_odds(defect_scores(batch.logits, self._classes.good))
+        novelty = self._novelty_for_score(batch.novelty)
+        scores = defect_scores(batch.logits, novelty, self._classes.good)
+        return self._defect_probability.log_odds(scores)
+
+    def _novelty_for_score(self, novelty: torch.Tensor | None) -> torch.Tensor | None:
+        return novelty if self.heatmap == "fused" else None
+
+    def _needs_novelty(self) -> bool:
+        return self.heatmap == "fused" or self.pooling == "novelty_top_k"
 
     def _probabilities(self, batch: _Batch) -> NDArray[np.float64]:
         """Probability per class: of a defect from the calibration, its type from the network."""

@@ -1,7 +1,7 @@
 """The command line: folders and files in, tables, JSON and pictures out.
 
 Owns options, what is printed, which files are written and the exit codes. The work is done by the
-estimator and the metrics, which are imported inside the commands, so that ``--help`` needs no torch.
+estimator and the metrics, imported inside the commands, so that ``--help`` needs no torch.
 """
 
 from __future__ import annotations
@@ -88,7 +88,11 @@ def _size(text: str) -> int | tuple[int, int]:
     return (int(height), int(width)) if times else int(height)
 
 
-_size.__name__ = "size"
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+_size.__name__, _integers.__name__ = "size", "list of integers"
 
 _INT_OR_NONE, _FLOAT_OR_NONE = _or_none(int), _or_none(float)
 
@@ -113,12 +117,20 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
         _Parameter("normalise_evidence", True, None, "batch-normalise levels before the head"),
         _Parameter(
             "pooling",
-            "top_k",
+            "novelty_top_k",
             str,
             "how a map becomes a class score",
-            ("average", "max", "top_k"),
+            ("average", "max", "novelty_top_k", "top_k"),
         ),
-        _Parameter("pooling_fraction", 0.05, float, "share of positions that top_k averages"),
+        _Parameter("pooling_fraction", 0.05, float, "share of positions in the top k"),
+        _Parameter(
+            "novelty_strides",
+            (4, 8),
+            _integers,
+            "frozen stages that describe a patch",
+            metavar="N,N",
+        ),
+        _Parameter("codebook_size", 500, int, "patches that stand for all good ones"),
         _Parameter("head_init", "normal", str, "first weights of the head", ("linear", "normal")),
     ),
     "labels": (
@@ -176,7 +188,7 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
         _Parameter("cv", 3, _INT_OR_NONE, "folds that thresholds are learned on; none: no folds"),
     ),
     "answers": (
-        _Parameter("heatmap", "cam", str, "kind of heatmap", ("cam", "min_max_cam")),
+        _Parameter("heatmap", "cam", str, "kind of heatmap", ("cam", "fused", "min_max_cam")),
         _Parameter(
             "threshold",
             "balanced",
@@ -199,6 +211,8 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
 
 def _add_parameter(group: argparse._ArgumentGroup, parameter: _Parameter) -> None:
     default = "none" if parameter.default is None else parameter.default
+    if isinstance(default, tuple):
+        default = ",".join(map(str, default))
     options: dict[str, Any] = {
         "dest": parameter.name,
         "default": argparse.SUPPRESS,  # what is not given is left to the API, or to the recipe
@@ -206,8 +220,7 @@ def _add_parameter(group: argparse._ArgumentGroup, parameter: _Parameter) -> Non
     }
     if parameter.parse is None:
         options["action"] = argparse.BooleanOptionalAction
-        if sys.version_info < (3, 13):  # which else adds its own, unhelpful default to the help
-            options["help"] = f"{parameter.help} (default: {'yes' if default else 'no'})"
+        options["help"] = f"{parameter.help} (default: {'yes' if default else 'no'})"
     else:
         options["type"] = parameter.parse
         options["choices"] = parameter.choices
@@ -345,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("defectcam: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `defectcam predict ... | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the interpreter's last flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
         return BROKEN_PIPE
     except _UsageError as error:
         print(f"defectcam: error: {error}", file=sys.stderr)
@@ -414,7 +427,8 @@ def _predict(args: argparse.Namespace) -> int:
     paths = _list_images(args.images)
     clf = _load(args)
     records = []
-    for path, found in zip(paths, _found(clf, paths, args.quiet), strict=True):
+    print_rows = args.csv is None and not args.json
+    for path, found in zip(paths, _found(clf, paths, args.quiet, print_rows), strict=True):
         records.append(
             {
                 "image": path,
@@ -423,7 +437,7 @@ def _predict(args: argparse.Namespace) -> int:
                 "is_defect": found.is_defect,
             }
         )
-        if args.csv is None and not args.json:
+        if print_rows:
             print(f"{_answer(clf, found)}  {path}")
     if args.csv is not None:
         from defectcam.files import write_atomically
@@ -450,8 +464,9 @@ def _localize(args: argparse.Namespace) -> int:
         )
     clf = _load(args)
     records = []
+    localized = _found(clf, paths, args.quiet, rows_printed=not args.json)
     with _staged(output) as folder:
-        for path, name, found in zip(paths, overlays, _found(clf, paths, args.quiet), strict=True):
+        for path, name, found in zip(paths, overlays, localized, strict=True):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             found.save(folder / name)
             records.append({**found.to_dict(), "overlay": name})
@@ -539,16 +554,13 @@ def _list_images(arguments: Sequence[str], without: Path | None = None) -> list[
     """
     from defectcam.images import ImageReadError, check_readable, find_images
 
-    skipped = None if without is None else without.resolve()
     paths: dict[str, str] = {}
     for argument in arguments:
-        if not os.path.isdir(argument):
-            paths.setdefault(os.path.abspath(argument), argument)
-            continue
-        inside = skipped is not None and Path(argument).resolve() in skipped.parents
-        for path in find_images(argument):
-            if not (inside and skipped in Path(path).resolve().parents):
-                paths.setdefault(os.path.abspath(path), path)
+        found = find_images(argument) if os.path.isdir(argument) else [argument]
+        if without is not None and Path(argument).resolve() in without.resolve().parents:
+            found = [p for p in found if without.resolve() not in Path(p).resolve().parents]
+        for path in found:
+            paths.setdefault(os.path.abspath(path), path)
     if not paths:
         raise ImageReadError(f"found no images in {', '.join(map(repr, arguments))}.")
     check_readable(paths.values())
@@ -574,12 +586,14 @@ def _overlay_names(paths: Sequence[str], arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _found(clf: DefectCAMClassifier, paths: Sequence[str], quiet: bool) -> Iterator[Localization]:
+def _found(
+    clf: DefectCAMClassifier, paths: Sequence[str], quiet: bool, rows_printed: bool = False
+) -> Iterator[Localization]:
     from tqdm import tqdm
 
-    with tqdm(
-        total=len(paths), desc="images", unit="image", disable=True if quiet else None
-    ) as bar:
+    # Rows on the same terminal are progress enough, and would break up the bar.
+    disable = True if quiet or (rows_printed and sys.stdout.isatty()) else None
+    with tqdm(total=len(paths), desc="images", unit="image", disable=disable) as bar:
         for found in clf.localize_iter(paths):
             yield found
             bar.update()
@@ -628,7 +642,7 @@ def _refuse_existing_folder(folder: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into; its files move to `folder` at the end, unless something fails."""
+    """Give a folder to write into; its files move to `folder` at the end if nothing fails."""
     target = folder.resolve()
     staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     staging.mkdir()
@@ -718,7 +732,7 @@ def _image_report(
         rows = rows[np.argsort(-np.abs(probability[rows] - clf.threshold_), kind="stable")]
         return [
             {"image": paths[i], "type": types[i], "probability": float(probability[i])}
-            for i in rows
+            for i in rows.tolist()
         ]
 
     with warnings.catch_warnings():  # what is undefined is None, and printed as such

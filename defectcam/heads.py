@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 __all__ = ["INITS", "POOLINGS", "EvidenceHead", "pool_evidence"]
 
-POOLINGS = ("average", "top_k", "max")
+POOLINGS = ("average", "top_k", "max", "novelty_top_k")
 INITS = ("normal", "linear")
 
 _INIT_STD = 0.01
@@ -38,9 +38,10 @@ class EvidenceHead(nn.Module):
     normalise
         Whether each level passes a batch normalisation without learned scale and shift first.
     pooling
-        ``"average"``, ``"top_k"`` (mean of the highest values) or ``"max"``.
+        ``"average"``, ``"top_k"`` (mean of the highest values), ``"max"``, or ``"novelty_top_k"``
+        (half of it the mean of the highest values, half a mean weighted by novelty).
     fraction
-        Of the positions that ``"top_k"`` averages, in (0, 1]; other poolings ignore it.
+        Of the positions that the top-k poolings average, in (0, 1]; others ignore it.
     reference
         Index of the class that the others are weighed against: its evidence is subtracted before
         the pooling, position by position, so that a defect class scores where it beats *good*, not
@@ -117,13 +118,15 @@ class EvidenceHead(nn.Module):
             )
         return total
 
-    def logits(self, evidence: Tensor) -> Tensor:
+    def logits(self, evidence: Tensor, novelty: Tensor | None = None) -> Tensor:
         """Pool evidence into class scores and add the bias.
 
         Parameters
         ----------
         evidence
             Shape (n, n_classes, h, w), as `evidence` gives it.
+        novelty
+            Shape (n, h', w') with a grid at least as fine; read by ``"novelty_top_k"`` alone.
 
         Returns
         -------
@@ -132,15 +135,19 @@ class EvidenceHead(nn.Module):
         """
         if self.reference is not None:
             evidence = evidence - evidence[:, self.reference, None]
-        return pool_evidence(evidence, self.pooling, self.fraction) + self.bias
+        return pool_evidence(evidence, self.pooling, self.fraction, novelty) + self.bias
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Sequence[Tensor], novelty: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return class scores (n, n_classes) and the evidence (n, n_classes, h, w) behind them."""
         evidence = self.evidence(features)
-        return self.logits(evidence), evidence
+        return self.logits(evidence, novelty), evidence
 
 
-def pool_evidence(evidence: Tensor, pooling: str, fraction: float = 1.0) -> Tensor:
+def pool_evidence(
+    evidence: Tensor, pooling: str, fraction: float = 1.0, novelty: Tensor | None = None
+) -> Tensor:
     """Pool each evidence map into one score.
 
     Parameters
@@ -150,9 +157,13 @@ def pool_evidence(evidence: Tensor, pooling: str, fraction: float = 1.0) -> Tens
     pooling
         ``"average"``; ``"max"``; or ``"top_k"``, the mean of the highest
         ``max(1, round(fraction * h * w))`` values of each map: multiple-instance pooling, where a
-        small defect need not convince the whole image.
+        small defect need not convince the whole image; or ``"novelty_top_k"``, the mean of that
+        and of the evidence averaged with the weights softmax(2 novelty), so that evidence is asked
+        for where something is to be seen.
     fraction
-        Of the positions, in (0, 1]; only ``"top_k"`` reads it.
+        Of the positions, in (0, 1]; only the top-k poolings read it.
+    novelty
+        Shape (n, h', w'), averaged down to the evidence's grid; needed by ``"novelty_top_k"``.
 
     Returns
     -------
@@ -172,11 +183,18 @@ def pool_evidence(evidence: Tensor, pooling: str, fraction: float = 1.0) -> Tens
         return evidence.amax((2, 3))
     values = evidence.flatten(2)
     k = max(1, round(fraction * values.shape[2]))
-    return values.topk(k, dim=2, sorted=False).values.mean(2)
+    top = values.topk(k, dim=2, sorted=False).values.mean(2)
+    if pooling == "top_k":
+        return top
+    if novelty is None:
+        raise ValueError('pooling="novelty_top_k" needs the novelty map.')
+    grid = (evidence.shape[2], evidence.shape[3])
+    weights = (2 * F.adaptive_avg_pool2d(novelty, grid)).flatten(1).softmax(1)
+    return 0.5 * top + 0.5 * (values * weights[:, None]).sum(2)
 
 
 def _check_pooling(pooling: str, fraction: float) -> None:
     if pooling not in POOLINGS:
         raise ValueError(f"pooling={pooling!r}; expected one of {POOLINGS}.")
-    if pooling == "top_k" and not 0 < fraction <= 1:
+    if "top_k" in pooling and not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction!r}; expected more than 0 and at most 1.")

@@ -64,7 +64,8 @@ class DefectCAMNetwork(nn.Module):
     evidence_stages : int
         How many of the last stages the evidence head reads.
     novelty_strides : sequence of int
-        Strides of the trunk levels that describe patches; empty for a network without novelty.
+        Strides of the trunk levels that describe patches; those that are not frozen are left out.
+        Empty for a network without novelty.
     """
 
     def __init__(
@@ -139,10 +140,14 @@ class DefectCAMNetwork(nn.Module):
         """One pass from normalised images to scores, evidence and novelty."""
         features = self.trunk_features(pixels)
         evidence = self.evidence(features.deep)
-        novelty = None
-        if self.codebook is not None and features.patches is not None:
-            novelty = self.codebook(features.patches)
-        return NetworkOutput(self.head.logits(evidence), evidence, novelty)
+        novelty = self.novelty(features.patches)
+        return NetworkOutput(self.head.logits(evidence, novelty), evidence, novelty)
+
+    def novelty(self, patches: Tensor | None) -> Tensor | None:
+        """Novelty maps of described patches, shape ``(n, h, w)``; None without a codebook."""
+        if self.codebook is None or patches is None:
+            return None
+        return self.codebook(patches)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Class scores of normalised images, shape ``(n, n_classes)``.
@@ -151,7 +156,7 @@ class DefectCAMNetwork(nn.Module):
         ----------
         pixels : Tensor of shape (n, 3, height, width)
         """
-        return self.head.logits(self.evidence(self.trunk_features(pixels).deep))
+        return self.infer(pixels).logits
 
 
 def _check_stages(name: str, value: int, low: int, high: int) -> None:
@@ -174,10 +179,10 @@ def _split_entry(stages: list[nn.Module]) -> tuple[nn.Sequential, list[nn.Module
 
 
 def _levels_of_strides(strides: Sequence[int], wanted: Sequence[int]) -> list[int]:
-    missing = [s for s in wanted if s not in strides]
-    if missing:
+    levels = [level for level, stride in enumerate(strides) if stride in wanted]
+    if wanted and not levels:
         raise ValueError(
             f"novelty_strides={tuple(wanted)!r}: the frozen stages of this backbone have strides "
-            f"{tuple(strides)}, so {missing} cannot be used. Train fewer stages or name others."
+            f"{tuple(strides)}. Name some of them, or train fewer stages."
         )
-    return sorted(strides.index(s) for s in wanted)
+    return levels

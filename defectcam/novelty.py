@@ -18,6 +18,9 @@ from torch import Tensor, nn
 #: Patches that k-means looks at. More changed neither the map nor the scores in trials.
 MAX_CODEBOOK_PATCHES = 50_000
 
+#: Share of good patches whose novelty stays below 1.
+GOOD_PATCH_QUANTILE = 0.99
+
 
 def describe_patches(levels: Sequence[Tensor]) -> Tensor:
     """Join shallow feature levels into one description per patch of the coarsest level's grid.
@@ -46,8 +49,29 @@ def describe_patches(levels: Sequence[Tensor]) -> Tensor:
     return F.avg_pool2d(joined, kernel_size=3, stride=1, padding=1, count_include_pad=False)
 
 
+def novelty_peak(novelty: Tensor) -> Tensor:
+    """Image score: the highest novelty after smoothing over 5 x 5 patches.
+
+    A defect is novel over a neighbourhood, a speck of noise in one patch: the smoothed peak
+    separates good from defective images far better than the raw maximum.
+
+    Parameters
+    ----------
+    novelty : Tensor of shape (n, height, width)
+
+    Returns
+    -------
+    Tensor of shape (n,)
+    """
+    smooth = F.avg_pool2d(novelty[:, None], 5, stride=1, padding=2, count_include_pad=False)
+    return smooth.amax((1, 2, 3))
+
+
 class Codebook(nn.Module):
-    """Centres of good patches; its forward pass is the distance of a patch to the nearest one.
+    """Centres of good patches; its forward pass tells how novel each patch of an image is.
+
+    Novelty is the distance to the nearest centre on a fixed scale: 0 is the median of good
+    patches, 1 their 99th percentile.
 
     Parameters
     ----------
@@ -62,15 +86,21 @@ class Codebook(nn.Module):
         Standard deviation of each channel over good patches.
     centres : Tensor of shape (n_centres, n_channels)
         Centres in units of ``scale``.
+    typical, limit : Tensor of shape ()
+        Distances that become 0 and 1.
     """
 
     scale: Tensor
     centres: Tensor
+    typical: Tensor
+    limit: Tensor
 
     def __init__(self, n_channels: int, n_centres: int) -> None:
         super().__init__()
         self.register_buffer("scale", torch.ones(n_channels))
         self.register_buffer("centres", torch.zeros(n_centres, n_channels))
+        self.register_buffer("typical", torch.tensor(0.0))
+        self.register_buffer("limit", torch.tensor(1.0))
 
     @classmethod
     def fit(cls, patches: np.ndarray, n_centres: int, random_state: int) -> Codebook:
@@ -98,10 +128,14 @@ class Codebook(nn.Module):
         codebook = cls(patches.shape[1], n_centres)
         codebook.scale.copy_(torch.from_numpy(scale))
         codebook.centres.copy_(torch.from_numpy(kmeans.cluster_centers_))
+        distances = kmeans.transform(scaled).min(axis=1)
+        typical, limit = np.quantile(distances, [0.5, GOOD_PATCH_QUANTILE])
+        codebook.typical.fill_(float(typical))
+        codebook.limit.fill_(float(limit) if limit > typical else float(typical) + 1.0)
         return codebook
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Distance map.
+        """Novelty map.
 
         Parameters
         ----------
@@ -110,7 +144,6 @@ class Codebook(nn.Module):
         Returns
         -------
         Tensor of shape (n, height, width)
-            Euclidean distance to the nearest centre, in units of ``scale``.
         """
         scaled = patches / self.scale[:, None, None]
         # |x - c|^2 = |x|^2 + (|c|^2 - 2 x.c): the bracket is one 1x1 convolution, which exports.
@@ -118,4 +151,4 @@ class Codebook(nn.Module):
             scaled, -2 * self.centres[:, :, None, None], self.centres.square().sum(1)
         )
         squared = scaled.square().sum(1) + bracket.amin(1)
-        return squared.clamp_min(0).sqrt()
+        return (squared.clamp_min(0).sqrt() - self.typical) / (self.limit - self.typical)

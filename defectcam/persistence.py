@@ -186,6 +186,7 @@ def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
         "versions": _versions(),
         "parameters": {name: _encode(value, name) for name, value in _parameters_of(clf).items()},
         "network": _network_parameters(clf),
+        "novelty_levels": clf.network_.novelty_levels,
         "weights_source": clf.weights_source_,
         "preprocessing": {
             "image_size": list(preprocess.image_size),
@@ -244,7 +245,9 @@ def _encode(value: Any, what: str) -> Any:
         return {"items": [[_encode(key, what), _encode(v, what)] for key, v in value.items()]}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return {name: _encode(v, what) for name, v in zip(value._fields, value, strict=True)}
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):  # JSON knows lists only
+        return {"tuple": [_encode(v, what) for v in value]}
+    if isinstance(value, list):
         return [_encode(v, what) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -297,7 +300,7 @@ def _restore(
 ) -> None:
     """Set the fitted attributes."""
     classes = _restore_classes(description["classes"])
-    network = _restore_network(clf, description["network"], classes, tensors)
+    network = _restore_network(clf, description, classes, tensors)
     preprocess = Preprocess(**description["preprocessing"])
     clf._set_network(network, preprocess.to(next(network.parameters()).device), classes)
     for name in _FITTED_ARRAYS:
@@ -319,7 +322,7 @@ def _restore_classes(encoded: dict[str, Any]) -> Classes:
 
 def _restore_network(
     clf: DefectCAMClassifier,
-    network_parameters: dict[str, Any],
+    description: dict[str, Any],
     classes: Classes,
     tensors: dict[str, Tensor],
 ) -> DefectCAMNetwork:
@@ -329,10 +332,11 @@ def _restore_network(
         if name.startswith(_NETWORK)
     }
     builder = DefectCAMClassifier(**clf.get_params(deep=False))
-    builder.set_params(**network_parameters, weights=None)
+    builder.set_params(**description["network"], weights=None)
     # The first weights, which the file's replace, are random: drawn where nobody notices.
     with torch.random.fork_rng(devices=[]):
         network, _ = builder._build_network(len(classes.labels), classes.good)
+    network.novelty_levels = [range(len(network.trunk))[i] for i in description["novelty_levels"]]
     if "codebook.centres" in state:
         n_centres, n_channels = state["codebook.centres"].shape
         device = next(network.parameters()).device
@@ -352,8 +356,9 @@ def _decode(kind: Any, value: Any) -> Any:
         hints = get_type_hints(kind)
         return kind(**{name: _decode(hints.get(name, Any), v) for name, v in value.items()})
     if isinstance(value, list):
-        parts = [_decode(arguments[0] if arguments else Any, v) for v in value]
-        return tuple(parts) if tuple in (kind, origin) else parts
+        return [_decode(arguments[0] if arguments else Any, v) for v in value]
+    if isinstance(value, dict) and "tuple" in value:
+        return tuple(_decode(kind, value["tuple"]))
     if isinstance(value, dict) and "items" in value:
         return {_decode(Any, key): _decode(Any, v) for key, v in value["items"]}
     if isinstance(value, dict) and "float" in value:

@@ -77,6 +77,8 @@ class FeatureCache:
     deep : list of Tensor of shape (n_images, n_views, channels, height, width)
     patches : Tensor of shape (n_images, channels, height, width) or None
         Of the first view.
+    novelty : Tensor of shape (n_images, height, width) or None
+        Of the first view, once there is a codebook.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class FeatureCache:
         self.dtype = dtype
         self.deep: list[Tensor] = []
         self.patches: Tensor | None = None
+        self.novelty: Tensor | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @torch.inference_mode()
@@ -123,9 +126,19 @@ class FeatureCache:
             for level in self.deep
         ]
 
+    def novelty_batch(self, rows: Tensor, views: Tensor) -> Tensor | None:
+        """Novelty maps of some rows, flipped as their views are."""
+        if self.novelty is None:
+            return None
+        maps = self.novelty[rows]
+        for view, dims in enumerate(self.views):
+            chosen = views == view
+            maps[chosen] = maps[chosen].flip([dim - 1 for dim in dims])
+        return maps
+
     def close(self) -> None:
         """Release memory and remove the temporary file, if any."""
-        self.deep, self.patches = [], None
+        self.deep, self.patches, self.novelty = [], None, None
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -169,7 +182,6 @@ class FitResult(NamedTuple):
         such; else from the final one.
     evidence : Tensor of shape (n_images, n_classes, height, width)
         Likewise.
-    novelty : Tensor of shape (n_images, height, width) or None
     history : dict of list
     interrupted : bool
         Whether a KeyboardInterrupt ended the training early.
@@ -177,7 +189,6 @@ class FitResult(NamedTuple):
 
     logits: Tensor
     evidence: Tensor
-    novelty: Tensor | None
     history: History
     interrupted: bool
 
@@ -231,7 +242,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
 def fit_codebook(
     cache: FeatureCache, good_rows: NDArray[np.intp], n_centres: int, seed: int
 ) -> Codebook:
-    """Make the codebook from a bounded sample of the cached patches of good images."""
+    """Make a codebook from a bounded sample of the cached patches of good images."""
     assert cache.patches is not None
     per_image = -(-MAX_CODEBOOK_PATCHES // len(good_rows))
     rng = np.random.RandomState(seed)
@@ -329,7 +340,8 @@ class TailTraining:
         order = rows[torch.randperm(len(rows), generator=generator)]
         for batch in order.split(self.options.batch_size):
             views = torch.randint(len(self.cache.views), (len(batch),), generator=generator)
-            logits = network.head.logits(network.evidence(self.cache.batch(batch, views)))
+            evidence = network.evidence(self.cache.batch(batch, views))
+            logits = network.head.logits(evidence, self.cache.novelty_batch(batch, views))
             loss = self._loss(logits, batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -380,17 +392,50 @@ def predict_cached(
     outputs = []
     with torch.inference_mode():
         for batch in torch.as_tensor(rows).split(CACHE_BATCH):
-            evidence = network.evidence(cache.batch(batch, torch.zeros_like(batch)))
-            outputs.append((network.head.logits(evidence), evidence))
+            views = torch.zeros_like(batch)
+            evidence = network.evidence(cache.batch(batch, views))
+            novelty = cache.novelty_batch(batch, views)
+            outputs.append((network.head.logits(evidence, novelty), evidence))
     logits, evidence = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     return logits, evidence
 
 
-def novelty_of_cached(codebook: Codebook, cache: FeatureCache) -> Tensor:
-    """Novelty maps of all cached images, shape ``(n_images, height, width)``."""
+@torch.no_grad()
+def novelty_of_cached(
+    codebook: Codebook, cache: FeatureCache, rows: NDArray[np.intp] | None = None
+) -> Tensor:
+    """Novelty maps of cached images, all by default, shape ``(n, height, width)``."""
     assert cache.patches is not None
-    with torch.inference_mode():
-        return torch.cat([codebook(part.float()) for part in cache.patches.split(CACHE_BATCH)])
+    chosen = torch.arange(cache.n_images) if rows is None else torch.as_tensor(rows)
+    return torch.cat(
+        [codebook(cache.patches[batch].float()) for batch in chosen.split(CACHE_BATCH)]
+    )
+
+
+def add_codebook(
+    network: DefectCAMNetwork,
+    cache: FeatureCache,
+    is_good: NDArray[np.bool_],
+    folds: Sequence[Fold],
+    n_centres: int,
+    seed: int,
+) -> Tensor:
+    """Give the network its codebook and the cache its novelty maps; forget the cached patches.
+
+    Returns
+    -------
+    Tensor of shape (n_images, height, width)
+        Novelty maps of the training images, each from a codebook that has not seen the image's fold
+        (where there are folds): images that a codebook was made of look less novel than others.
+    """
+    network.codebook = fit_codebook(cache, np.flatnonzero(is_good), n_centres, seed)
+    cache.novelty = novelty_of_cached(network.codebook, cache)
+    maps = cache.novelty.clone()
+    for train_rows, held_out_rows in folds:
+        codebook = fit_codebook(cache, train_rows[is_good[train_rows]], n_centres, seed)
+        maps[torch.as_tensor(held_out_rows)] = novelty_of_cached(codebook, cache, held_out_rows)
+    cache.patches = None
+    return maps
 
 
 def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -412,10 +457,7 @@ def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _result(training: TailTraining, logits: Tensor, evidence: Tensor) -> FitResult:
-    codebook, novelty = training.network.codebook, None
-    if codebook is not None:
-        novelty = novelty_of_cached(codebook, training.cache)
-    return FitResult(logits, evidence, novelty, training.history, training.interrupted)
+    return FitResult(logits, evidence, training.history, training.interrupted)
 
 
 def _is_done(options: TrainingOptions, losses: list[float], accuracy: float) -> bool:

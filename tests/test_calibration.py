@@ -37,7 +37,7 @@ def held_out(n: int = 60, distance: float = 1.5) -> tuple[np.ndarray, np.ndarray
 def test_of_two_classes_the_score_is_the_difference_of_the_logits(good):
     logits = torch.from_numpy(normal(5, 2))
     expected = logits[:, 1 - good].double() - logits[:, good].double()
-    np.testing.assert_allclose(defect_scores(logits, good)[:, 0], expected.numpy())
+    np.testing.assert_allclose(defect_scores(logits, None, good)[:, 0], expected.numpy(), rtol=1e-5)
 
 
 def test_of_several_classes_the_score_is_the_log_odds_of_any_defect():
@@ -45,7 +45,17 @@ def test_of_several_classes_the_score_is_the_log_odds_of_any_defect():
     probability = logits.double().softmax(1)
     any_defect = probability[:, [0, 2, 3]].sum(1)
     expected = torch.log(any_defect / probability[:, 1])
-    np.testing.assert_allclose(defect_scores(logits, 1)[:, 0], expected.numpy())
+    np.testing.assert_allclose(
+        defect_scores(logits, None, 1)[:, 0], expected.numpy(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_peak_of_the_novelty_is_a_second_score():
+    logits, novelty = torch.from_numpy(normal(3, 2)), torch.zeros(3, 8, 9)
+    novelty[1, 2:7, 2:7] = 2.0
+    scores = defect_scores(logits, novelty, 0)
+    assert np.array_equal(scores[:, :1], defect_scores(logits, None, 0))
+    assert scores[:, 1].tolist() == [0, 2, 0]
 
 
 # --- Probability --------------------------------------------------------------------------------

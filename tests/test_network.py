@@ -150,9 +150,14 @@ def test_novelty_is_measured_on_the_trunk_levels_of_the_given_strides():
     assert net.infer(pixels() + 1).novelty.mean() > 0.1
 
 
-def test_strides_of_trained_stages_are_refused_for_novelty():
-    with pytest.raises(ValueError, match=r"have strides \(2, 4, 8\), so \[16\] cannot be used"):
-        network(trainable=2, novelty_strides=(8, 16))
+def test_strides_of_trained_stages_are_left_out_of_the_novelty():
+    net = network(trainable=2, novelty_strides=(8, 16))
+    assert net.trunk_features(pixels()).patches.shape == (2, 32, 8, 12)
+
+
+def test_novelty_without_any_frozen_stride_is_refused():
+    with pytest.raises(ValueError, match=r"have strides \(2, 4, 8\)"):
+        network(trainable=2, novelty_strides=(16, 32))
 
 
 def test_a_network_without_novelty_describes_no_patches():

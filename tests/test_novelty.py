@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from defectcam import novelty
-from defectcam.novelty import Codebook, describe_patches
+from defectcam.novelty import GOOD_PATCH_QUANTILE, Codebook, describe_patches, novelty_peak
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -82,7 +82,7 @@ def test_the_patches_given_are_left_as_they_are():
 
 def test_a_codebook_is_part_of_the_state_but_is_not_trained():
     codebook = random_codebook()
-    assert set(codebook.state_dict()) == {"scale", "centres"}
+    assert set(codebook.state_dict()) == {"scale", "centres", "typical", "limit"}
     assert list(codebook.parameters()) == []
 
 
@@ -110,3 +110,32 @@ def test_finer_levels_come_first_and_are_averaged_down():
     patches = describe_patches([fine, coarse])
     torch.testing.assert_close(patches[0, 0], fine.mean().expand(2, 2))
     assert patches[0, 1:].eq(9).all()
+
+
+def test_zero_is_typical_of_good_patches_and_one_their_limit():
+    good = normal(400, 4)
+    novelty = Codebook.fit(good, n_centres=10, random_state=0)(
+        torch.from_numpy(good.T[None, :, :, None])
+    )
+    assert np.median(novelty.numpy()) == pytest.approx(0, abs=1e-3)
+    assert np.quantile(novelty.numpy(), GOOD_PATCH_QUANTILE) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_scale_of_equal_patches_is_usable():
+    codebook = Codebook.fit(np.ones((30, 2), dtype=np.float32), n_centres=1, random_state=0)
+    novelty = codebook(torch.tensor([1.0, 3.0]).expand(1, 2, 1, 2))
+    assert novelty.isfinite().all()
+    assert novelty[0, 0, 0] < novelty[0, 0, 1]
+
+
+def test_the_peak_is_the_highest_mean_of_five_by_five_patches():
+    maps = normal(2, 6, 7)
+    expected = [
+        max(
+            one[max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3].mean()
+            for row in range(6)
+            for column in range(7)
+        )
+        for one in maps
+    ]
+    np.testing.assert_allclose(novelty_peak(torch.from_numpy(maps)).numpy(), expected, rtol=1e-5)

@@ -1,0 +1,723 @@
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import draw_part
+from PIL import Image
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+
+from defectcam import DefectCAMClassifier, Localization
+from defectcam.calibration import HeatModel
+from defectcam.geometry import Geometry
+from defectcam.images import ImageReadError
+from defectcam.network import DefectCAMNetwork
+from defectcam.training import VIEWS, TailTraining
+
+
+@pytest.fixture(scope="module")
+def arrays() -> np.ndarray:
+    """Return 5 good and 5 scratched parts, uint8 RGB."""
+    rng = np.random.default_rng(1)
+    return np.stack([draw_part(rng, scratched=number >= 5) for number in range(10)])
+
+
+Y = np.array(["good"] * 5 + ["scratch"] * 5)
+
+
+@pytest.fixture
+def paths(fitted_parts: Path) -> list[str]:
+    """Return the files that `fitted` was fitted on, good ones first."""
+    return sorted(str(path) for path in fitted_parts.glob("*/*.png"))
+
+
+@pytest.fixture
+def all_defective(fitted: DefectCAMClassifier) -> DefectCAMClassifier:
+    """Return a copy of `fitted` that calls every image defective and draws boxes early."""
+    classifier = copy.deepcopy(fitted)
+    classifier.threshold_ = 0.0
+    classifier.box_threshold = 0.3
+    return classifier
+
+
+def state_bytes(classifier: DefectCAMClassifier) -> bytes:
+    return b"".join(
+        name.encode() + value.numpy().tobytes()
+        for name, value in classifier.network_.state_dict().items()
+    )
+
+
+def hooks(net: torch.nn.Module) -> list[object]:
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [hook for module in net.modules() for name in names for hook in getattr(module, name)]
+
+
+# --- What fit takes -----------------------------------------------------------------------------
+
+
+def test_a_folder_and_its_files_with_labels_give_the_same_classifier(tiny_classifier, fitted, paths):
+    y = [Path(path).parent.name for path in paths]
+    from_paths = tiny_classifier().fit(paths, y)
+    assert state_bytes(from_paths) == state_bytes(fitted)
+    assert from_paths.threshold_ == fitted.threshold_
+    assert fitted.classes_.tolist() == ["good", "scratch"]
+    assert (fitted.good_label_, fitted.defect_labels_) == ("good", ["scratch"])
+    assert fitted.image_size_ == (64, 64)
+
+
+def test_all_kinds_of_images_give_the_same_classifier(tiny_classifier, arrays, tmp_path):
+    files = [tmp_path / f"{number}.png" for number in range(10)]
+    for file, array in zip(files, arrays, strict=True):
+        Image.fromarray(array).save(file)
+    make = tiny_classifier(max_epochs=1).fit
+    kinds: list[Any] = [
+        arrays,
+        list(arrays),
+        files,
+        pd.Series([str(file) for file in files], index=range(100, 110)),
+        np.array([str(file) for file in files]),
+        [Image.fromarray(array) for array in arrays],
+    ]
+    states = {state_bytes(make(X, Y)) for X in kinds}
+    assert len(states) == 1
+
+
+def test_images_of_different_sizes_and_kinds(tiny_classifier):
+    rng = np.random.default_rng(2)
+    sizes = [40, 48, 100, 33, 64, 50]
+    images = [draw_part(rng, scratched=i >= 3, size=size) for i, size in enumerate(sizes)]
+    images[0] = images[0][..., 0]
+    images[4] = images[4][:, :30]
+    classifier = tiny_classifier(max_epochs=1).fit(images, [False] * 3 + [True] * 3)
+    found = classifier.localize(images)
+    assert [one.heatmap.shape for one in found] == [image.shape[:2] for image in images]
+
+
+@pytest.mark.parametrize(
+    ("good", "defect"), [("ok", "dent"), (False, True), (0, 1), (np.int8(0), np.int8(1))]
+)
+def test_labels_come_back_as_they_were_given(tiny_classifier, arrays, good, defect):
+    y = [good] * 5 + [defect] * 5
+    classifier = tiny_classifier(max_epochs=1).fit(arrays, y)
+    assert set(classifier.classes_.tolist()) == {good, defect}
+    assert classifier.good_label_ == good
+    assert classifier.defect_labels_ == [defect]
+    assert set(classifier.predict(arrays).tolist()) <= {good, defect}
+    assert classifier.score(arrays, y) == np.mean(classifier.predict(arrays) == y)
+
+
+@pytest.mark.parametrize("y", [pd.Series(Y, index=range(50, 60)), pd.Series(Y, dtype="category"),
+                               Y.tolist(), Y.astype(object)])  # fmt: skip
+def test_containers_of_labels(tiny_classifier, arrays, y):
+    classifier = tiny_classifier(max_epochs=1).fit(arrays, y)
+    assert classifier.classes_.tolist() == ["good", "scratch"]
+
+
+def test_a_column_of_labels_is_taken_with_a_warning(tiny_classifier, arrays):
+    with pytest.warns(UserWarning, match="column-vector"):
+        classifier = tiny_classifier(max_epochs=1).fit(arrays, Y[:, np.newaxis])
+    assert classifier.classes_.tolist() == ["good", "scratch"]
+
+
+@pytest.mark.parametrize(
+    ("y", "good_label", "message"),
+    [
+        (["a"] * 5 + ["b"] * 5, None, "pass good_label"),
+        (Y, "fine", "good_label='fine' is not among the labels"),
+        (["good"] * 10, None, "one class only"),
+        (Y[:9], None, "inconsistent numbers of samples"),
+        (None, None, "requires y to be passed, but the target y is None"),
+    ],
+)
+def test_labels_that_do_not_do_are_refused(tiny_classifier, arrays, y, good_label, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_classifier(good_label=good_label).fit(arrays, y)
+
+
+def test_defect_types_become_one_class_or_stay_apart(tiny_classifier, arrays):
+    y = np.array(["good"] * 5 + ["dent"] * 2 + ["scratch"] * 3)
+    merged = tiny_classifier(max_epochs=1).fit(arrays, y)
+    assert merged.classes_.tolist() == ["anomaly", "good"]
+    apart = tiny_classifier(max_epochs=1, target="type").fit(arrays, y)
+    assert apart.classes_.tolist() == ["dent", "good", "scratch"]
+    probability = apart.predict_proba(arrays)
+    assert probability.shape == (10, 3)
+    np.testing.assert_allclose(probability.sum(1), 1)
+    assert apart.decision_function(arrays).shape == (10, 3)
+    np.testing.assert_allclose(np.exp(apart.decision_function(arrays)), probability)
+    defective = 1 - probability[:, 1] >= apart.threshold_
+    types = np.array(["dent", "scratch"])[probability[:, [0, 2]].argmax(1)]
+    assert apart.predict(arrays).tolist() == np.where(defective, types, "good").tolist()
+    assert apart.predict(arrays).tolist() == [one.label for one in apart.localize(arrays)]
+
+
+# --- Parameters ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("backbone", 5),
+        ("image_size", 8),
+        ("resize", "crop"),
+        ("trainable_stages", -1),
+        ("evidence_stages", 0),
+        ("pooling", "median"),
+        ("pooling_fraction", 0),
+        ("target", "regression"),
+        ("class_weight", -1.0),
+        ("optimizer", "lbfgs"),
+        ("learning_rate", 0),
+        ("max_epochs", 0),
+        ("batch_size", 0),
+        ("schedule", "step"),
+        ("augmentation", "mixup"),
+        ("cv", 1),
+        ("heatmap", "gradcam"),
+        ("threshold", 1.5),
+        ("box_threshold", "high"),
+        ("min_area", 0),
+        ("max_boxes", 0),
+        ("merge_distance", -1),
+        ("device", None),
+        ("random_state", "seed"),
+        ("callbacks", 5),
+    ],
+)
+def test_a_wrong_parameter_is_refused_at_fit_in_scikit_learns_words(
+    tiny_classifier, arrays, name, value
+):
+    classifier = tiny_classifier(**{name: value})  # not refused here
+    message = f"The '{name}' parameter of DefectCAMClassifier must be"
+    with pytest.raises(ValueError, match=message):
+        classifier.fit(arrays, Y)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"threshold": "best"},
+        {"image_size": (64, 64, 3)},
+        {"image_size": ("a", "b")},
+        {"callbacks": ["not callable"]},
+        {"trainable_stages": 17},
+        {"backbone": "no_such_backbone"},
+        {"class_weight": {"good": 1.0}},
+    ],
+    ids=str,
+)
+def test_what_only_fit_can_judge_is_refused_before_the_trunk_runs(
+    tiny_classifier, arrays, monkeypatch, parameters
+):
+    monkeypatch.setattr(DefectCAMNetwork, "trunk_features", lambda *_: pytest.fail("trunk ran"))
+    with pytest.raises((ValueError, TypeError)):
+        tiny_classifier(**parameters).fit(arrays, Y)
+
+
+def test_init_stores_its_arguments_unchanged():
+    names = list(inspect.signature(DefectCAMClassifier).parameters)
+    values = {name: object() for name in names}
+    classifier = DefectCAMClassifier(**values)
+    assert vars(classifier) == values
+    assert set(names) == set(DefectCAMClassifier._parameter_constraints)
+
+
+def test_parameters_can_be_read_set_and_cloned(tiny_classifier, fitted):
+    classifier = tiny_classifier(image_size=(48, 64), callbacks=[print])
+    assert clone(classifier).get_params() == classifier.get_params()
+    assert clone(classifier).set_params(cv=None).cv is None
+    assert is_classifier(classifier)
+    with pytest.raises(NotFittedError):
+        clone(fitted).predict([np.zeros((9, 9), dtype=np.uint8)])
+
+
+def test_fit_does_not_change_the_parameters(tiny_classifier, fitted):
+    assert fitted.get_params() == tiny_classifier().get_params()
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(ValueError, match=r"expected one of \['vgg16_cam'\]"):
+        DefectCAMClassifier.from_recipe("vgg19")
+
+
+def test_a_recipe_can_be_changed():
+    classifier = DefectCAMClassifier.from_recipe("vgg16_cam", max_epochs=3)
+    assert (classifier.backbone, classifier.max_epochs) == ("vgg16", 3)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["predict", "predict_proba", "decision_function", "defect_score", "localize", "evidence"],
+)
+def test_without_fit_there_is_no_answer(tiny_classifier, arrays, method):
+    with pytest.raises(NotFittedError):
+        getattr(tiny_classifier(), method)(arrays)
+
+
+def test_without_fit_there_is_no_other_answer(tiny_classifier, arrays):
+    classifier = tiny_classifier()
+    for call in (
+        lambda: classifier.score(arrays, Y),
+        lambda: list(classifier.localize_iter(arrays)),
+        classifier.info,
+    ):
+        with pytest.raises(NotFittedError):
+            call()
+
+
+# --- Prediction ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("good", ["good", "zero defects"])
+def test_answers_agree_with_each_other(tiny_classifier, arrays, good):
+    y = np.where(Y == "good", good, "scratch")  # the good class comes first or last
+    classifier = tiny_classifier(good_label=good).fit(arrays, y)
+    assert classifier.classes_.tolist() == sorted([good, "scratch"])
+    defect = classifier.classes_.tolist().index("scratch")
+    probability = classifier.predict_proba(arrays)
+    np.testing.assert_allclose(probability.sum(1), 1)
+    predicted = classifier.predict(arrays)
+    assert len(set(predicted)) == 2  # else this test says little
+    is_defect = probability[:, defect] >= classifier.threshold_
+    assert (predicted == np.where(is_defect, "scratch", good)).all()
+    decision = classifier.decision_function(arrays)
+    assert decision.shape == (10,)
+    assert (predicted == classifier.classes_[(decision > 0).astype(int)]).all()
+    score = classifier.defect_score(arrays)
+    np.testing.assert_allclose(score, np.log(probability[:, defect] / probability[:, 1 - defect]))
+    assert classifier.score(arrays, y) == (predicted == y).mean()
+    for one, label, row in zip(classifier.localize(arrays), predicted, probability, strict=True):
+        assert one.label == label
+        assert one.is_defect == (label == "scratch")
+        assert one.probability == pytest.approx(row[defect])
+
+
+def test_the_threshold_can_be_moved(fitted, paths):
+    classifier = copy.deepcopy(fitted)
+    for threshold, label in ((0.0, "scratch"), (1.0, "good")):
+        classifier.threshold_ = threshold
+        assert set(classifier.predict(paths)) == {label}
+        assert {one.label for one in classifier.localize(paths)} == {label}
+
+
+def test_a_recall_asked_for_is_reached_on_held_out_images(tiny_classifier, arrays):
+    classifier = tiny_classifier(threshold="recall>=1.0").fit(arrays, Y)
+    held_out = classifier.held_out_probability_
+    assert held_out.shape == (10,)
+    assert classifier.threshold_ == held_out[5:].min()
+
+
+def test_score_takes_a_folder_and_unknown_defect_types(fitted, fitted_parts, arrays):
+    paths = sorted(str(path) for path in fitted_parts.glob("*/*.png"))
+    y = [Path(path).parent.name for path in paths]
+    assert fitted.score(fitted_parts) == fitted.score(paths, y)
+    other = np.where(Y == "good", "good", "dent")
+    assert fitted.score(arrays, other) == fitted.score(arrays, Y)
+    weights = np.arange(10)
+    right = fitted.predict(arrays) == Y
+    assert fitted.score(arrays, Y, weights) == pytest.approx(np.average(right, weights=weights))
+
+
+def test_single_images_many_images_and_folders(fitted, fitted_parts, paths):
+    many = fitted.localize(paths)
+    assert isinstance(many, list)
+    assert [one.source for one in many] == paths
+    for X in (paths[0], Path(paths[0]), cv2.imread(paths[0])[..., ::-1], Image.open(paths[0])):
+        one = fitted.localize(X)
+        assert isinstance(one, Localization)
+        np.testing.assert_allclose(one.grid, many[0].grid, atol=1e-5)
+        assert one.source is X
+    assert [one.source for one in fitted.localize(fitted_parts)] == paths
+    assert len(fitted.localize(paths[:1])) == 1
+    with pytest.raises(ValueError, match=r"pass \[image\], or use localize"):
+        fitted.predict(paths[0])
+
+
+def test_images_are_taken_from_a_stream_as_needed(fitted, paths):
+    taken: list[str] = []
+
+    def stream():
+        for path in paths:
+            taken.append(path)
+            yield path
+
+    found = fitted.localize_iter(stream())
+    assert taken == []
+    assert next(found).source == paths[0]
+    assert len(taken) < len(paths)
+    assert [one.source for one in found] == paths[1:]
+
+
+def test_the_order_is_kept_with_many_readers(fitted, paths):
+    classifier = copy.deepcopy(fitted).set_params(n_jobs=4, batch_size=3)
+    order = np.random.default_rng(0).permutation(len(paths))
+    np.testing.assert_allclose(
+        classifier.defect_score([paths[i] for i in order]), fitted.defect_score(paths)[order],
+        atol=1e-5,
+    )  # fmt: skip
+
+
+def test_a_batch_gives_what_its_images_give_alone(fitted, paths):
+    together = copy.deepcopy(fitted).set_params(batch_size=len(paths))
+    alone = copy.deepcopy(fitted).set_params(batch_size=1)
+    np.testing.assert_allclose(
+        together.predict_proba(paths), alone.predict_proba(paths), atol=1e-5
+    )
+    np.testing.assert_allclose(together.evidence(paths), alone.evidence(paths), atol=1e-5)
+    for one, other in zip(together.localize(paths), alone.localize(paths), strict=True):
+        np.testing.assert_allclose(one.grid, other.grid, atol=1e-4)
+
+
+def test_only_defective_images_have_boxes(all_defective, paths):
+    found = all_defective.localize(paths)
+    assert any(len(one.boxes) for one in found)
+    all_defective.threshold_ = float(np.median([one.probability for one in found]))
+    again = all_defective.localize(paths)
+    assert {one.is_defect for one in again} == {True, False}
+    for one, before in zip(again, found, strict=True):
+        assert np.array_equal(one.boxes, before.boxes if one.is_defect else np.empty((0, 4)))
+
+
+def test_parameters_of_the_boxes_count_without_another_fit(all_defective, paths):
+    all_defective.set_params(max_boxes=1, min_area=2, merge_distance=5.0)
+    for one in all_defective.localize(paths[:3]):
+        assert (one.max_boxes, one.min_area, one.merge_distance) == (1, 2, 5.0)
+        assert one.threshold == all_defective.box_threshold
+        assert len(one.boxes) <= 1
+
+
+@pytest.mark.parametrize("resize", ["stretch", "pad"])
+def test_the_heatmap_lies_on_the_original_pixels(tiny_classifier, arrays, resize):
+    classifier = tiny_classifier(max_epochs=1, resize=resize, image_size=(48, 96))
+    classifier.fit(arrays, Y)
+    one = classifier.localize(arrays[0, :30])
+    assert one.heatmap.shape == (30, 48)
+    make = Geometry.stretch if resize == "stretch" else Geometry.pad
+    assert one.geometry == make((30, 48), (48, 96))
+    assert one.grid.shape[0] * 2 == one.grid.shape[1]
+
+
+def test_with_average_pooling_the_evidence_is_the_class_activation_map(tiny_classifier, arrays):
+    classifier = tiny_classifier(max_epochs=1, pooling="average", heatmap="cam").fit(arrays, Y)
+    evidence = classifier.evidence(arrays)
+    net, preprocess = classifier.network_, classifier._preprocess
+    with torch.no_grad():
+        logits = net(preprocess.batch(list(arrays))).numpy()
+    log_odds = evidence[:, 1].mean((1, 2)) - evidence[:, 0].mean((1, 2))
+    bias = net.head.bias.detach().numpy()
+    np.testing.assert_allclose(log_odds + bias[1] - bias[0], logits[:, 1] - logits[:, 0], atol=1e-5)
+    # the map that is shown is the same evidence on another scale
+    signed = evidence[:, 1] - evidence[:, 0]
+    grids = np.stack([one.grid for one in classifier.localize(arrays)])
+    slope, offset = np.polyfit(signed.ravel(), grids.ravel(), 1)
+    assert slope > 0
+    np.testing.assert_allclose(grids, slope * signed + offset, atol=1e-3)
+
+
+@pytest.mark.parametrize("heatmap", ["fused", "cam", "min_max_cam"])
+@pytest.mark.parametrize("target", ["anomaly", "type"])
+def test_every_heatmap_can_be_had_for_every_target(tiny_classifier, arrays, heatmap, target):
+    y = ["good"] * 5 + ["dent"] * 2 + ["scratch"] * 3
+    classifier = tiny_classifier(max_epochs=1, heatmap=heatmap, target=target).fit(arrays, y)
+    for one in classifier.localize(arrays[[0, 9]]):
+        assert np.isfinite(one.heatmap).all()
+        if heatmap == "min_max_cam":
+            assert (one.grid.min(), one.grid.max()) == (0, 1)
+
+
+def test_no_map_is_made_for_a_prediction(fitted, paths, monkeypatch):
+    monkeypatch.setattr(HeatModel, "grids", lambda *_: pytest.fail("made a map"))
+    monkeypatch.setattr(Geometry, "restore", lambda *_: pytest.fail("enlarged a map"))
+    fitted.predict(paths)
+    fitted.predict_proba(paths)
+    fitted.decision_function(paths)
+    fitted.score(paths, [Path(path).parent.name for path in paths])
+
+
+def test_no_map_is_enlarged_before_it_is_looked_at(fitted, paths, monkeypatch):
+    monkeypatch.setattr(Geometry, "restore", lambda *_: pytest.fail("enlarged a map"))
+    assert len(fitted.localize(paths)) == len(paths)
+
+
+def test_info_can_be_written_as_json(fitted):
+    import json
+
+    info = json.loads(json.dumps(fitted.info()))
+    assert info["classes"] == ["good", "scratch"]
+    assert info["n_training_images"] == 14
+    assert info["epochs"] == len(fitted.history_["epoch"])
+
+
+# --- State --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+def test_copies_answer_alike_and_are_independent(fitted, paths, way):
+    other = way(fitted)
+    assert np.array_equal(other.predict_proba(paths), fitted.predict_proba(paths))
+    before = state_bytes(fitted)
+    with torch.no_grad():
+        other.network_.head.bias += 1
+    assert state_bytes(fitted) == before
+
+
+def test_one_random_state_gives_the_same_bytes(tiny_classifier, fitted, fitted_parts):
+    np.random.seed(99)
+    torch.manual_seed(99)
+    again = tiny_classifier().fit(fitted_parts)
+    assert state_bytes(again) == state_bytes(fitted)
+    assert np.array_equal(again.held_out_probability_, fitted.held_out_probability_)
+    assert again.history_["loss"] == fitted.history_["loss"]
+    other = tiny_classifier(random_state=1).fit(fitted_parts)
+    assert state_bytes(other) != state_bytes(fitted)
+
+
+def test_global_generators_are_not_used(tiny_classifier, arrays, generators_untouched):
+    classifier = tiny_classifier(max_epochs=1, n_jobs=2).fit(arrays, Y)
+    classifier.predict(arrays)
+    classifier.localize(arrays)
+
+
+def test_fitting_twice_is_fitting_once(tiny_classifier, fitted, fitted_parts, arrays):
+    classifier = tiny_classifier().fit(arrays, np.where(Y == "good", "OK", "dent"))
+    classifier.fit(fitted_parts)
+    assert state_bytes(classifier) == state_bytes(fitted)
+    assert classifier.history_["loss"] == fitted.history_["loss"]
+    assert set(vars(classifier)) == set(vars(fitted))
+
+
+def torch_settings() -> tuple[object, ...]:
+    return (
+        torch.get_num_threads(),
+        torch.get_num_interop_threads(),
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+        cv2.getNumThreads(),
+        {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")},
+    )
+
+
+def test_settings_of_the_process_stay_as_found(tiny_classifier, arrays):
+    before = torch_settings()
+    classifier = tiny_classifier(max_epochs=1).fit(arrays, Y)
+    classifier.predict(arrays)
+    classifier.localize(arrays)
+    assert torch_settings() == before
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_can_be_fitted_where_gradients_are_off(tiny_classifier, arrays, mode):
+    expected = tiny_classifier(max_epochs=1).fit(arrays, Y)
+    with mode():
+        classifier = tiny_classifier(max_epochs=1).fit(arrays, Y)
+        assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+        assert not torch.is_grad_enabled()
+    assert state_bytes(classifier) == state_bytes(expected)
+
+
+def test_another_default_dtype_does_no_harm(tiny_classifier, arrays):
+    torch.set_default_dtype(torch.float64)
+    try:
+        classifier = tiny_classifier(max_epochs=1).fit(arrays, Y)
+        classifier.predict(arrays)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_network_stays_in_the_mode_it_was_found_in(fitted, paths):
+    classifier = copy.deepcopy(fitted)
+    assert not classifier.network_.training
+    expected = classifier.predict_proba(paths)
+    gradients = [p.requires_grad for p in classifier.network_.parameters()]
+    assert True in gradients
+    assert False in gradients
+    classifier.network_.train()
+    modes = [module.training for module in classifier.network_.modules()]
+    before = state_bytes(classifier)
+    assert np.array_equal(classifier.predict_proba(paths), expected)
+    classifier.localize(paths)
+    assert [module.training for module in classifier.network_.modules()] == modes
+    assert state_bytes(classifier) == before
+    assert [p.requires_grad for p in classifier.network_.parameters()] == gradients
+    assert all(p.grad is None for p in fitted.network_.parameters() if not p.requires_grad)
+    assert hooks(classifier.network_) == []
+
+
+def test_the_mode_is_given_back_after_an_error_too(fitted, monkeypatch, paths):
+    classifier = copy.deepcopy(fitted)
+    classifier.network_.train()
+    monkeypatch.setattr(DefectCAMNetwork, "infer", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        classifier.predict(paths)
+    assert classifier.network_.training
+
+
+# --- The course of a fit ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trunk_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of images of each trunk pass."""
+    seen: list[int] = []
+    trunk_features = DefectCAMNetwork.trunk_features
+
+    def watched(self: DefectCAMNetwork, pixels: torch.Tensor) -> Any:
+        seen.append(len(pixels))
+        return trunk_features(self, pixels)
+
+    monkeypatch.setattr(DefectCAMNetwork, "trunk_features", watched)
+    return seen
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flips"])
+@pytest.mark.parametrize(("max_epochs", "cv"), [(1, None), (3, None), (2, 3)])
+def test_the_trunk_sees_each_image_and_view_once(
+    tiny_classifier, arrays, trunk_images, augmentation, max_epochs, cv
+):
+    tiny_classifier(augmentation=augmentation, max_epochs=max_epochs, cv=cv).fit(arrays, Y)
+    assert sum(trunk_images) == len(arrays) * len(VIEWS[augmentation])
+
+
+def test_the_trunk_sees_each_image_once_per_prediction(fitted, paths, trunk_images):
+    fitted.predict(paths)
+    assert sum(trunk_images) == len(paths)
+    for one in fitted.localize(paths):
+        _ = one.heatmap, one.boxes
+    assert sum(trunk_images) == 2 * len(paths)
+
+
+def test_an_unreadable_file_is_named_before_the_trunk_runs(tiny_classifier, parts, trunk_images):
+    (parts / "good" / "broken.png").write_bytes(b"this is no picture")
+    with pytest.raises(ImageReadError, match=r"broken\.png"):
+        tiny_classifier().fit(parts)
+    assert trunk_images == []
+
+
+def test_the_history_is_a_table(fitted):
+    table = pd.DataFrame(fitted.history_)
+    assert table["epoch"].tolist() == [1, 2, 3, 1, 2, 3]
+    assert table["fold"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert np.isfinite(table["loss"]).all()
+    assert table["train_accuracy"].between(0, 1).all()
+    assert (table["seconds"] > 0).all()
+
+
+def test_callbacks_get_each_row_and_may_end_a_fold(tiny_classifier, arrays):
+    told: list[dict[str, Any]] = []
+
+    def note(classifier: DefectCAMClassifier, record: dict[str, Any]) -> None:
+        told.append(dict(record))
+
+    def stop(classifier: DefectCAMClassifier, record: dict[str, Any]) -> bool:
+        assert isinstance(classifier, DefectCAMClassifier)
+        return record["epoch"] == 2
+
+    classifier = tiny_classifier(max_epochs=4, callbacks=[stop, note]).fit(arrays, Y)
+    assert [row["epoch"] for row in told] == [1, 2, 1, 2]
+    assert pd.DataFrame(told).to_dict("list") == classifier.history_
+    told.clear()
+    tiny_classifier(max_epochs=1, callbacks=note).fit(arrays, Y)
+    assert len(told) == 2
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Interrupt the training step with this number, counted from 1."""
+    calls = {"n": 0}
+    loss = TailTraining._loss
+
+    def watched(self: TailTraining, *args: torch.Tensor) -> torch.Tensor:
+        calls["n"] += 1
+        if calls["n"] == step:
+            raise KeyboardInterrupt
+        return loss(self, *args)
+
+    monkeypatch.setattr(TailTraining, "_loss", watched)
+
+
+def test_an_interrupt_in_the_first_epoch_leaves_it_unfitted(tiny_classifier, arrays, monkeypatch):
+    interrupt(monkeypatch, 1)
+    classifier = tiny_classifier()
+    with pytest.raises(KeyboardInterrupt):
+        classifier.fit(arrays, Y)
+    with pytest.raises(NotFittedError):
+        classifier.predict(arrays)
+    assert not [name for name in vars(classifier) if name.endswith("_")]
+
+
+@pytest.mark.parametrize("cv", [None, 2])
+def test_an_interrupt_later_leaves_it_usable_with_a_warning(
+    tiny_classifier, arrays, monkeypatch, cv
+):
+    interrupt(monkeypatch, 5)
+    classifier = tiny_classifier(cv=cv)
+    with pytest.warns(UserWarning, match="interrupted after 1 epochs"):
+        classifier.fit(arrays, Y)
+    assert classifier.history_["epoch"] == [1]
+    assert np.isfinite(classifier.predict_proba(arrays)).all()
+    assert len(classifier.localize(arrays)) == 10
+
+
+def test_an_interrupt_in_a_callback_leaves_it_usable_with_a_warning(tiny_classifier, arrays):
+    def stop(classifier: DefectCAMClassifier, record: dict[str, Any]) -> None:
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    try:
+        with pytest.warns(UserWarning, match="interrupted after 2 epochs"):
+            classifier = tiny_classifier(cv=None, callbacks=stop).fit(arrays, Y)
+    except KeyboardInterrupt:  # which would end pytest
+        pytest.fail("the finished epochs are lost")
+    classifier.predict(arrays)
+
+
+def test_a_class_of_a_single_image_cannot_be_held_out(tiny_classifier, arrays):
+    with pytest.warns(UserWarning, match="at least two images of each class"):
+        classifier = tiny_classifier(max_epochs=1).fit(arrays[:6], Y[:6])
+    assert np.isfinite(classifier.predict_proba(arrays)).all()
+
+
+def test_rare_defect_types_are_spread_over_the_folds(tiny_classifier, arrays):
+    y = ["good"] * 5 + ["a", "b", "c", "d", "d"]
+    classifier = tiny_classifier(max_epochs=1, cv=5).fit(arrays, y)
+    assert set(classifier.history_["fold"]) == set(range(5))
+
+
+def test_a_large_cache_gives_the_same_weights_from_a_file(tiny_classifier, fitted, fitted_parts):
+    assert state_bytes(tiny_classifier(cache_size=0).fit(fitted_parts)) == state_bytes(fitted)
+
+
+# --- scikit-learn around it ---------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:A class has a single")
+def test_cross_validation_and_search_on_paths(tiny_classifier, paths):
+    y = [Path(path).parent.name for path in paths]
+    scores = cross_val_score(tiny_classifier(max_epochs=1), paths, y, cv=2)
+    assert scores.shape == (2,)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    search = GridSearchCV(
+        tiny_classifier(max_epochs=1),
+        {"pooling": ["average", "max"]},
+        cv=2,
+        scoring="roc_auc",
+        error_score="raise",
+    ).fit(paths, y)
+    assert search.best_params_["pooling"] in ("average", "max")
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert isinstance(search.best_estimator_.localize(paths[0]), Localization)

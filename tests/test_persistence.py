@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from sklearn.exceptions import NotFittedError
+
+import defectcam
+from defectcam import DefectCAMClassifier, load
+from defectcam.novelty import Codebook
+from defectcam.persistence import ModelFileError, _decode, _encode, read_metadata, save
+
+TINY: dict[str, Any] = {
+    "backbone": "test_efficientnet",
+    "weights": None,
+    "image_size": (32, 40),
+    "max_epochs": 1,
+    "cv": 2,
+    "augmentation": "none",
+    "random_state": 0,
+    "device": "cpu",
+}
+
+
+def images_of_parts() -> np.ndarray:
+    images = np.random.default_rng(0).integers(90, 110, size=(8, 32, 40, 3), dtype=np.uint8)
+    images[4:, 8:20, 10:16] = 255
+    return images
+
+
+IMAGES = images_of_parts()
+NAMES = ["good"] * 4 + ["scratch", "dent"] * 2
+
+
+@pytest.fixture(scope="module")
+def clf() -> DefectCAMClassifier:
+    return DefectCAMClassifier(**TINY).fit(IMAGES, NAMES)
+
+
+@pytest.fixture
+def path(clf: DefectCAMClassifier, tmp_path: Path) -> Path:
+    save(clf, tmp_path / "part.safetensors")
+    return tmp_path / "part.safetensors"
+
+
+def rewrite(path: Path, change_text: Any = None, change_tensors: Any = None) -> None:
+    """Let functions change the description and the tensors of a file in place."""
+    tensors = {name: t.clone() for name, t in safetensors.torch.load_file(path).items()}
+    description = read_metadata(path)
+    for change, what in ((change_text, description), (change_tensors, tensors)):
+        if change is not None:
+            change(what)
+    safetensors.torch.save_file(tensors, path, {"defectcam": json.dumps(description)})
+
+
+def assert_same(loaded: DefectCAMClassifier, clf: DefectCAMClassifier) -> None:
+    assert vars(loaded).keys() == vars(clf).keys()
+    np.testing.assert_array_equal(loaded.predict_proba(IMAGES), clf.predict_proba(IMAGES))
+    np.testing.assert_array_equal(loaded.predict(IMAGES), clf.predict(IMAGES))
+    for ours, theirs in zip(loaded.localize(IMAGES), clf.localize(IMAGES), strict=True):
+        np.testing.assert_array_equal(ours.grid, theirs.grid)
+    state = clf.network_.state_dict()
+    assert loaded.network_.state_dict().keys() == state.keys()
+    for name, tensor in loaded.network_.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+        assert tensor.stride() == state[name].stride(), name
+
+
+def test_loaded_model_is_the_saved_one(clf: DefectCAMClassifier, path: Path) -> None:
+    loaded = load(path)
+    assert_same(loaded, clf)
+    assert loaded.get_params() == clf.get_params()
+    assert loaded.classes_.tolist() == clf.classes_.tolist() == ["anomaly", "good"]
+    assert loaded.classes_.dtype == clf.classes_.dtype
+    assert (loaded.good_label_, loaded.defect_labels_) == ("good", ["anomaly"])
+    assert loaded.threshold_ == clf.threshold_
+    assert loaded.history_ == clf.history_
+    assert loaded.image_size_ == (32, 40)
+    assert loaded._defect_probability == clf._defect_probability
+    assert loaded._heat_model == clf._heat_model
+    assert loaded._preprocess.extra_repr() == clf._preprocess.extra_repr()
+    np.testing.assert_array_equal(loaded.held_out_probability_, clf.held_out_probability_)
+    assert not any(module.training for module in loaded.network_.modules())
+    assert not any(p.requires_grad for p in loaded.network_.trunk.parameters())
+
+
+def test_loading_needs_no_network_and_another_process_gives_the_same_bits(
+    clf: DefectCAMClassifier, path: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    code = f"""
+import os, socket, sys
+import numpy as np
+
+def refuse(*args, **kwargs):
+    os._exit(9)  # no library can catch this and go on
+
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from defectcam import load
+clf = load({str(path)!r})
+sys.stdout.write(clf.predict_proba(np.load({str(tmp_path / "images.npy")!r})).tobytes().hex())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == clf.predict_proba(IMAGES).tobytes().hex()
+
+
+def test_generators_are_left_alone(
+    clf: DefectCAMClassifier, path: Path, generators_untouched: None
+) -> None:
+    save(clf, path)
+    load(path)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[False] * 4 + [True] * 4, np.repeat([0, 1], 4).astype(np.uint8), ["ok"] * 4 + ["ä"] * 4],
+    ids=["bool", "int", "str"],
+)
+def test_labels_keep_their_type(labels: Any, tmp_path: Path) -> None:
+    clf = DefectCAMClassifier(**TINY).fit(IMAGES, labels)
+    clf.save(tmp_path / "m.safetensors")
+    loaded = load(tmp_path / "m.safetensors")
+    assert loaded.classes_.dtype == clf.classes_.dtype
+    assert loaded.good_label_ == clf.good_label_
+    assert type(loaded.defect_labels_[0]) is type(clf.defect_labels_[0])
+
+
+def test_a_class_per_type_other_layers_and_odd_parameters(tmp_path: Path) -> None:
+    odd = {
+        "target": "type",
+        "class_weight": {"good": 1, "scratch": 2, "dent": np.float32(3)},
+        "merge_distance": float("inf"),
+        "image_size": np.int64(32),
+        "resize": "pad",
+        "normalisation": "unit",
+        "normalise_evidence": False,
+        "pooling": "average",
+        "trainable_stages": 0,
+        "evidence_stages": 1,
+        "callbacks": [print],
+        "random_state": np.random.RandomState(0),
+        "good_label": np.str_("good"),
+        "max_epochs": 1,
+    }
+    clf = DefectCAMClassifier(**(TINY | odd))
+    clf.callbacks = [lambda clf, record: None]
+    clf.fit(IMAGES, NAMES)
+    clf.save(tmp_path / "m.safetensors")
+    loaded = load(tmp_path / "m.safetensors")
+    assert_same(loaded, clf)
+    assert loaded.class_weight == clf.class_weight
+    assert loaded.merge_distance == float("inf")
+    assert loaded.callbacks is None
+    assert loaded.random_state is None
+    assert loaded.image_size == 32
+
+
+def test_parameters_set_after_fit_do_not_change_the_network(
+    clf: DefectCAMClassifier, tmp_path: Path
+) -> None:
+    fitted = {name: getattr(clf, name) for name in ("pooling", "trainable_stages", "weights")}
+    clf.set_params(pooling="max", trainable_stages=1, weights=Path("some/file.pth"))
+    try:
+        clf.save(tmp_path / "m.safetensors")
+        loaded = load(tmp_path / "m.safetensors")
+        assert (loaded.pooling, loaded.weights) == ("max", str(Path("some/file.pth")))
+        assert_same(loaded, clf)
+    finally:
+        clf.set_params(**fitted)
+
+
+def test_a_codebook_gets_its_size_from_the_file(clf: DefectCAMClassifier, tmp_path: Path) -> None:
+    codebook = Codebook(n_channels=5, n_centres=3)
+    codebook.centres.copy_(torch.arange(15.0).reshape(3, 5))
+    clf.network_.codebook = codebook
+    try:
+        save(clf, tmp_path / "m.safetensors")
+    finally:
+        clf.network_.codebook = None
+    restored = load(tmp_path / "m.safetensors").network_.codebook
+    assert torch.equal(restored.centres, codebook.centres)
+
+
+def test_description_is_strict_json_and_says_what_the_model_is(path: Path) -> None:
+    with safetensors.safe_open(path, framework="pt") as file:
+        text = file.metadata()["defectcam"]
+    description = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert description == read_metadata(path)
+    assert description["schema_version"] == 1
+    assert description["versions"]["defectcam"] == defectcam.__version__
+    assert description["classes"] == {"labels": ["anomaly", "good"], "dtype": "<U7", "good": 1}
+    assert "callbacks" not in description["parameters"]
+
+
+class Inner(NamedTuple):
+    low: float
+    weights: tuple[float, ...]
+
+
+class Outer(NamedTuple):
+    name: str
+    inner: Inner
+    other: Inner | None
+    later: int = 7
+
+
+@pytest.mark.parametrize("other", [None, Inner(float("-inf"), ())])
+def test_named_tuples_come_back(other: Inner | None) -> None:
+    value = Outer("x", Inner(np.float64(0.1), (1.0, 1 / 3)), other)
+    back = _decode(Outer, json.loads(json.dumps(_encode(value, "it"), allow_nan=False)))
+    assert back == value
+    assert type(back.inner) is Inner
+    assert isinstance(back.inner.weights, tuple)
+
+
+def test_named_tuple_of_an_older_file_gets_the_default_of_a_new_field() -> None:
+    assert _decode(Outer, {"name": "x", "inner": None, "other": None}).later == 7
+
+
+def test_what_json_cannot_say_is_refused_by_name(clf: DefectCAMClassifier, tmp_path: Path) -> None:
+    before = clf.good_label
+    clf.good_label = object()
+    try:
+        with pytest.raises(TypeError, match="good_label holds a object"):
+            save(clf, tmp_path / "m.safetensors")
+    finally:
+        clf.good_label = before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unfitted_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFittedError):
+        save(DefectCAMClassifier(), tmp_path / "m.safetensors")
+
+
+def test_overwriting(clf: DefectCAMClassifier, path: Path) -> None:
+    path.write_bytes(b"old")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        save(clf, path, overwrite=False)
+    assert path.read_bytes() == b"old"
+    save(clf, path)
+    load(path)
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(
+    clf: DefectCAMClassifier, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(clf, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_places_that_cannot_be_written(clf: DefectCAMClassifier, tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        save(clf, tmp_path)
+    with pytest.raises(FileNotFoundError, match="make the folder"):
+        save(clf, tmp_path / "missing" / "m.safetensors")
+
+
+def test_other_files_are_refused_by_name(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"missing\.safetensors"):
+        load(tmp_path / "missing.safetensors")
+    with pytest.raises(ModelFileError, match="is no file"):
+        load(tmp_path)
+    text = tmp_path / "text.safetensors"
+    text.write_text("no model")
+    with pytest.raises(ModelFileError, match=r"text\.safetensors.*no safetensors file"):
+        load(text)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelFileError, match=r"cut\.safetensors.*damaged"):
+        load(cut)
+    weights = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({"weight": torch.zeros(2)}, weights)
+    with pytest.raises(ModelFileError, match=r"weights\.safetensors.*no defectcam model"):
+        load(weights)
+
+
+def test_a_later_layout_is_refused_with_the_release_it_needs(path: Path) -> None:
+    def later(description: dict[str, Any]) -> None:
+        description["schema_version"] = 2
+        description["versions"]["defectcam"] = "3.1.0"
+
+    rewrite(path, later)
+    with pytest.raises(ModelFileError, match=r"part\.safetensors.*install defectcam>=3\.1\.0"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["parameters"].update(telepathy=True), "does not know the parameters telep"),
+        (lambda d: d["parameters"].update(pooling="sum"), "pooling"),
+        (lambda d: d["network"].update(backbone="no_such_net"), "no_such_net"),
+        (lambda d: d["classes"].update(dtype="|O"), "classes of dtype object"),
+        (lambda d: d["classes"].update(good=2), "good one 2"),
+        (lambda d: d.pop("heat_model"), "no entry 'heat_model'"),
+        (lambda d: d["heat_model"].update(soul=1), "soul"),
+        (lambda d: d.pop("versions"), "no entry 'versions'"),
+    ],
+)
+def test_a_description_that_does_not_fit(path: Path, change: Any, message: str) -> None:
+    rewrite(path, change)
+    with pytest.raises(ModelFileError, match=rf"part\.safetensors.*{message}"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("network.head.bias"), "head.bias"),
+        (lambda t: t.update({"network.head.bias": torch.zeros(7)}), "head.bias"),
+        (lambda t: t.update({"network.head.extra": torch.zeros(7)}), "head.extra"),
+        (lambda t: t.pop("fitted.held_out_probability_"), "held_out_probability_"),
+    ],
+)
+def test_tensors_that_do_not_fit(path: Path, change: Any, message: str) -> None:
+    rewrite(path, change_tensors=change)
+    with pytest.raises(ModelFileError, match=rf"(?s)part\.safetensors.*{message}"):
+        load(path)
+
+
+def test_a_parameter_that_an_older_file_lacks_gets_its_default(path: Path) -> None:
+    rewrite(path, lambda d: d["parameters"].pop("min_area"))
+    assert load(path).min_area == DefectCAMClassifier().min_area
+
+
+def test_device(path: Path) -> None:
+    assert load(path).device == "cpu"
+    assert load(path, device="auto").device == "auto"
+    with pytest.raises(ValueError, match="device='cuda:99' cannot be used"):
+        load(path, device="cuda:99")
+    rewrite(path, lambda d: d["parameters"].update(device="cuda:99"))
+    with pytest.warns(UserWarning, match="now 'auto'"):
+        assert load(path).device == "auto"

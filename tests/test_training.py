@@ -1,0 +1,495 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from defectcam import training
+from defectcam.backbones import create_backbone
+from defectcam.network import DefectCAMNetwork
+from defectcam.training import (
+    VIEWS,
+    FeatureCache,
+    TailTraining,
+    TrainingDivergedError,
+    TrainingOptions,
+    average_states,
+    predict_cached,
+    train_with_folds,
+)
+
+N_IMAGES = 6
+OPTIONS = TrainingOptions(
+    optimizer="adam",
+    learning_rate=1e-3,
+    head_learning_rate=None,
+    weight_decay=0.0,
+    schedule="constant",
+    max_epochs=2,
+    batch_size=2,
+    label_smoothing=0.0,
+    train_batch_norm=True,
+    stop_at_train_accuracy=None,
+    patience=None,
+)
+FOLDS = [
+    (np.array([1, 2, 4, 5]), np.array([3, 0])),
+    (np.array([0, 2, 3, 5]), np.array([1, 4])),
+    (np.array([0, 1, 3, 4]), np.array([5, 2])),
+]
+
+
+def pixels(n: int = N_IMAGES) -> Tensor:
+    values = np.random.default_rng(0).normal(size=(n, 3, 64, 64))
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def network(**options: Any) -> DefectCAMNetwork:
+    head_options = {"n_classes": 2, "pooling": "average", **options}
+    return DefectCAMNetwork(
+        create_backbone("test_efficientnet", None),
+        head_options=head_options,
+        trainable_stages=1,
+        evidence_stages=2,
+    ).eval()
+
+
+def filled(net: DefectCAMNetwork, views: str = "none", **options: Any) -> FeatureCache:
+    settings = {"budget": 2**30, "dtype": torch.float32, **options}
+    cache = FeatureCache(N_IMAGES, VIEWS[views], **settings)
+    cache.fill(net, pixels().split(4))
+    return cache
+
+
+def tail_training(net: DefectCAMNetwork | None = None, **settings: Any) -> TailTraining:
+    net = net or network()
+    options = dataclasses.replace(
+        OPTIONS, **{k: settings.pop(k) for k in list(settings) if hasattr(OPTIONS, k)}
+    )
+    values = {
+        "cache": filled(net) if "cache" not in settings else settings.pop("cache"),
+        "targets": torch.tensor([0, 1] * 3),
+        "class_weight": torch.ones(2),
+        "sample_weight": torch.ones(N_IMAGES),
+        "seed": 0,
+        **settings,
+    }
+    return TailTraining(network=net, options=options, **values)
+
+
+def weights(net: DefectCAMNetwork) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in net.parameters()]).clone()
+
+
+ROWS = np.arange(N_IMAGES)
+
+
+# --- The cache ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [2**30, 0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_cache_holds_what_the_trunk_gives_for_each_view(budget, dtype):
+    net = network()
+    with filled(net, "flips", budget=budget, dtype=dtype) as cache:
+        for view, dims in enumerate(VIEWS["flips"]):
+            flipped = pixels().flip(dims) if dims else pixels()
+            with torch.no_grad():
+                expected = net.trunk_features(flipped).deep
+            rows = torch.tensor([5, 0, 3])
+            found = cache.batch(rows, torch.full((3,), view))
+            assert len(found) == len(expected) == 2
+            tolerance = 1e-5 if dtype == torch.float32 else 2e-3
+            for mine, level in zip(found, expected, strict=True):
+                assert mine.dtype == torch.float32
+                assert mine.is_contiguous(memory_format=torch.channels_last)
+                torch.testing.assert_close(mine, level[rows], atol=tolerance, rtol=tolerance)
+
+
+def test_views_can_be_mixed_in_a_batch():
+    with filled(network(), "horizontal_flip") as cache:
+        rows = torch.tensor([2, 2])
+        mixed = cache.batch(rows, torch.tensor([0, 1]))[0]
+        plain, flipped = (cache.batch(rows[:1], torch.tensor([view]))[0] for view in (0, 1))
+        assert torch.equal(mixed, torch.cat([plain, flipped]))
+        assert not torch.equal(plain, flipped)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder where temporary files are made, empty."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_a_large_cache_lies_in_a_temporary_file_that_vanishes(temporary):
+    net = network()
+    with filled(net, "flips") as in_memory, filled(net, "flips", budget=0) as in_file:
+        assert os.listdir(temporary)
+        for mine, other in zip(in_file.deep, in_memory.deep, strict=True):
+            assert torch.equal(mine, other)
+    assert os.listdir(temporary) == []
+
+
+def test_a_cache_within_its_budget_needs_no_file(temporary):
+    net = network()
+    size = sum(level.nbytes for level in filled(net).deep)
+    with filled(net, budget=size):
+        assert os.listdir(temporary) == []
+    with filled(net, budget=size - 1):
+        assert os.listdir(temporary)
+
+
+def test_the_temporary_file_vanishes_after_an_error_too(temporary):
+    with pytest.raises(ZeroDivisionError), filled(network(), budget=0):
+        assert os.listdir(temporary)
+        1 / 0  # noqa: B018
+    assert os.listdir(temporary) == []
+
+
+def test_training_on_a_file_gives_the_weights_of_training_in_memory():
+    start = network()
+    results = []
+    for budget in (2**30, 0):
+        net = network()
+        net.load_state_dict(start.state_dict())
+        with filled(net, budget=budget) as cache:
+            tail_training(net, cache=cache).run(ROWS, fold=0)
+        results.append(weights(net))
+    assert torch.equal(*results)
+
+
+def test_scores_from_the_cache_are_those_of_the_network():
+    net = network()
+    logits, evidence = predict_cached(net, filled(net), np.array([4, 1]))
+    with torch.no_grad():
+        expected = net.infer(pixels()[[4, 1]])
+    torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(evidence, expected.evidence, atol=1e-5, rtol=1e-5)
+
+
+# --- One training -------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_weighted_cross_entropy():
+    run = tail_training(
+        class_weight=torch.tensor([1.0, 3.0]),
+        sample_weight=torch.tensor([1.0, 1, 2, 1, 1, 1]),
+        max_epochs=1,
+        batch_size=N_IMAGES,
+    )
+    net = run.network.train()
+    logits = net.head.logits(net.evidence(run.cache.batch(torch.as_tensor(ROWS), 0 * run.targets)))
+    repeated = torch.tensor([0, 1, 2, 2, 3, 4, 5])  # a weight of 2 is the image given twice
+    expected = F.cross_entropy(
+        logits[repeated], run.targets[repeated], weight=torch.tensor([1.0, 3.0])
+    )
+    run.run(ROWS, fold=0)
+    assert run.history["loss"][0] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_training_lowers_the_loss_and_leaves_the_trunk():
+    run = tail_training(max_epochs=15, learning_rate=1e-2)
+    trunk = {name: value.clone() for name, value in run.network.trunk.state_dict().items()}
+    run.run(ROWS, fold=0)
+    assert run.history["loss"][-1] < 0.5 * run.history["loss"][0]
+    assert run.history["train_accuracy"][-1] == 1
+    for name, value in run.network.trunk.state_dict().items():
+        assert torch.equal(value, trunk[name])
+    assert not run.network.training
+
+
+def test_the_seed_decides_the_weights(generators_untouched_by_training):
+    start = network()
+    results = []
+    for seed in (0, 0, 1):
+        net = network()
+        net.load_state_dict(start.state_dict())
+        tail_training(net, seed=seed, cache=filled(net, "flips")).run(ROWS, fold=0)
+        results.append(weights(net))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+@pytest.fixture
+def generators_untouched_by_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a training fail that draws from torch's global generator."""
+    run = TailTraining.run
+
+    def checked(self: TailTraining, rows: np.ndarray, fold: int) -> None:
+        before = torch.get_rng_state()
+        run(self, rows, fold)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    monkeypatch.setattr(TailTraining, "run", checked)
+
+
+def test_images_without_weight_are_not_learned_from():
+    start = network(normalise=False)
+    results = []
+    for target in (0, 1):
+        net = network(normalise=False)
+        net.load_state_dict(start.state_dict())
+        targets = torch.tensor([0, 1, 0, 1, 0, target])
+        sample_weight = torch.tensor([1.0, 1, 1, 1, 1, 0])
+        tail_training(net, targets=targets, sample_weight=sample_weight).run(ROWS, fold=0)
+        results.append(weights(net))
+    assert torch.equal(*results)
+
+
+def test_a_batch_without_weight_changes_nothing():
+    run = tail_training(sample_weight=torch.tensor([0.0, 1, 1, 1, 1, 1]), batch_size=1)
+    run.run(ROWS, fold=0)
+    assert np.isfinite(run.history["loss"]).all()
+    assert weights(run.network).isfinite().all()
+
+
+def test_a_batch_of_one_image_on_a_grid_of_one_position_can_be_trained_on():
+    """The last batch may hold a single image, of which no variance can be told."""
+    net = network()
+    cache = FeatureCache(N_IMAGES, VIEWS["none"], 2**30, torch.float32)
+    cache.fill(net, [pixels()[..., :32, :32]])
+    tail_training(net, cache=cache, batch_size=5).run(ROWS, fold=0)
+    assert weights(net).isfinite().all()
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_statistics_of_the_tail_are_learned_only_when_asked_for(train):
+    run = tail_training(train_batch_norm=train)
+    means = [b.clone() for n, b in run.network.tail.named_buffers() if n.endswith("running_mean")]
+    run.run(ROWS, fold=0)
+    after = [b for n, b in run.network.tail.named_buffers() if n.endswith("running_mean")]
+    assert means
+    assert all(torch.equal(a, b) != train for a, b in zip(means, after, strict=True))
+
+
+def test_a_loss_that_is_no_number_stops_the_training_with_advice():
+    run = tail_training(class_weight=torch.tensor([1.0, float("nan")]))
+    with pytest.raises(TrainingDivergedError, match="Lower learning_rate"):
+        run.run(ROWS, fold=0)
+
+
+# --- Schedules and stopping ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def learning_rates(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+    """Return a list that gets the learning rates of each step."""
+    seen: list[list[float]] = []
+    step = torch.optim.Adam.step
+
+    def watched(self: torch.optim.Adam, *args: Any) -> Any:
+        seen.append([group["lr"] for group in self.param_groups])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    return seen
+
+
+def test_a_constant_schedule_keeps_the_rates(learning_rates):
+    tail_training(head_learning_rate=5e-3).run(ROWS, fold=0)
+    assert learning_rates == [[1e-3, 5e-3]] * 6
+
+
+def test_one_cycle_rises_to_the_rates_and_falls_below_the_start(learning_rates):
+    run = tail_training(schedule="one_cycle", head_learning_rate=5e-3, max_epochs=10)
+    run.run(ROWS, fold=0)
+    rates = np.array(learning_rates)
+    assert len(rates) == 30
+    np.testing.assert_allclose(rates.max(0), [1e-3, 5e-3], rtol=0.05)
+    assert 0 < rates[:, 0].argmax() < 15
+    assert (rates[-1] < rates[0]).all()
+    assert (rates[0] < rates.max(0) / 10).all()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
+def test_all_optimizers_move_tail_and_head(optimizer, schedule):
+    run = tail_training(optimizer=optimizer, schedule=schedule, weight_decay=1e-2)
+    before = [p.detach().clone() for p in run.network.parameters()]
+    run.run(ROWS, fold=0)
+    for old, new in zip(before, run.network.parameters(), strict=True):
+        assert torch.equal(old, new) != new.requires_grad
+
+
+def test_a_network_without_tail_trains_its_head(learning_rates):
+    net = DefectCAMNetwork(
+        create_backbone("test_efficientnet", None),
+        head_options={"n_classes": 2},
+        trainable_stages=0,
+        evidence_stages=1,
+    ).eval()
+    tail_training(net, head_learning_rate=5e-3).run(ROWS, fold=0)
+    assert learning_rates == [[5e-3]] * 6
+
+
+def test_stop_at_train_accuracy_ends_after_the_first_epoch_that_reaches_it(monkeypatch):
+    accuracies = iter([0.5, 0.97, 0.98, 1.0])
+    monkeypatch.setattr(TailTraining, "_epoch", lambda *args: (1.0, next(accuracies)))
+    run = tail_training(stop_at_train_accuracy=0.98, max_epochs=10)
+    run.run(ROWS, fold=0)
+    assert run.history["train_accuracy"] == [0.5, 0.97, 0.98]
+
+
+def test_early_stopping_waits_for_its_patience(monkeypatch):
+    losses = [1.0, 0.8, 0.9, 0.7, 0.7, 0.75, 0.1]
+    values = iter(losses)
+    monkeypatch.setattr(TailTraining, "_epoch", lambda *args: (next(values), 0.5))
+    run = tail_training(patience=2, max_epochs=10)
+    run.run(ROWS, fold=0)
+    assert run.history["loss"] == losses[:6]
+
+
+def test_the_history_is_a_table_and_each_row_is_told():
+    told: list[dict[str, Any]] = []
+    run = tail_training(on_epoch=told.append, max_epochs=3)
+    run.run(ROWS, fold=4)
+    assert run.history["epoch"] == [1, 2, 3]
+    assert run.history["fold"] == [4, 4, 4]
+    assert [row["loss"] for row in told] == run.history["loss"]
+    assert {len(column) for column in run.history.values()} == {3}
+
+
+@pytest.mark.parametrize(("answer", "n_epochs"), [(True, 1), (None, 3), (1, 3), (False, 3)])
+def test_only_true_ends_the_training(answer, n_epochs):
+    run = tail_training(on_epoch=lambda record: answer, max_epochs=3)
+    run.run(ROWS, fold=0)
+    assert len(run.history["epoch"]) == n_epochs
+
+
+# --- Folds --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Return a list that gets, for each fold, the rows whose loss was computed."""
+    seen: list[list[int]] = []
+    run, loss = TailTraining.run, TailTraining._loss
+
+    def watched_run(self: TailTraining, *args: Any, **kwargs: Any) -> None:
+        seen.append([])
+        run(self, *args, **kwargs)
+
+    def watched_loss(self: TailTraining, logits: Tensor, batch: Tensor) -> Tensor:
+        seen[-1] += batch.tolist()
+        return loss(self, logits, batch)
+
+    monkeypatch.setattr(TailTraining, "run", watched_run)
+    monkeypatch.setattr(TailTraining, "_loss", watched_loss)
+    return seen
+
+
+def test_no_tail_trains_on_its_held_out_rows(trained_rows):
+    result = train_with_folds(tail_training(), FOLDS)
+    assert len(trained_rows) == 3
+    for rows, (train, held_out) in zip(trained_rows, FOLDS, strict=True):
+        assert sorted(rows) == sorted([*train, *train])  # once in each of two epochs
+        assert not set(rows) & set(held_out.tolist())
+    assert result.history["fold"] == [0, 0, 1, 1, 2, 2]
+
+
+def test_held_out_scores_are_in_order_and_from_the_tail_that_has_not_seen_the_image():
+    run = tail_training(max_epochs=3, learning_rate=1e-2)
+    start = {name: value.clone() for name, value in run.network.state_dict().items()}
+    result = train_with_folds(run, FOLDS)
+    averaged = {name: value.clone() for name, value in run.network.state_dict().items()}
+    states = []
+    for fold, (train, held_out) in enumerate(FOLDS):
+        run.network.load_state_dict(start)
+        run.run(train, fold)
+        states.append({name: value.clone() for name, value in run.network.state_dict().items()})
+        logits, evidence = predict_cached(run.network, run.cache, held_out)
+        torch.testing.assert_close(result.logits[held_out], logits)
+        torch.testing.assert_close(result.evidence[held_out], evidence)
+    for name, value in average_states(states).items():
+        torch.testing.assert_close(averaged[name], value)
+
+
+def test_without_folds_one_tail_trains_on_everything(trained_rows):
+    run = tail_training()
+    result = train_with_folds(run, [])
+    assert [sorted(rows) for rows in trained_rows] == [sorted([*ROWS, *ROWS])]
+    torch.testing.assert_close(result.logits, predict_cached(run.network, run.cache, ROWS)[0])
+
+
+def test_average_states_averages_numbers_and_keeps_counts():
+    states = [
+        {"weight": torch.tensor([1.0, 3.0]), "count": torch.tensor(5)},
+        {"weight": torch.tensor([3.0, 3.0]), "count": torch.tensor(5)},
+    ]
+    averaged = average_states(states)
+    assert averaged["weight"].tolist() == [2, 3]
+    assert averaged["count"] == 5
+    assert averaged["count"].dtype == torch.int64
+    assert states[0]["weight"].tolist() == [1, 3]
+
+
+# --- Interrupts ---------------------------------------------------------------------------------
+
+
+def interrupt_in_epoch(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Interrupt the last step of the epoch with this number, counted from 1 over all folds."""
+    calls = {"n": 0}
+    loss = TailTraining._loss
+
+    def watched(self: TailTraining, logits: Tensor, batch: Tensor) -> Tensor:
+        calls["n"] += 1
+        if calls["n"] == number * -(-4 // OPTIONS.batch_size):
+            raise KeyboardInterrupt
+        return loss(self, logits, batch)
+
+    monkeypatch.setattr(training.TailTraining, "_loss", watched)
+
+
+def test_an_interrupt_before_an_epoch_is_finished_goes_on(monkeypatch):
+    interrupt_in_epoch(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        train_with_folds(tail_training(), FOLDS)
+
+
+def test_an_interrupt_later_leaves_the_weights_of_the_last_finished_epoch(monkeypatch):
+    start = network()
+    expected = network()
+    expected.load_state_dict(start.state_dict())
+    tail_training(expected, max_epochs=1).run(FOLDS[0][0], fold=0)
+    interrupt_in_epoch(monkeypatch, 2)
+    run = tail_training(start)
+    run.run(FOLDS[0][0], fold=0)
+    assert run.interrupted
+    assert torch.equal(weights(run.network), weights(expected))
+    assert len(run.history["loss"]) == 1
+
+
+@pytest.mark.parametrize("epoch", [2, 3, 4, 5, 6])
+def test_an_interrupt_later_leaves_a_usable_result(monkeypatch, epoch):
+    interrupt_in_epoch(monkeypatch, epoch)
+    result = train_with_folds(tail_training(), FOLDS)
+    assert result.interrupted
+    assert len(result.history["epoch"]) == epoch - 1
+    assert result.logits.shape == (N_IMAGES, 2)
+    assert result.logits.isfinite().all()
+
+
+@pytest.mark.parametrize("folds", [FOLDS, []])
+def test_an_interrupt_between_two_epochs_leaves_a_usable_result(folds):
+    """A callback runs when its epoch is finished, so nothing is lost."""
+
+    def interrupt(record: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        result = train_with_folds(tail_training(on_epoch=interrupt), folds)
+    except KeyboardInterrupt:  # which would end pytest
+        pytest.fail("the finished epoch is lost")
+    assert result.interrupted
+    assert result.logits.isfinite().all()
