@@ -14,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_curve
+from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-from defectcam.cam import class_cam, min_max, signed_cam
-from defectcam.novelty import novelty_peak
+from defectcam.cam import class_cam, fuse, min_max, signed_cam
+from defectcam.novelty import novelty_peak, smooth_novelty
 
 #: Share of good pixels below the map's limit.
 GOOD_PIXEL_QUANTILE = 0.999
 
-_RECALL = re.compile(r"recall\s*>=\s*(?P<target>[0-9.]+)")
+_RECALL = re.compile(r"recall\s*>=\s*(?P<target>\d*\.?\d+)")
 
 
 def defect_scores(logits: Tensor, novelty: Tensor | None, good: int) -> NDArray[np.float64]:
@@ -55,36 +55,96 @@ class HeatModel(NamedTuple):
 
     Attributes
     ----------
-    kind : {"cam", "min_max_cam"}
+    kind : {"fused", "cam", "min_max_cam"}
     good : int
         Index of the good class.
-    scale : HeatScale
+    cam_scale : HeatScale
         Of the signed class activation map.
+    novelty_scale : HeatScale
+        Of the smoothed novelty map.
+    novelty_share : float
+        How much of the fused map is novelty, from 0 (evidence alone) to 1.
+    fused_scale : HeatScale
+        Of the fused map.
     """
 
     kind: str
     good: int
-    scale: HeatScale
+    cam_scale: HeatScale
+    novelty_scale: HeatScale
+    novelty_share: float
+    fused_scale: HeatScale
 
     def grids(self, evidence: Tensor, novelty: Tensor | None) -> Tensor:
         """Return maps on the network's grid, shape ``(n, height, width)``."""
         if self.kind == "min_max_cam":
             defects = [c for c in range(evidence.shape[1]) if c != self.good]
             return min_max(class_cam(evidence, defects))
-        return self.scale.apply(signed_cam(evidence, self.good))
+        cam = self.cam_scale.apply(signed_cam(evidence, self.good))
+        if self.kind == "cam" or novelty is None:
+            return cam
+        smooth = self.novelty_scale.apply(smooth_novelty(novelty))
+        return self.fused_scale.apply(fuse(cam, smooth, self.novelty_share))
 
 
-def fit_heat_model(kind: str, good: int, good_evidence: Tensor) -> HeatModel:
-    """Learn the map's scale from the evidence of good images."""
-    return HeatModel(kind, good, fit_heat_scale(signed_cam(good_evidence, good).numpy()))
+def fit_heat_model(
+    kind: str,
+    good: int,
+    evidence: Tensor,
+    novelty: Tensor | None,
+    typical_cam: float,
+    scores: NDArray[np.float64],
+    is_defect: NDArray[np.bool_],
+) -> HeatModel:
+    """Learn the map's scale, and how much novelty counts, from held-out training images.
+
+    Parameters
+    ----------
+    kind : {"fused", "cam", "min_max_cam"}
+    good : int
+        Index of the good class.
+    evidence : Tensor of shape (n_images, n_classes, height, width)
+        Shifted so that the signed map of good images has median 0.
+    novelty : Tensor of shape (n_images, height', width') or None
+    typical_cam : float
+        Median of the final network's signed map on good images.
+    scores : ndarray of shape (n_images, n_scores)
+        As `defect_scores` returns them.
+    is_defect : ndarray of shape (n_images,)
+    """
+    good_rows = torch.as_tensor(~is_defect)
+    centred = fit_heat_scale(signed_cam(evidence[good_rows], good))._replace(typical=0.0)
+    model = HeatModel(kind, good, centred, HeatScale(0.0, 1.0), 0.0, HeatScale(0.0, 1.0))
+    if kind == "fused" and novelty is not None:
+        model = model._replace(
+            novelty_scale=fit_heat_scale(smooth_novelty(novelty[good_rows])),
+            novelty_share=novelty_share(scores, is_defect),
+        )
+        good_maps = model.grids(evidence[good_rows], novelty[good_rows])
+        model = model._replace(fused_scale=fit_heat_scale(good_maps))
+    limit = centred.limit + typical_cam
+    return model._replace(cam_scale=HeatScale(typical_cam, limit))
 
 
-def fit_heat_scale(good_maps: NDArray[np.float32]) -> HeatScale:
+def novelty_share(scores: NDArray[np.float64], is_defect: NDArray[np.bool_]) -> float:
+    """Share of novelty in the fused map: how well it tells images apart, beside evidence.
+
+    Where good parts look alike, the novelty of an image says almost as much as its evidence does,
+    and its map, which is finer, should lead. Where good surfaces vary, it says little. Both are
+    measured by the area under the ROC curve over held-out training images, rescaled so that chance
+    is 0: the share is twice novelty's part of their sum, at most 1.
+    """
+    reliability = [max(0.0, 2 * roc_auc_score(is_defect, s) - 1) for s in scores.T[:2]]
+    total = sum(reliability)
+    return min(1.0, 2 * reliability[1] / total) if total > 0 else 0.5
+
+
+def fit_heat_scale(good_maps: Tensor) -> HeatScale:
     """Learn the scale from maps of good images alone, so no masks are needed.
 
     Parameters
     ----------
-    good_maps : ndarray of shape (n, height, width)
+    good_maps : Tensor of shape (n, height, width)
         Maps of good images that the network was not trained on, where there are such.
 
     Returns
@@ -92,8 +152,9 @@ def fit_heat_scale(good_maps: NDArray[np.float32]) -> HeatScale:
     HeatScale
         The median of the good pixels and their `GOOD_PIXEL_QUANTILE`.
     """
-    typical = float(np.median(good_maps))
-    limit = float(np.quantile(good_maps, GOOD_PIXEL_QUANTILE))
+    values = good_maps.numpy()
+    typical = float(np.median(values))
+    limit = float(np.quantile(values, GOOD_PIXEL_QUANTILE))
     return HeatScale(typical, limit if limit > typical else typical + 1.0)
 
 
@@ -164,17 +225,27 @@ def choose_threshold(
     ValueError
         If the criterion is none of these.
     """
+    least_recall = check_threshold(criterion)
+    if not isinstance(criterion, str):
+        return float(criterion)
+    if least_recall is None:
+        return float(is_defect.mean())
+    _, recall, thresholds = roc_curve(is_defect, probability, drop_intermediate=False)
+    return float(thresholds[np.flatnonzero(recall >= least_recall)[0]])
+
+
+def check_threshold(criterion: float | str) -> float | None:
+    """Refuse what `choose_threshold` does not understand; return the recall it asks for, if any."""
     if not isinstance(criterion, str):
         if not 0 <= criterion <= 1:
             raise ValueError(f"threshold={criterion!r}: a probability from 0 to 1 was expected.")
-        return float(criterion)
+        return None
     if criterion == "balanced":
-        return float(is_defect.mean())
+        return None
     target = _RECALL.fullmatch(criterion.strip())
     if target is None or not 0 < float(target["target"]) <= 1:
         raise ValueError(
             f"threshold={criterion!r}: expected 'balanced', 'recall>=R' with R in (0, 1], or a "
             "probability."
         )
-    _, recall, thresholds = roc_curve(is_defect, probability, drop_intermediate=False)
-    return float(thresholds[np.flatnonzero(recall >= float(target["target"]))[0]])
+    return float(target["target"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -59,6 +60,31 @@ def class_cam(evidence: Tensor, classes: Sequence[int]) -> Tensor:
     Tensor of shape (n, height, width)
     """
     return evidence[:, list(classes)].amax(1)
+
+
+def fuse(cam: Tensor, novelty: Tensor, novelty_share: float) -> Tensor:
+    """Fuse evidence and novelty into one map: both must speak for a pixel to be hot.
+
+    A weighted geometric mean of the two maps, each made positive by a softplus:
+    ``softplus(2 cam)^(1 - share) * softplus(2 novelty)^share``.
+
+    Parameters
+    ----------
+    cam : Tensor of shape (n, height, width)
+        Signed class activation map, 0 = typical of good parts, 1 = their limit; up-sampled to
+        the grid of ``novelty``.
+    novelty : Tensor of shape (n, height', width')
+        On the same scale.
+    novelty_share : float
+        From 0 (evidence alone) to 1 (novelty alone).
+
+    Returns
+    -------
+    Tensor of shape (n, height', width')
+    """
+    grid = (novelty.shape[1], novelty.shape[2])
+    cam = F.interpolate(cam[:, None], size=grid, mode="bilinear", align_corners=False)[:, 0]
+    return F.softplus(2 * cam) ** (1 - novelty_share) * F.softplus(2 * novelty) ** novelty_share
 
 
 def min_max(maps: Tensor) -> Tensor:

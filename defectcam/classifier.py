@@ -30,6 +30,7 @@ import defectcam
 from defectcam.backbones import create_backbone
 from defectcam.calibration import (
     DefectProbability,
+    check_threshold,
     choose_threshold,
     defect_scores,
     fit_defect_probability,
@@ -86,6 +87,10 @@ VGG16_CAM: dict[str, Any] = {
     "max_boxes": 1,
     "merge_distance": float("inf"),
 }
+#: ``max_epochs="auto"``: images seen in a training, fewest and most epochs.
+AUTO_IMAGES_SEEN = 6000
+AUTO_EPOCHS = (4, 10)
+
 RECIPES: dict[str, dict[str, Any]] = {"vgg16_cam": VGG16_CAM}
 
 
@@ -151,8 +156,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     weight_decay : float, default=1e-2
     schedule : {"one_cycle", "constant"}, default="one_cycle"
         Course of the learning rates.
-    max_epochs : int, default=10
-        Passes over the training images, per fold.
+    max_epochs : int or "auto", default="auto"
+        Passes over the training images, per fold. ``"auto"``: 10, fewer when there are more than
+        600 images so that about 6000 are seen, but at least 4.
     batch_size : int, default=16
         Images per training step and per forward pass.
     label_smoothing : float, default=0.0
@@ -169,14 +175,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Number of folds. A tail is trained without each fold and scores it; these held-out scores
         decide thresholds and scales, and the mean of the tails' weights is the model. None: one
         tail on all images; thresholds then rest on the training images themselves.
-    heatmap : {"cam", "min_max_cam"}, default="cam"
-        ``"cam"``: the signed class activation map on a fixed scale, 0 = typical of good parts, 1 =
-        the limit that good parts stay below. ``"min_max_cam"``: as published, the defect class's
-        map scaled by each image's own minimum and maximum.
+    heatmap : {"fused", "cam", "min_max_cam"}, default="fused"
+        ``"fused"``: evidence and novelty together, on a fixed scale, 0 = typical of good parts, 1 =
+        the limit that good parts stay below; novelty then also counts in the image's probability.
+        ``"cam"``: the signed class activation map alone, on the same scale. ``"min_max_cam"``: as
+        published, the defect class's map scaled by each image's own minimum and maximum.
     threshold : "balanced", str or float, default="balanced"
         Probability of a defect at and above which an image is called defective:
-        ``"balanced"`` for the best balanced accuracy, ``"recall>=0.99"`` to find at least that share
-        of the held-out defective images, or a probability.
+        ``"balanced"`` for the best balanced accuracy, ``"recall>=0.99"`` to find at least that
+        share of the held-out defective images, or a probability.
     box_threshold : float, default=1.0
         Boxes are drawn where the heatmap is above this.
     min_area : int, default=16
@@ -264,7 +271,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "head_learning_rate": [Interval(Real, 0, None, closed="neither"), None],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "schedule": [StrOptions({"one_cycle", "constant"})],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "train_batch_norm": ["boolean"],
@@ -311,7 +318,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         head_learning_rate: float | None = 1e-2,
         weight_decay: float = 1e-2,
         schedule: str = "one_cycle",
-        max_epochs: int = 10,
+        max_epochs: int | str = "auto",
         batch_size: int = 16,
         label_smoothing: float = 0.0,
         train_batch_norm: bool = True,
@@ -320,7 +327,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         stop_at_train_accuracy: float | None = None,
         augmentation: str = "flips",
         cv: int | None = 3,
-        heatmap: str = "cam",
+        heatmap: str = "fused",
         threshold: str | float = "balanced",
         box_threshold: float = 1.0,
         min_area: int = 16,
@@ -434,6 +441,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             If interrupted before the first epoch is finished. Later the training ends there with a
             warning and the classifier can be used.
         """
+        check_threshold(self.threshold)
         sources, labels = labelled_sources(X, y, self.good_label)
         classes = find_classes(labels, self.target, self.good_label)
         targets = classes.encode(labels)
@@ -451,17 +459,17 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 novelty = None
                 if network.novelty_levels:
                     is_good = targets == classes.good
-                    novelty = add_codebook(
-                        network, cache, is_good, folds, self.codebook_size, seed
-                    )
-                with self._epoch_bar(max(1, len(folds))) as bar:
+                    novelty = add_codebook(network, cache, is_good, folds, self.codebook_size, seed)
+                max_epochs = self._max_epochs(len(sources.items))
+                with self._epoch_bar(max(1, len(folds)) * max_epochs) as bar:
                     training = TailTraining(
                         network=network,
                         cache=cache,
                         targets=torch.as_tensor(targets),
+                        good=classes.good,
                         class_weight=self._class_weight(classes, targets),
                         sample_weight=torch.as_tensor(weights),
-                        options=self._training_options(),
+                        options=self._training_options(max_epochs),
                         seed=seed,
                         on_epoch=lambda record: self._on_epoch(record, bar),
                     )
@@ -480,7 +488,6 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
     def _build_network(self, n_classes: int, good: int) -> tuple[DefectCAMNetwork, Preprocess]:
         backbone = create_backbone(self.backbone, self.weights)
-        self.weights_source_ = backbone.weights_source
         unit = self.normalisation == "unit"
         preprocess = Preprocess(
             self.image_size,
@@ -488,6 +495,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             std=(1.0, 1.0, 1.0) if unit else backbone.std,
             resize=self.resize,
         )
+        needs_novelty = self.heatmap == "fused" or self.pooling == "novelty_top_k"
         network = DefectCAMNetwork(
             backbone,
             head_options={
@@ -500,7 +508,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             },
             trainable_stages=self.trainable_stages,
             evidence_stages=self.evidence_stages,
-            novelty_strides=self.novelty_strides if self._needs_novelty() else (),
+            novelty_strides=self.novelty_strides if needs_novelty else (),
         )
         device = _resolve_device(self.device)
         network.to(device).to(memory_format=torch.channels_last)
@@ -510,6 +518,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self, network: DefectCAMNetwork, preprocess: Preprocess, classes: Classes
     ) -> None:
         self.network_ = network
+        self.weights_source_ = network.weights_source
         self._preprocess = preprocess
         self._classes = classes
         self.classes_ = classes.labels
@@ -527,26 +536,26 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """Learn from the training images' scores what a score and a map value mean."""
         good = self._classes.good
         is_defect = targets != good
-        scores = defect_scores(result.logits, self._novelty_for_score(novelty), good)
+        scores = defect_scores(result.logits, novelty if self.heatmap == "fused" else None, good)
         self._defect_probability = (
             fit_defect_probability(scores, is_defect)
             if held_out
-            else DefectProbability((1.0,), 0.0)
+            else DefectProbability((1.0,) + (0.0,) * (scores.shape[1] - 1), 0.0)
         )
         self.held_out_probability_ = self._defect_probability.probability(scores)
         self.threshold_ = choose_threshold(self.threshold, is_defect, self.held_out_probability_)
         self._heat_model = fit_heat_model(
-            self.heatmap, good, result.evidence, novelty, is_defect
+            self.heatmap, good, result.evidence, novelty, result.typical_cam, scores, is_defect
         )
 
-    def _training_options(self) -> TrainingOptions:
+    def _training_options(self, max_epochs: int) -> TrainingOptions:
         return TrainingOptions(
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             head_learning_rate=self.head_learning_rate,
             weight_decay=self.weight_decay,
             schedule=self.schedule,
-            max_epochs=self.max_epochs,
+            max_epochs=max_epochs,
             batch_size=self.batch_size,
             label_smoothing=self.label_smoothing,
             train_batch_norm=self.train_batch_norm,
@@ -592,10 +601,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             callbacks = (callbacks,)
         return any([callback(self, record) is True for callback in callbacks])
 
-    def _epoch_bar(self, n_folds: int) -> tqdm:
-        return tqdm(
-            total=n_folds * self.max_epochs, desc="training", unit="epoch", disable=not self.verbose
-        )
+    def _max_epochs(self, n_images: int) -> int:
+        if self.max_epochs != "auto":
+            return int(self.max_epochs)
+        return int(np.clip(round(AUTO_IMAGES_SEEN / n_images), *AUTO_EPOCHS))
+
+    def _epoch_bar(self, n_epochs: int) -> tqdm:
+        return tqdm(total=n_epochs, desc="training", unit="epoch", disable=not self.verbose)
 
     def _pixels(self, sources: Sources, preprocess: Preprocess) -> Iterator[torch.Tensor]:
         with tqdm(
@@ -641,7 +653,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ndarray of shape (n,)
             Labels, of ``classes_``.
         """
-        return self._labels_of(self.predict_proba(X))
+        return np.concatenate([self._labels_of(batch) for batch in self._forward(_many(X))])
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Probability of each class, calibrated on held-out training images.
@@ -830,40 +842,40 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
 
     def _log_odds_of(self, batch: _Batch) -> NDArray[np.float64]:
-        novelty = self._novelty_for_score(batch.novelty)
+        novelty = batch.novelty if self._heat_model.kind == "fused" else None
         scores = defect_scores(batch.logits, novelty, self._classes.good)
         return self._defect_probability.log_odds(scores)
 
-    def _novelty_for_score(self, novelty: torch.Tensor | None) -> torch.Tensor | None:
-        return novelty if self.heatmap == "fused" else None
-
-    def _needs_novelty(self) -> bool:
-        return self.heatmap == "fused" or self.pooling == "novelty_top_k"
-
     def _probabilities(self, batch: _Batch) -> NDArray[np.float64]:
         """Probability per class: of a defect from the calibration, its type from the network."""
-        defect = expit(self._log_odds_of(batch))
+        defect = self._defect_probabilities(batch)
         result = np.empty((len(defect), len(self.classes_)))
         result[:, self._classes.good] = 1 - defect
         types = batch.logits[:, self._classes.defects].double().softmax(1).numpy()
         result[:, self._classes.defects] = defect[:, None] * types
         return result
 
-    def _labels_of(self, probabilities: NDArray[np.float64]) -> NDArray[Any]:
+    def _defect_probabilities(self, batch: _Batch) -> NDArray[np.float64]:
+        return expit(self._log_odds_of(batch))
+
+    def _labels_of(self, batch: _Batch) -> NDArray[Any]:
+        is_defect = self._defect_probabilities(batch) >= self.threshold_
+        return np.where(is_defect, self._defect_types_of(batch), self.good_label_)
+
+    def _defect_types_of(self, batch: _Batch) -> NDArray[Any]:
+        """Label of the most likely defect class of each image."""
         defects = self._classes.defects
-        is_defect = 1 - probabilities[:, self._classes.good] >= self.threshold_
-        types = np.asarray(defects)[probabilities[:, defects].argmax(1)]
-        return self.classes_[np.where(is_defect, types, self._classes.good)]
+        return self.classes_[np.asarray(defects)[batch.logits[:, defects].argmax(1).numpy()]]
 
     def _localizations(self, batch: _Batch, items: Sequence[Any]) -> Iterator[Localization]:
-        probabilities = self._probabilities(batch)
-        labels = self._labels_of(probabilities)
-        defects = self._classes.defects
+        probabilities = self._defect_probabilities(batch)
+        labels = self._labels_of(batch)
+        defect_types = self._defect_types_of(batch)
         grids = self._heat_model.grids(batch.evidence, batch.novelty).numpy()
         for i, item in enumerate(items):
             yield Localization(
                 label=labels[i],
-                probability=1 - probabilities[i, self._classes.good],
+                probability=probabilities[i],
                 is_defect=labels[i] != self.good_label_,
                 grid=grids[i],
                 geometry=batch.geometries[i],
@@ -874,7 +886,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 merge_distance=self.merge_distance,
                 source=item,
                 good_label=self.good_label_,
-                defect_label=self.classes_[defects[int(probabilities[i, defects].argmax())]],
+                defect_label=defect_types[i],
             )
 
 

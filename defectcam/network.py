@@ -94,6 +94,7 @@ class DefectCAMNetwork(nn.Module):
             **head_options,  # type: ignore[arg-type]
         )
         self.codebook: Codebook | None = None
+        self.weights_source = backbone.weights_source
         for parameter in self.trunk.parameters():
             parameter.requires_grad_(False)
 

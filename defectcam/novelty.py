@@ -49,6 +49,11 @@ def describe_patches(levels: Sequence[Tensor]) -> Tensor:
     return F.avg_pool2d(joined, kernel_size=3, stride=1, padding=1, count_include_pad=False)
 
 
+def smooth_novelty(novelty: Tensor) -> Tensor:
+    """Average each patch's novelty with its eight neighbours', shape as given."""
+    return F.avg_pool2d(novelty[:, None], 3, stride=1, padding=1, count_include_pad=False)[:, 0]
+
+
 def novelty_peak(novelty: Tensor) -> Tensor:
     """Image score: the highest novelty after smoothing over 5 x 5 patches.
 

@@ -11,7 +11,6 @@ import base64
 import dataclasses
 import html
 import os
-import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from defectcam import display
 from defectcam.boxes import component_mask, find_boxes
+from defectcam.files import write_atomically
 from defectcam.geometry import Geometry
 from defectcam.images import read_image
 
@@ -330,7 +330,7 @@ class Localization:
             data = display.encode_picture(picture, target.suffix)
         except ValueError as error:
             raise ValueError(f"cannot write {target}: {error}") from error
-        _write_atomically(target, data)
+        write_atomically(target, data)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the result as plain numbers, strings and lists, ready for JSON.
@@ -447,13 +447,3 @@ def _boxes_text(boxes: NDArray[np.int64], scores: NDArray[np.float32]) -> str:
     ]
     more = len(boxes) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "")
-
-
-def _write_atomically(target: Path, data: bytes) -> None:
-    """Write beside the target, then rename: the target is never seen half-written."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

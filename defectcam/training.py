@@ -17,8 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from defectcam.cam import signed_cam
 from defectcam.network import DefectCAMNetwork, TrunkFeatures
 from defectcam.novelty import MAX_CODEBOOK_PATCHES, Codebook
 
@@ -181,7 +182,9 @@ class FitResult(NamedTuple):
         Scores of the training images, each from a tail that did not train on it, where there are
         such; else from the final one.
     evidence : Tensor of shape (n_images, n_classes, height, width)
-        Likewise.
+        Likewise; shifted so that the signed map of good training images has median 0.
+    typical_cam : float
+        Median of the final network's signed map over good training images.
     history : dict of list
     interrupted : bool
         Whether a KeyboardInterrupt ended the training early.
@@ -189,6 +192,7 @@ class FitResult(NamedTuple):
 
     logits: Tensor
     evidence: Tensor
+    typical_cam: float
     history: History
     interrupted: bool
 
@@ -199,7 +203,10 @@ Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult:
     """Train one tail per fold from the same start and average their weights.
 
-    The held-out rows of each fold are scored by the tail that has not seen them.
+    The held-out rows of each fold are scored by the tail that has not seen them. Tails differ by a
+    constant, and so does their average: each one's scores and maps are shifted to have median 0 on
+    the good images that it was trained on, so that what is learned from held-out scores holds for
+    the averaged network.
 
     Parameters
     ----------
@@ -213,7 +220,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     everything = np.arange(cache.n_images)
     if not folds:
         training.run(everything, fold=0)
-        return _result(training, *predict_cached(network, cache, everything))
+        return training.result(*predict_cached(network, cache, everything))
     start = copy.deepcopy(network.state_dict())
     states: list[dict[str, Tensor]] = []
     held_out: list[tuple[NDArray[np.intp], Tensor, Tensor]] = []
@@ -227,16 +234,22 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
             training.interrupted = True
             break
         states.append(copy.deepcopy(network.state_dict()))
-        held_out.append((held_out_rows, *predict_cached(network, cache, held_out_rows)))
+        training.centre_scores(train_rows)
+        logits, evidence = predict_cached(network, cache, held_out_rows)
+        evidence[:, training.good] += training.typical_cam(train_rows)
+        held_out.append((held_out_rows, logits, evidence))
         if training.interrupted:
             break
     network.load_state_dict(average_states(states))
+    if training.options.train_batch_norm:
+        update_batch_norm(network, cache)
     network.eval()
+    training.centre_scores(everything)
     if len(states) < len(folds):  # an interrupt left rows that no tail has scored
-        return _result(training, *predict_cached(network, cache, everything))
-    rows, logits, evidence = zip(*held_out, strict=True)
+        return training.result(*predict_cached(network, cache, everything))
+    rows, all_logits, all_evidence = zip(*held_out, strict=True)
     order = np.argsort(np.concatenate(rows))
-    return _result(training, torch.cat(logits)[order], torch.cat(evidence)[order])
+    return training.result(torch.cat(all_logits)[order], torch.cat(all_evidence)[order])
 
 
 def fit_codebook(
@@ -266,6 +279,8 @@ class TailTraining:
     cache : FeatureCache
     targets : Tensor of shape (n_images,), int64
         Class index per cached image.
+    good : int
+        Index of the good class.
     class_weight : Tensor of shape (n_classes,)
     sample_weight : Tensor of shape (n_images,)
     options : TrainingOptions
@@ -282,6 +297,7 @@ class TailTraining:
     network: DefectCAMNetwork
     cache: FeatureCache
     targets: Tensor
+    good: int
     class_weight: Tensor
     sample_weight: Tensor
     options: TrainingOptions
@@ -324,6 +340,27 @@ class TailTraining:
             if stop_asked or _is_done(options, losses, accuracy):
                 break
         self.network.eval()
+
+    def centre_scores(self, rows: NDArray[np.intp]) -> None:
+        """Shift the good class's bias so that the median score of these rows' good images is 0."""
+        logits, _ = predict_cached(self.network, self.cache, self._good_among(rows))
+        others = [c for c in range(logits.shape[1]) if c != self.good]
+        margin = logits[:, others].logsumexp(1) - logits[:, self.good]
+        with torch.no_grad():
+            self.network.head.bias[self.good] += margin.median()
+
+    def typical_cam(self, rows: NDArray[np.intp]) -> float:
+        """Median of the signed map over these rows' good images."""
+        _, evidence = predict_cached(self.network, self.cache, self._good_among(rows))
+        return float(signed_cam(evidence, self.good).median())
+
+    def result(self, logits: Tensor, evidence: Tensor) -> FitResult:
+        """Sum up the fit, given the training images' scores and evidence."""
+        typical = self.typical_cam(np.arange(self.cache.n_images))
+        return FitResult(logits, evidence, typical, self.history, self.interrupted)
+
+    def _good_among(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        return rows[self.targets.numpy()[rows] == self.good]
 
     def _epoch(
         self,
@@ -438,6 +475,30 @@ def add_codebook(
     return maps
 
 
+def update_batch_norm(network: DefectCAMNetwork, cache: FeatureCache) -> None:
+    """Measure the trained part's batch-normalisation statistics anew, as averaged weights need it.
+
+    References
+    ----------
+    Izmailov et al., "Averaging weights leads to wider optima and better generalization", UAI 2018.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    frozen = set(network.trunk.modules())
+    norms = [norm for norm in norms if norm not in frozen]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all batches
+    network.train()
+    # Neighbouring images are often of one class: the batches must mix them.
+    order = torch.randperm(cache.n_images, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for batch in order.split(CACHE_BATCH):
+            network.evidence(cache.batch(batch, torch.zeros_like(batch)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
 def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Mean of the weights of networks fine-tuned from one initialisation.
 
@@ -454,10 +515,6 @@ def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         )
         for name, tensor in states[0].items()
     }
-
-
-def _result(training: TailTraining, logits: Tensor, evidence: Tensor) -> FitResult:
-    return FitResult(logits, evidence, training.history, training.interrupted)
 
 
 def _is_done(options: TrainingOptions, losses: list[float], accuracy: float) -> bool:

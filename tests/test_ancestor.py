@@ -212,9 +212,7 @@ def test_loss_and_one_training_step_are_equal():
     randomise(before)
     start = copy.deepcopy(network)
     copy_weights(before, start)
-    parameters = zip(
-        network.parameters(), expected.parameters(), start.parameters(), strict=True
-    )
+    parameters = zip(network.parameters(), expected.parameters(), start.parameters(), strict=True)
     for ours, theirs, initial in parameters:
         # Adam's first step is the learning rate in the gradient's direction; where the gradient is
         # almost nothing, its sign is rounding.
