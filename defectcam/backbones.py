@@ -8,6 +8,7 @@ and downloads only where `create_backbone` is called with ``weights="imagenet"``
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import importlib.metadata
 import importlib.util
@@ -25,8 +26,15 @@ import torchvision
 from safetensors.torch import load_file
 from timm.models import FeatureListNet, PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-__all__ = ["DEFAULT_BACKBONE", "Backbone", "WeightsNotFoundError", "create_backbone"]
+__all__ = [
+    "DEFAULT_BACKBONE",
+    "Backbone",
+    "WeightsNotFoundError",
+    "create_backbone",
+    "fold_batch_norm",
+]
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
 
@@ -170,6 +178,63 @@ def create_backbone(name: str, weights: str | os.PathLike[str] | None = "imagene
         name=name,
         weights_source=source,
     )
+
+
+def fold_batch_norm(chain: nn.Sequential) -> nn.Sequential:
+    """Fold batch normalisations into the convolutions before them, for layers that stay frozen.
+
+    Parameters
+    ----------
+    chain
+        Layers that will only evaluate.
+
+    Returns
+    -------
+    nn.Sequential
+        A folded copy that computes the same up to rounding, in less time; `chain` itself where
+        folding by the layers' order of definition would change what it computes.
+    """
+    if not _folds_in_order(chain):
+        return chain
+    folded = copy.deepcopy(chain)
+    _fold_children(folded)
+    return folded
+
+
+def _folds_in_order(chain: nn.Sequential) -> bool:
+    """Whether each batch normalisation runs on the convolution defined just before it.
+
+    Asked of a copy whose statistics are made up, because untrained ones change nothing, so that the
+    answer depends on the architecture alone: a saved model must come back in the same form.
+    """
+    first = next((m for m in chain.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None:
+        return False
+    plain = copy.deepcopy(chain)
+    for norm in plain.modules():
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+            norm.running_mean.copy_(torch.linspace(-0.5, 0.5, norm.num_features))
+    folded = copy.deepcopy(plain)
+    _fold_children(folded)
+    height, width = _DRY_RUN_SIZE
+    x = torch.linspace(-1, 1, first.in_channels * height * width)
+    x = x.reshape(1, first.in_channels, height, width)
+    with torch.no_grad(), _evaluating([plain, folded]):
+        expected, got = plain(x), folded(x)
+    return torch.allclose(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def _fold_children(module: nn.Module) -> None:
+    previous_name, previous = "", None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and isinstance(previous, nn.Conv2d):
+            folded = fuse_conv_bn_eval(previous.eval(), child.eval())
+            setattr(module, previous_name, folded)
+            setattr(module, name, getattr(child, "act", nn.Identity()))  # timm's BatchNormAct2d
+            previous = None
+        else:
+            _fold_children(child)
+            previous_name, previous = name, child
 
 
 # --- Names ------------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ from defectcam.novelty import novelty_peak, smooth_novelty
 #: Share of good pixels below the map's limit.
 GOOD_PIXEL_QUANTILE = 0.999
 
+#: Of the logistic regression. scikit-learn's 1.0 flattens the probabilities of separable scores.
+INVERSE_REGULARISATION = 10.0
+
 _RECALL = re.compile(r"recall\s*>=\s*(?P<target>\d*\.?\d+)")
 
 
@@ -198,7 +201,7 @@ def fit_defect_probability(
     """
     mean, scale = scores.mean(0), scores.std(0)
     scale = np.where(scale > 0, scale, 1.0)
-    model = LogisticRegression().fit((scores - mean) / scale, is_defect)
+    model = LogisticRegression(C=INVERSE_REGULARISATION).fit((scores - mean) / scale, is_defect)
     coefficients = model.coef_[0] / scale
     return DefectProbability(
         tuple(coefficients.tolist()), float(model.intercept_[0] - mean @ coefficients)

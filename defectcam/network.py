@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from defectcam.backbones import Backbone
+from defectcam.backbones import Backbone, fold_batch_norm
 from defectcam.heads import EvidenceHead
 from defectcam.novelty import Codebook, describe_patches
 
@@ -83,7 +83,7 @@ class DefectCAMNetwork(nn.Module):
         _check_stages("evidence_stages", evidence_stages, 1, n_stages)
         stages = list(backbone.stages)
         n_frozen = n_stages - trainable_stages
-        self.trunk = nn.ModuleList(stages[:n_frozen])
+        self.trunk = nn.ModuleList(fold_batch_norm(stage) for stage in stages[:n_frozen])
         # A tail that opens with a pooling would make the cache hold what it then throws away.
         self.entry, tail = _split_entry(stages[n_frozen:])
         self.tail = nn.ModuleList(tail)

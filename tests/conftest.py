@@ -91,6 +91,7 @@ def tiny_classifier() -> Callable[..., DefectCAMClassifier]:
             "backbone": "test_efficientnet",
             "weights": None,
             "image_size": 64,
+            "codebook_size": 16,  # as many centres as patches would leave nothing to measure
             "learning_rate": 1e-2,
             "max_epochs": 3,
             "batch_size": 4,
@@ -114,5 +115,5 @@ def fitted_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fitted(
     tiny_classifier: Callable[..., DefectCAMClassifier], fitted_parts: Path
 ) -> DefectCAMClassifier:
-    """Return a small classifier fitted on `fitted_parts`; for reading only, `deepcopy` to change."""
+    """Return a small classifier fitted on `fitted_parts`; deepcopy it to change it."""
     return tiny_classifier().fit(fitted_parts)

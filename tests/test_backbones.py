@@ -15,7 +15,12 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from defectcam import backbones
-from defectcam.backbones import Backbone, WeightsNotFoundError, create_backbone
+from defectcam.backbones import (
+    Backbone,
+    WeightsNotFoundError,
+    create_backbone,
+    fold_batch_norm,
+)
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -417,3 +422,30 @@ def test_gradients_reach_every_stage():
     backbone: Backbone = create_backbone("mobilenetv3_small_050", weights=None)
     backbone(random_image())[-1].sum().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/test_efficientnet", "vgg11_bn"])
+def test_folded_batch_norm_computes_the_same_with_trained_statistics(name: str) -> None:
+    backbone = create_backbone(name, weights=None).eval()
+    generator = torch.Generator().manual_seed(0)
+    for norm in backbone.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.2, generator=generator)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+    x = torch.randn(2, 3, 64, 64, generator=generator)
+    for stage in backbone.stages:
+        folded = fold_batch_norm(stage).eval()
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+        expected = stage(x)
+        torch.testing.assert_close(folded(x), expected, rtol=1e-4, atol=1e-4)
+        x = expected
+
+
+def test_a_chain_that_does_not_run_in_order_of_definition_is_left_as_it_is() -> None:
+    class Reversed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            convolution, norm = self
+            return convolution(norm(x))
+
+    chain = nn.Sequential(Reversed(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)))
+    assert fold_batch_norm(chain) is chain

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from defectcam.calibration import (
     GOOD_PIXEL_QUANTILE,
@@ -16,8 +18,12 @@ from defectcam.calibration import (
     choose_threshold,
     defect_scores,
     fit_defect_probability,
+    fit_heat_model,
     fit_heat_scale,
+    novelty_share,
 )
+from defectcam.cam import fuse
+from defectcam.novelty import smooth_novelty
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -151,33 +157,81 @@ def test_other_criteria_are_refused(criterion):
 # --- Scale of the map ---------------------------------------------------------------------------
 
 
+def heat_model(kind: str, good: int, **fields: Any) -> HeatModel:
+    unit = HeatScale(0.0, 1.0)
+    defaults = {"cam_scale": unit, "novelty_scale": unit, "novelty_share": 0.5, "fused_scale": unit}
+    return HeatModel(kind, good, **{**defaults, **fields})
+
+
 def test_the_median_of_good_pixels_becomes_zero_and_their_quantile_one():
-    maps = normal(20, 12, 15) * 3 + 5
-    scaled = fit_heat_scale(maps).apply(torch.from_numpy(maps)).numpy()
+    maps = torch.from_numpy(normal(20, 12, 15) * 3 + 5)
+    scaled = fit_heat_scale(maps).apply(maps).numpy()
     assert np.median(scaled) == pytest.approx(0, abs=1e-5)
     assert np.quantile(scaled, GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-5)
     assert (scaled > 1).mean() == pytest.approx(1 - GOOD_PIXEL_QUANTILE, abs=3e-4)
 
 
-def test_the_scale_rises_where_the_map_rises():
-    scale = fit_heat_scale(normal(3, 8, 8))
-    values = scale.apply(torch.tensor([-1.0, 0.0, 5.0]))
-    assert values.diff().gt(0).all()
-
-
 def test_a_constant_map_gets_a_usable_scale():
-    scale = fit_heat_scale(np.full((3, 4, 4), 2.0, dtype=np.float32))
+    scale = fit_heat_scale(torch.full((3, 4, 4), 2.0))
     assert scale.apply(torch.tensor([2.0, 3.0])).tolist() == [0, 1]
 
 
-def test_the_cam_is_put_on_the_fixed_scale():
+def test_the_cam_is_put_on_its_scale():
     evidence = torch.from_numpy(normal(3, 2, 4, 5))
-    grids = HeatModel("cam", 1, HeatScale(0.5, 2.5)).grids(evidence, None)
+    grids = heat_model("cam", 1, cam_scale=HeatScale(0.5, 2.5)).grids(evidence, None)
     torch.testing.assert_close(grids, (evidence[:, 0] - evidence[:, 1] - 0.5) / 2)
 
 
 def test_the_published_map_is_scaled_by_each_image_itself():
     evidence = torch.from_numpy(normal(3, 2, 4, 5))
-    grids = HeatModel("min_max_cam", 0, HeatScale(0.5, 2.5)).grids(evidence, None)
+    grids = heat_model("min_max_cam", 0, cam_scale=HeatScale(0.5, 2.5)).grids(evidence, None)
     for grid, own in zip(grids, evidence[:, 1], strict=True):
         torch.testing.assert_close(grid, (own - own.min()) / (own.max() - own.min()))
+
+
+def test_the_fused_map_lies_on_the_grid_of_the_novelty():
+    evidence, novelty = torch.from_numpy(normal(3, 2, 4, 5)), torch.from_numpy(normal(3, 8, 10))
+    grids = heat_model("fused", 0, fused_scale=HeatScale(0.5, 2.5)).grids(evidence, novelty)
+    expected = fuse(evidence[:, 1] - evidence[:, 0], smooth_novelty(novelty), 0.5)
+    torch.testing.assert_close(grids, (expected - 0.5) / 2)
+
+
+def training_maps(kind: str, typical: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Fit a model to 20 good and 10 defective images; return the final maps of both.
+
+    The signed map of good images has the median `typical` in the final network; the maps that the
+    model is fitted to are shifted to 0. `offset` moves the whole novelty.
+    """
+    is_defect = np.arange(30) >= 20
+    evidence = torch.from_numpy(normal(30, 2, 6, 7))
+    evidence[20:, 1, 2:4, 2:4] += 20
+    evidence[:, 0] += (evidence[:20, 1] - evidence[:20, 0]).median()
+    novelty = torch.from_numpy(normal(30, 12, 14, seed=1)) + offset
+    novelty[20:, 4:8, 4:8] += 20
+    scores = np.stack([is_defect + 0.0, is_defect + 0.0], axis=1)
+    model = fit_heat_model(kind, 0, evidence, novelty, typical, scores, is_defect)
+    final = evidence.clone()
+    final[:, 1] += typical
+    maps = model.grids(final, novelty)
+    return maps[:20], maps[20:]
+
+
+@pytest.mark.parametrize("kind", ["cam", "fused"])
+@pytest.mark.parametrize("typical", [-30.0, 0.0, 30.0])
+def test_on_good_images_zero_is_typical_and_one_the_limit(kind, typical):
+    good, defective = training_maps(kind, typical)
+    assert good.median() == pytest.approx(0, abs=1e-2)
+    assert np.quantile(good.numpy(), GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-2)
+    assert (defective.amax((1, 2)) > 1.5).all()
+
+
+@pytest.mark.parametrize(
+    ("evidence", "novelty", "share"),
+    [("right", "right", 1.0), ("right", "useless", 0.0), ("useless", "right", 1.0),
+     ("useless", "useless", 0.5), ("right", "wrong", 0.0)],
+)  # fmt: skip
+def test_what_tells_images_apart_leads_the_fused_map(evidence, novelty, share):
+    is_defect = np.array([False, False, True, True])
+    columns = {"right": [1, 2, 3, 4], "useless": [1, 1, 1, 1], "wrong": [4, 3, 2, 1]}
+    scores = np.array([columns[evidence], columns[novelty]], dtype=float).T
+    assert novelty_share(scores, is_defect) == share

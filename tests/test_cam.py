@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
-from defectcam.cam import class_cam, defect_evidence, min_max, signed_cam
+from defectcam.cam import class_cam, defect_evidence, fuse, min_max, signed_cam
 
 
 def evidence(n_classes: int) -> Tensor:
@@ -71,3 +71,32 @@ def test_min_max_stays_between_zero_and_one_and_keeps_the_order(values):
         assert (np.diff(after.ravel()[order]) >= 0).all()
         if np.ptp(before) > 0:
             assert (after.min(), after.max()) == (0, 1)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_fused_map_is_the_geometric_mean_of_two_positive_maps(share):
+    cam, novelty = normal(2, 4, 5), normal(2, 4, 5, seed=1)
+    one, other = (np.log1p(np.exp(2 * m.numpy())) for m in (cam, novelty))
+    expected = np.exp((1 - share) * np.log(one) + share * np.log(other))
+    np.testing.assert_allclose(fuse(cam, novelty, share).numpy(), expected, rtol=1e-4)
+
+
+def test_both_maps_must_speak_for_a_pixel_to_be_hot():
+    cam, novelty = torch.tensor([[[4.0, 4.0, -4.0]]]), torch.tensor([[[4.0, -4.0, 4.0]]])
+    both, cam_only, novelty_only = fuse(cam, novelty, 0.5)[0, 0].tolist()
+    assert both > 20 * cam_only
+    assert both > 20 * novelty_only
+
+
+def test_the_fused_map_lies_on_the_grid_of_the_novelty():
+    assert fuse(normal(2, 3, 4), normal(2, 12, 16), 0.5).shape == (2, 12, 16)
+
+
+def test_far_values_give_finite_fused_maps():
+    far = torch.tensor([[[-1e3, 1e3]]])
+    assert fuse(far, far, 0.5).isfinite().all()
+    assert fuse(far, far.flip(2), 0.5).isfinite().all()

@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from defectcam import novelty
-from defectcam.novelty import GOOD_PATCH_QUANTILE, Codebook, describe_patches, novelty_peak
+from defectcam.novelty import (
+    GOOD_PATCH_QUANTILE,
+    Codebook,
+    describe_patches,
+    novelty_peak,
+    smooth_novelty,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -139,3 +145,11 @@ def test_the_peak_is_the_highest_mean_of_five_by_five_patches():
         for one in maps
     ]
     np.testing.assert_allclose(novelty_peak(torch.from_numpy(maps)).numpy(), expected, rtol=1e-5)
+
+
+def test_a_smooth_map_averages_neighbours_within_the_image():
+    maps = normal(2, 4, 5)
+    smooth = smooth_novelty(torch.from_numpy(maps)).numpy()
+    assert smooth.shape == maps.shape
+    np.testing.assert_allclose(smooth[:, 1, 2], maps[:, 0:3, 1:4].mean((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(smooth[:, 0, 0], maps[:, 0:2, 0:2].mean((1, 2)), rtol=1e-4)

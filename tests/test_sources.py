@@ -124,5 +124,5 @@ def test_as_many_labels_as_images():
 
 
 def test_one_image_cannot_be_learned_from():
-    with pytest.raises(ValueError, match="got one 'part.png'"):
+    with pytest.raises(ValueError, match=r"got one 'part\.png'"):
         labelled_sources("part.png", ["good"], None)

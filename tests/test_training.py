@@ -14,6 +14,7 @@ from torch import Tensor
 
 from defectcam import training
 from defectcam.backbones import create_backbone
+from defectcam.cam import signed_cam
 from defectcam.network import DefectCAMNetwork
 from defectcam.training import (
     VIEWS,
@@ -24,6 +25,7 @@ from defectcam.training import (
     average_states,
     predict_cached,
     train_with_folds,
+    update_batch_norm,
 )
 
 N_IMAGES = 6
@@ -77,6 +79,7 @@ def tail_training(net: DefectCAMNetwork | None = None, **settings: Any) -> TailT
     values = {
         "cache": filled(net) if "cache" not in settings else settings.pop("cache"),
         "targets": torch.tensor([0, 1] * 3),
+        "good": 0,
         "class_weight": torch.ones(2),
         "sample_weight": torch.ones(N_IMAGES),
         "seed": 0,
@@ -402,17 +405,79 @@ def test_held_out_scores_are_in_order_and_from_the_tail_that_has_not_seen_the_im
     run = tail_training(max_epochs=3, learning_rate=1e-2)
     start = {name: value.clone() for name, value in run.network.state_dict().items()}
     result = train_with_folds(run, FOLDS)
-    averaged = {name: value.clone() for name, value in run.network.state_dict().items()}
-    states = []
     for fold, (train, held_out) in enumerate(FOLDS):
         run.network.load_state_dict(start)
         run.run(train, fold)
-        states.append({name: value.clone() for name, value in run.network.state_dict().items()})
+        run.centre_scores(train)
         logits, evidence = predict_cached(run.network, run.cache, held_out)
         torch.testing.assert_close(result.logits[held_out], logits)
-        torch.testing.assert_close(result.evidence[held_out], evidence)
+        shift = run.typical_cam(train)
+        signed = signed_cam(evidence, good=0) - shift
+        torch.testing.assert_close(signed_cam(result.evidence[held_out], good=0), signed)
+
+
+def test_the_network_gets_the_mean_of_the_tails_weights():
+    run = tail_training(max_epochs=3, learning_rate=1e-2, train_batch_norm=False)
+    start = {name: value.clone() for name, value in run.network.state_dict().items()}
+    train_with_folds(run, FOLDS)
+    averaged = {name: value.clone() for name, value in run.network.named_parameters()}
+    states = []
+    for fold, (train, _) in enumerate(FOLDS):
+        run.network.load_state_dict(start)
+        run.run(train, fold)
+        states.append({name: value.clone() for name, value in run.network.state_dict().items()})
     for name, value in average_states(states).items():
-        torch.testing.assert_close(averaged[name], value)
+        if name in averaged and name != "head.bias":  # which is centred
+            torch.testing.assert_close(averaged[name], value)
+
+
+@pytest.mark.parametrize("folds", [FOLDS, []])
+def test_the_typical_map_value_is_that_of_good_images(folds):
+    run = tail_training(max_epochs=3, learning_rate=1e-2)
+    result = train_with_folds(run, folds)
+    logits, evidence = predict_cached(run.network, run.cache, np.array([0, 2, 4]))
+    typical = signed_cam(evidence, good=0).median()
+    assert result.typical_cam == pytest.approx(typical.item(), abs=1e-4)
+    if folds:
+        assert (logits[:, 1] - logits[:, 0]).median() == pytest.approx(0, abs=1e-4)
+
+
+def test_without_folds_the_evidence_is_centred_as_it_is_with_them():
+    run = tail_training(max_epochs=3, learning_rate=1e-2)
+    result = train_with_folds(run, [])
+    good = result.evidence[[0, 2, 4]]
+    assert signed_cam(good, good=0).median() == pytest.approx(0, abs=1e-4)
+
+
+def test_statistics_are_measured_anew_for_averaged_weights():
+    """As one pass over all images, whatever the batches are."""
+    net = network()
+    with torch.no_grad():
+        for parameter in net.tail.parameters():
+            parameter += 0.1
+    cache = filled(net)
+    update_batch_norm(net, cache)
+    net.eval()
+    first = next(m for m in net.tail.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    seen: list[Tensor] = []
+    handle = first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    predict_cached(net, cache, ROWS)
+    handle.remove()
+    torch.testing.assert_close(first.running_mean, seen[0].mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(first.running_var, seen[0].var((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    assert first.momentum is not None
+
+
+def test_a_last_image_alone_does_not_outweigh_the_others(monkeypatch):
+    net = network()
+    cache = filled(net)
+    update_batch_norm(net, cache)
+    expected = [b.clone() for n, b in net.tail.named_buffers() if n.endswith("running_mean")]
+    monkeypatch.setattr(training, "CACHE_BATCH", N_IMAGES - 1)
+    update_batch_norm(net, cache)
+    found = [b for n, b in net.tail.named_buffers() if n.endswith("running_mean")]
+    # The first layer sees the same values whatever the batches are; deeper ones differ slightly.
+    torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-3)
 
 
 def test_without_folds_one_tail_trains_on_everything(trained_rows):
