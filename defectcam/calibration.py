@@ -23,6 +23,13 @@ from defectcam.novelty import novelty_peak, smooth_novelty
 #: Share of good pixels below the map's limit.
 GOOD_PIXEL_QUANTILE = 0.999
 
+#: Candidate shares of novelty in the fused map, and the price its sharpness may have.
+NOVELTY_SHARES = tuple(np.linspace(0, 1, 9).tolist())
+AUROC_TOLERANCE = 0.01
+
+#: Share of the positions that make the peak of a map.
+PEAK_FRACTION = 0.0125
+
 #: Of the logistic regression. scikit-learn's 1.0 flattens the probabilities of separable scores.
 INVERSE_REGULARISATION = 10.0
 
@@ -69,6 +76,9 @@ class HeatModel(NamedTuple):
         How much of the fused map is novelty, from 0 (evidence alone) to 1.
     fused_scale : HeatScale
         Of the fused map.
+    input_size : tuple of int
+        Height and width of the network's input, at which ``"min_max_cam"`` looks for minimum and
+        maximum.
     """
 
     kind: str
@@ -77,12 +87,13 @@ class HeatModel(NamedTuple):
     novelty_scale: HeatScale
     novelty_share: float
     fused_scale: HeatScale
+    input_size: tuple[int, int]
 
     def grids(self, evidence: Tensor, novelty: Tensor | None) -> Tensor:
         """Return maps on the network's grid, shape ``(n, height, width)``."""
         if self.kind == "min_max_cam":
             defects = [c for c in range(evidence.shape[1]) if c != self.good]
-            return min_max(class_cam(evidence, defects))
+            return min_max(class_cam(evidence, defects), self.input_size)
         cam = self.cam_scale.apply(signed_cam(evidence, self.good))
         if self.kind == "cam" or novelty is None:
             return cam
@@ -96,8 +107,8 @@ def fit_heat_model(
     evidence: Tensor,
     novelty: Tensor | None,
     typical_cam: float,
-    scores: NDArray[np.float64],
     is_defect: NDArray[np.bool_],
+    input_size: tuple[int, int],
 ) -> HeatModel:
     """Learn the map's scale, and how much novelty counts, from held-out training images.
 
@@ -111,35 +122,55 @@ def fit_heat_model(
     novelty : Tensor of shape (n_images, height', width') or None
     typical_cam : float
         Median of the final network's signed map on good images.
-    scores : ndarray of shape (n_images, n_scores)
-        As `defect_scores` returns them.
     is_defect : ndarray of shape (n_images,)
+    input_size : (int, int)
+        Height and width of the network's input.
     """
+    identity = HeatScale(0.0, 1.0)
     good_rows = torch.as_tensor(~is_defect)
-    centred = fit_heat_scale(signed_cam(evidence[good_rows], good))._replace(typical=0.0)
-    model = HeatModel(kind, good, centred, HeatScale(0.0, 1.0), 0.0, HeatScale(0.0, 1.0))
-    if kind == "fused" and novelty is not None:
-        model = model._replace(
-            novelty_scale=fit_heat_scale(smooth_novelty(novelty[good_rows])),
-            novelty_share=novelty_share(scores, is_defect),
-        )
-        good_maps = model.grids(evidence[good_rows], novelty[good_rows])
-        model = model._replace(fused_scale=fit_heat_scale(good_maps))
-    limit = centred.limit + typical_cam
-    return model._replace(cam_scale=HeatScale(typical_cam, limit))
+    cam = signed_cam(evidence, good)
+    cam_scale = fit_heat_scale(cam[good_rows])
+    shifted = HeatScale(cam_scale.typical + typical_cam, cam_scale.limit + typical_cam)
+    model = HeatModel(kind, good, shifted, identity, 0.0, identity, input_size)
+    if kind != "fused" or novelty is None:
+        return model
+    smooth = smooth_novelty(novelty)
+    novelty_scale = fit_heat_scale(smooth[good_rows])
+    cam, smooth = cam_scale.apply(cam), novelty_scale.apply(smooth)
+    share = choose_novelty_share(cam, smooth, is_defect)
+    return model._replace(
+        novelty_scale=novelty_scale,
+        novelty_share=share,
+        fused_scale=fit_heat_scale(fuse(cam[good_rows], smooth[good_rows], share)),
+    )
 
 
-def novelty_share(scores: NDArray[np.float64], is_defect: NDArray[np.bool_]) -> float:
-    """Share of novelty in the fused map: how well it tells images apart, beside evidence.
+def choose_novelty_share(cam: Tensor, novelty: Tensor, is_defect: NDArray[np.bool_]) -> float:
+    """Choose how much novelty counts in the fused map: as much as the images' labels bear out.
 
-    Where good parts look alike, the novelty of an image says almost as much as its evidence does,
-    and its map, which is finer, should lead. Where good surfaces vary, it says little. Both are
-    measured by the area under the ROC curve over held-out training images, rescaled so that chance
-    is 0: the share is twice novelty's part of their sum, at most 1.
+    Novelty's map is the sharper one, so it should lead, but only where its peaks are defects. A
+    fused map whose peaks no longer tell good images from defective ones has too much of it: the
+    share is the largest that costs at most `AUROC_TOLERANCE` of the area under the ROC curve that
+    the best share reaches over held-out training images.
+
+    Parameters
+    ----------
+    cam, novelty : Tensor of shape (n_images, height, width)
+        On their scales, as `fuse` takes them.
+    is_defect : ndarray of shape (n_images,)
+
+    Returns
+    -------
+    float
+        One of `NOVELTY_SHARES`.
     """
-    reliability = [max(0.0, 2 * roc_auc_score(is_defect, s) - 1) for s in scores.T[:2]]
-    total = sum(reliability)
-    return min(1.0, 2 * reliability[1] / total) if total > 0 else 0.5
+    areas = []
+    for share in NOVELTY_SHARES:
+        positions = fuse(cam, novelty, share).flatten(1)
+        n_peak = max(1, round(PEAK_FRACTION * positions.shape[1]))
+        areas.append(roc_auc_score(is_defect, positions.topk(n_peak).values.mean(1)))
+    enough = np.asarray(areas) >= max(areas) - AUROC_TOLERANCE
+    return float(np.asarray(NOVELTY_SHARES)[enough].max())
 
 
 def fit_heat_scale(good_maps: Tensor) -> HeatScale:
@@ -202,7 +233,7 @@ def fit_defect_probability(
     mean, scale = scores.mean(0), scores.std(0)
     scale = np.where(scale > 0, scale, 1.0)
     model = LogisticRegression(C=INVERSE_REGULARISATION).fit((scores - mean) / scale, is_defect)
-    coefficients = model.coef_[0] / scale
+    coefficients = np.maximum(model.coef_[0], 0) / scale  # more evidence is never less defect
     return DefectProbability(
         tuple(coefficients.tolist()), float(model.intercept_[0] - mean @ coefficients)
     )

@@ -87,8 +87,8 @@ def fuse(cam: Tensor, novelty: Tensor, novelty_share: float) -> Tensor:
     return F.softplus(2 * cam) ** (1 - novelty_share) * F.softplus(2 * novelty) ** novelty_share
 
 
-def min_max(maps: Tensor) -> Tensor:
-    """Scale each map to [0, 1] by its own minimum and maximum, as the published recipe does.
+def min_max(maps: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Scale each map by its own minimum and maximum, as the published recipe does.
 
     A constant map becomes 0. Maps of different images are not comparable afterwards: a good part
     looks as hot as a defective one, which is why the default does not do this.
@@ -96,11 +96,16 @@ def min_max(maps: Tensor) -> Tensor:
     Parameters
     ----------
     maps : Tensor of shape (n, height, width)
+    size : (int, int), optional
+        Height and width that the maps are up-sampled to first; by default they are not.
 
     Returns
     -------
     Tensor of shape (n, height, width)
+        Each from 0 to 1.
     """
+    if size is not None:
+        maps = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     low = maps.amin((1, 2), keepdim=True)
     span = maps.amax((1, 2), keepdim=True) - low
     return (maps - low) / torch.where(span > 0, span, torch.ones_like(span))

@@ -39,7 +39,7 @@ from defectcam.calibration import (
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
 from defectcam.images import check_readable, read_reduced_images
-from defectcam.labels import Classes, find_classes
+from defectcam.labels import Classes, as_labels, find_classes
 from defectcam.network import DefectCAMNetwork
 from defectcam.preprocess import Preprocess
 from defectcam.results import Localization
@@ -442,14 +442,16 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             warning and the classifier can be used.
         """
         check_threshold(self.threshold)
+        self._callbacks()
         sources, labels = labelled_sources(X, y, self.good_label)
         classes = find_classes(labels, self.target, self.good_label)
         targets = classes.encode(labels)
         weights = np.asarray(_check_sample_weight(sample_weight, targets, dtype=np.float32))
         check_readable(paths_of(sources), n_workers=self.n_jobs)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        folds = self._folds(np.asarray(labels), targets, seed)
-        with torch.random.fork_rng():
+        folds = self._folds(as_labels(labels), targets, seed)
+        class_weight = self._class_weight(classes, targets)
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             network, preprocess = self._build_network(len(classes.labels), classes.good)
             with FeatureCache(
@@ -467,7 +469,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                         cache=cache,
                         targets=torch.as_tensor(targets),
                         good=classes.good,
-                        class_weight=self._class_weight(classes, targets),
+                        class_weight=class_weight,
                         sample_weight=torch.as_tensor(weights),
                         options=self._training_options(max_epochs),
                         seed=seed,
@@ -511,7 +513,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             novelty_strides=self.novelty_strides if needs_novelty else (),
         )
         device = _resolve_device(self.device)
-        network.to(device).to(memory_format=torch.channels_last)
+        network.to(device, torch.float32).to(memory_format=torch.channels_last)
         return network.eval(), preprocess.to(device)
 
     def _set_network(
@@ -545,7 +547,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.held_out_probability_ = self._defect_probability.probability(scores)
         self.threshold_ = choose_threshold(self.threshold, is_defect, self.held_out_probability_)
         self._heat_model = fit_heat_model(
-            self.heatmap, good, result.evidence, novelty, result.typical_cam, scores, is_defect
+            self.heatmap,
+            good,
+            result.evidence,
+            novelty,
+            result.typical_cam,
+            is_defect,
+            self.image_size_,
         )
 
     def _training_options(self, max_epochs: int) -> TrainingOptions:
@@ -596,10 +604,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _on_epoch(self, record: dict[str, Any], bar: tqdm) -> bool:
         bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{record['train_accuracy']:.3f}")
         bar.update()
-        callbacks = self.callbacks or ()
-        if callable(callbacks):
-            callbacks = (callbacks,)
-        return any([callback(self, record) is True for callback in callbacks])
+        return any([callback(self, record) is True for callback in self._callbacks()])
+
+    def _callbacks(self) -> Sequence[Any]:
+        callbacks = (self.callbacks,) if callable(self.callbacks) else self.callbacks or ()
+        for callback in callbacks:
+            if not callable(callback):
+                raise TypeError(f"callbacks holds {callback!r}, which cannot be called.")
+        return callbacks
 
     def _max_epochs(self, n_images: int) -> int:
         if self.max_epochs != "auto":
@@ -684,6 +696,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             whichever of them is the defect: see `defect_score` for a score that always grows with
             the defect. For more, the logarithm of each class's probability.
         """
+        check_is_fitted(self)
         if len(self.classes_) > 2:
             return np.log(np.clip(self.predict_proba(X), np.finfo(np.float64).tiny, None))
         score = self.defect_score(X) - _log_odds(self.threshold_)

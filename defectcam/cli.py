@@ -83,6 +83,13 @@ def _number_or_text(text: str) -> float | str:
         return text
 
 
+def _integer_or_text(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
 def _size(text: str) -> int | tuple[int, int]:
     height, times, width = text.partition("x")
     return (int(height), int(width)) if times else int(height)
@@ -166,7 +173,9 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
             "course of the learning rates",
             ("constant", "one_cycle"),
         ),
-        _Parameter("max_epochs", 10, int, "passes over the training images, per fold"),
+        _Parameter(
+            "max_epochs", "auto", _integer_or_text, "passes over the training images, per fold"
+        ),
         _Parameter("batch_size", 16, int, "images per step"),
         _Parameter("label_smoothing", 0.0, float, "label smoothing of the loss"),
         _Parameter("train_batch_norm", True, None, "batch statistics while training"),
@@ -188,7 +197,7 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
         _Parameter("cv", 3, _INT_OR_NONE, "folds that thresholds are learned on; none: no folds"),
     ),
     "answers": (
-        _Parameter("heatmap", "cam", str, "kind of heatmap", ("cam", "fused", "min_max_cam")),
+        _Parameter("heatmap", "fused", str, "kind of heatmap", ("cam", "fused", "min_max_cam")),
         _Parameter(
             "threshold",
             "balanced",

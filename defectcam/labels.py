@@ -98,6 +98,11 @@ def find_classes(y: ArrayLike, target: str, good_label: Any) -> Classes:
 
 def as_labels(y: ArrayLike) -> NDArray[Any]:
     """One-dimensional array of labels; strings in one dtype, None and NaN refused."""
+    kinds = {_kind(label) for label in y} if isinstance(y, (list, tuple)) else set()
+    if len(kinds) > 1:
+        raise ValueError(
+            f"y must hold labels of one type, strings, booleans or integers, got {sorted(kinds)}."
+        )
     labels = column_or_1d(y, warn=True)
     if labels.dtype.kind == "O":
         if not all(isinstance(label, str) for label in labels):
@@ -107,11 +112,19 @@ def as_labels(y: ArrayLike) -> NDArray[Any]:
             )
         labels = labels.astype(str)
     if labels.dtype.kind == "f":
-        if not np.array_equal(labels, np.round(labels)):
+        if not np.isfinite(labels).all() or not np.array_equal(labels, np.round(labels)):
             raise ValueError(
-                "Unknown label type: y holds fractions, expected strings, booleans or integers."
+                "Unknown label type: y holds fractions or NaN, expected strings, booleans or "
+                "integers."
             )
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "bUiu":
         raise ValueError(f"y has dtype {labels.dtype}, expected strings, booleans or integers.")
     return labels
+
+
+def _kind(label: Any) -> str:
+    """Name of a label's type, the same for Python's and NumPy's."""
+    if isinstance(label, (np.ndarray, list, tuple)):
+        return "array"
+    return type(label.item() if isinstance(label, np.generic) else label).__name__

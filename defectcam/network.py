@@ -7,7 +7,7 @@ to class scores, evidence maps and novelty. It never trains, thresholds or resiz
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -81,7 +81,7 @@ class DefectCAMNetwork(nn.Module):
         n_stages = len(backbone.stages)
         _check_stages("trainable_stages", trainable_stages, 0, n_stages)
         _check_stages("evidence_stages", evidence_stages, 1, n_stages)
-        stages = list(backbone.stages)
+        stages = [cast(nn.Sequential, stage) for stage in backbone.stages]
         n_frozen = n_stages - trainable_stages
         self.trunk = nn.ModuleList(fold_batch_norm(stage) for stage in stages[:n_frozen])
         # A tail that opens with a pooling would make the cache hold what it then throws away.
@@ -168,7 +168,7 @@ def _check_stages(name: str, value: int, low: int, high: int) -> None:
         )
 
 
-def _split_entry(stages: list[nn.Module]) -> tuple[nn.Sequential, list[nn.Module]]:
+def _split_entry(stages: list[nn.Sequential]) -> tuple[nn.Sequential, list[nn.Module]]:
     """Take the leading layers without parameters off the first trained stage."""
     if not stages:
         return nn.Sequential(), []

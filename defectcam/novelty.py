@@ -18,6 +18,9 @@ from torch import Tensor, nn
 #: Patches that k-means looks at. More changed neither the map nor the scores in trials.
 MAX_CODEBOOK_PATCHES = 50_000
 
+#: Patches that a centre must stand for, on average.
+MIN_PATCHES_PER_CENTRE = 8
+
 #: Share of good patches whose novelty stays below 1.
 GOOD_PATCH_QUANTILE = 0.99
 
@@ -126,7 +129,8 @@ class Codebook(nn.Module):
         scale = patches.std(axis=0)
         scale[scale == 0] = 1.0
         scaled = patches / scale
-        n_centres = min(n_centres, len(scaled))
+        # Fewer patches than that per centre, and every patch is a centre of its own.
+        n_centres = max(1, min(n_centres, len(scaled) // MIN_PATCHES_PER_CENTRE))
         kmeans = MiniBatchKMeans(
             n_centres, batch_size=4096, max_iter=20, n_init=1, random_state=rng
         ).fit(scaled)

@@ -125,6 +125,7 @@ class Preprocess(nn.Module):
         result = torch.empty(
             (len(images), 3, *self.image_size),
             device=self.mean.device,
+            dtype=torch.float32,
             memory_format=torch.channels_last,
         )
         for place, image, size in zip(result, images, sizes, strict=True):

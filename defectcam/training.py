@@ -220,7 +220,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     everything = np.arange(cache.n_images)
     if not folds:
         training.run(everything, fold=0)
-        return training.result(*predict_cached(network, cache, everything))
+        return training.result_without_held_out()
     start = copy.deepcopy(network.state_dict())
     states: list[dict[str, Tensor]] = []
     held_out: list[tuple[NDArray[np.intp], Tensor, Tensor]] = []
@@ -235,9 +235,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
             break
         states.append(copy.deepcopy(network.state_dict()))
         training.centre_scores(train_rows)
-        logits, evidence = predict_cached(network, cache, held_out_rows)
-        evidence[:, training.good] += training.typical_cam(train_rows)
-        held_out.append((held_out_rows, logits, evidence))
+        held_out.append((held_out_rows, *training.centred(held_out_rows, train_rows)))
         if training.interrupted:
             break
     network.load_state_dict(average_states(states))
@@ -246,7 +244,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     network.eval()
     training.centre_scores(everything)
     if len(states) < len(folds):  # an interrupt left rows that no tail has scored
-        return training.result(*predict_cached(network, cache, everything))
+        return training.result_without_held_out()
     rows, all_logits, all_evidence = zip(*held_out, strict=True)
     order = np.argsort(np.concatenate(rows))
     return training.result(torch.cat(all_logits)[order], torch.cat(all_evidence)[order])
@@ -336,7 +334,11 @@ class TailTraining:
                 break
             finished = copy.deepcopy(self.network.state_dict())
             losses.append(loss)
-            stop_asked = self._record(fold, len(losses), loss, accuracy, started)
+            try:
+                stop_asked = self._record(fold, len(losses), loss, accuracy, started)
+            except KeyboardInterrupt:
+                self.interrupted = True
+                break
             if stop_asked or _is_done(options, losses, accuracy):
                 break
         self.network.eval()
@@ -347,12 +349,25 @@ class TailTraining:
         others = [c for c in range(logits.shape[1]) if c != self.good]
         margin = logits[:, others].logsumexp(1) - logits[:, self.good]
         with torch.no_grad():
-            self.network.head.bias[self.good] += margin.median()
+            self.network.head.bias[self.good] += margin.quantile(0.5)
 
     def typical_cam(self, rows: NDArray[np.intp]) -> float:
         """Median of the signed map over these rows' good images."""
         _, evidence = predict_cached(self.network, self.cache, self._good_among(rows))
-        return float(signed_cam(evidence, self.good).median())
+        return float(np.median(signed_cam(evidence, self.good).numpy()))
+
+    def centred(
+        self, rows: NDArray[np.intp], reference_rows: NDArray[np.intp]
+    ) -> tuple[Tensor, Tensor]:
+        """Return scores and evidence; the map's median is 0 on the reference rows' good images."""
+        logits, evidence = predict_cached(self.network, self.cache, rows)
+        evidence[:, self.good] += self.typical_cam(reference_rows)
+        return logits, evidence
+
+    def result_without_held_out(self) -> FitResult:
+        """Sum up a fit whose scores come from the images that the network was trained on."""
+        everything = np.arange(self.cache.n_images)
+        return self.result(*self.centred(everything, everything))
 
     def result(self, logits: Tensor, evidence: Tensor) -> FitResult:
         """Sum up the fit, given the training images' scores and evidence."""
@@ -375,7 +390,8 @@ class TailTraining:
             network.tail.eval()
         loss_sum, n_correct = 0.0, 0
         order = rows[torch.randperm(len(rows), generator=generator)]
-        for batch in order.split(self.options.batch_size):
+        # Equal parts: a last batch of one image has no spread for batch normalisation to divide by.
+        for batch in order.tensor_split(-(-len(rows) // self.options.batch_size)):
             views = torch.randint(len(self.cache.views), (len(batch),), generator=generator)
             evidence = network.evidence(self.cache.batch(batch, views))
             logits = network.head.logits(evidence, self.cache.novelty_batch(batch, views))
@@ -401,7 +417,8 @@ class TailTraining:
         losses = F.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self.options.label_smoothing
         )
-        return (losses * weights).sum() / weights.sum()
+        tiny = torch.finfo(weights.dtype).tiny  # a batch may hold ignored images alone
+        return (losses * weights).sum() / weights.sum().clamp_min(tiny)
 
     def _record(self, fold: int, epoch: int, loss: float, accuracy: float, started: float) -> bool:
         record = {
@@ -493,7 +510,7 @@ def update_batch_norm(network: DefectCAMNetwork, cache: FeatureCache) -> None:
     # Neighbouring images are often of one class: the batches must mix them.
     order = torch.randperm(cache.n_images, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        for batch in order.split(CACHE_BATCH):
+        for batch in order.tensor_split(-(-cache.n_images // CACHE_BATCH)):
             network.evidence(cache.batch(batch, torch.zeros_like(batch)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

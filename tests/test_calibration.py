@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,12 +16,12 @@ from defectcam.calibration import (
     DefectProbability,
     HeatModel,
     HeatScale,
+    choose_novelty_share,
     choose_threshold,
     defect_scores,
     fit_defect_probability,
     fit_heat_model,
     fit_heat_scale,
-    novelty_share,
 )
 from defectcam.cam import fuse
 from defectcam.novelty import smooth_novelty
@@ -160,7 +161,7 @@ def test_other_criteria_are_refused(criterion):
 def heat_model(kind: str, good: int, **fields: Any) -> HeatModel:
     unit = HeatScale(0.0, 1.0)
     defaults = {"cam_scale": unit, "novelty_scale": unit, "novelty_share": 0.5, "fused_scale": unit}
-    return HeatModel(kind, good, **{**defaults, **fields})
+    return HeatModel(kind, good, **{**defaults, "input_size": (8, 10), **fields})
 
 
 def test_the_median_of_good_pixels_becomes_zero_and_their_quantile_one():
@@ -185,7 +186,8 @@ def test_the_cam_is_put_on_its_scale():
 def test_the_published_map_is_scaled_by_each_image_itself():
     evidence = torch.from_numpy(normal(3, 2, 4, 5))
     grids = heat_model("min_max_cam", 0, cam_scale=HeatScale(0.5, 2.5)).grids(evidence, None)
-    for grid, own in zip(grids, evidence[:, 1], strict=True):
+    enlarged = F.interpolate(evidence[:, 1:], size=(8, 10), mode="bilinear")[:, 0]
+    for grid, own in zip(grids, enlarged, strict=True):
         torch.testing.assert_close(grid, (own - own.min()) / (own.max() - own.min()))
 
 
@@ -208,8 +210,7 @@ def training_maps(kind: str, typical: float, offset: float = 0.0) -> tuple[Tenso
     evidence[:, 0] += (evidence[:20, 1] - evidence[:20, 0]).median()
     novelty = torch.from_numpy(normal(30, 12, 14, seed=1)) + offset
     novelty[20:, 4:8, 4:8] += 20
-    scores = np.stack([is_defect + 0.0, is_defect + 0.0], axis=1)
-    model = fit_heat_model(kind, 0, evidence, novelty, typical, scores, is_defect)
+    model = fit_heat_model(kind, 0, evidence, novelty, typical, is_defect, (8, 10))
     final = evidence.clone()
     final[:, 1] += typical
     maps = model.grids(final, novelty)
@@ -225,13 +226,23 @@ def test_on_good_images_zero_is_typical_and_one_the_limit(kind, typical):
     assert (defective.amax((1, 2)) > 1.5).all()
 
 
+def maps_with(peaks: np.ndarray, seed: int) -> Tensor:
+    """Return a map per image, noise with one peak of the given height."""
+    maps = torch.from_numpy(normal(len(peaks), 12, 14, seed=seed))
+    maps[:, 5, 5] += torch.from_numpy(peaks.astype(np.float32))
+    return maps
+
+
 @pytest.mark.parametrize(
-    ("evidence", "novelty", "share"),
-    [("right", "right", 1.0), ("right", "useless", 0.0), ("useless", "right", 1.0),
-     ("useless", "useless", 0.5), ("right", "wrong", 0.0)],
-)  # fmt: skip
-def test_what_tells_images_apart_leads_the_fused_map(evidence, novelty, share):
-    is_defect = np.array([False, False, True, True])
-    columns = {"right": [1, 2, 3, 4], "useless": [1, 1, 1, 1], "wrong": [4, 3, 2, 1]}
-    scores = np.array([columns[evidence], columns[novelty]], dtype=float).T
-    assert novelty_share(scores, is_defect) == share
+    ("evidence", "novelty", "expected"),
+    [("right", "right", 1.0), ("right", "wrong", 0.0), ("wrong", "right", 1.0)],
+)
+def test_novelty_leads_the_fused_map_unless_its_peaks_mislead(evidence, novelty, expected):
+    is_defect = np.arange(40) >= 20
+    peaks = {"right": np.where(is_defect, 30, 0), "wrong": np.where(is_defect, 0, 30)}
+    share = choose_novelty_share(
+        maps_with(peaks[evidence], 0), maps_with(peaks[novelty], 1), is_defect
+    )
+    assert (share > 0.5) == (expected > 0.5)
+    if evidence == novelty or novelty == "right":
+        assert share == 1

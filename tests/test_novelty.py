@@ -60,9 +60,10 @@ def test_the_scale_is_the_deviation_of_each_channel():
     np.testing.assert_allclose(codebook.scale.numpy(), expected, rtol=1e-6)
 
 
-def test_there_are_no_more_centres_than_patches():
-    codebook = Codebook.fit(normal(6, 4), n_centres=50, random_state=0)
-    assert codebook.centres.shape == (6, 4)
+@pytest.mark.parametrize(("n_patches", "n_centres"), [(3, 1), (48, 6), (400, 50), (9000, 50)])
+def test_a_centre_stands_for_several_patches(n_patches, n_centres):
+    codebook = Codebook.fit(normal(n_patches, 4), n_centres=50, random_state=0)
+    assert codebook.centres.shape == (n_centres, 4)
 
 
 def test_a_codebook_is_decided_by_its_seed(generators_untouched):
@@ -74,8 +75,8 @@ def test_a_codebook_is_decided_by_its_seed(generators_untouched):
 
 
 def test_a_sample_of_many_patches_is_used(monkeypatch):
-    monkeypatch.setattr(novelty, "MAX_CODEBOOK_PATCHES", 20)
-    codebook = Codebook.fit(normal(100, 4), n_centres=50, random_state=0)
+    monkeypatch.setattr(novelty, "MAX_CODEBOOK_PATCHES", 160)
+    codebook = Codebook.fit(normal(1000, 4), n_centres=50, random_state=0)
     assert codebook.centres.shape == (20, 4)
 
 

@@ -436,17 +436,17 @@ def test_the_typical_map_value_is_that_of_good_images(folds):
     run = tail_training(max_epochs=3, learning_rate=1e-2)
     result = train_with_folds(run, folds)
     logits, evidence = predict_cached(run.network, run.cache, np.array([0, 2, 4]))
-    typical = signed_cam(evidence, good=0).median()
+    typical = signed_cam(evidence, good=0).quantile(0.5)
     assert result.typical_cam == pytest.approx(typical.item(), abs=1e-4)
     if folds:
-        assert (logits[:, 1] - logits[:, 0]).median() == pytest.approx(0, abs=1e-4)
+        assert (logits[:, 1] - logits[:, 0]).quantile(0.5) == pytest.approx(0, abs=1e-4)
 
 
 def test_without_folds_the_evidence_is_centred_as_it_is_with_them():
     run = tail_training(max_epochs=3, learning_rate=1e-2)
     result = train_with_folds(run, [])
     good = result.evidence[[0, 2, 4]]
-    assert signed_cam(good, good=0).median() == pytest.approx(0, abs=1e-4)
+    assert signed_cam(good, good=0).quantile(0.5) == pytest.approx(0, abs=1e-4)
 
 
 def test_statistics_are_measured_anew_for_averaged_weights():
