@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,12 @@ COLUMNS = (
     "fit seconds",
 )
 
-METHODS: dict[str, Callable[[int], DefectCAMClassifier]] = {
-    "ancestor": lambda seed: DefectCAMClassifier.from_recipe(
-        "vgg16_cam", backbone="efficientnet_lite0", random_state=seed
+METHODS: dict[str, Callable[..., DefectCAMClassifier]] = {
+    "ancestor": partial(
+        DefectCAMClassifier.from_recipe, "vgg16_cam", backbone="efficientnet_lite0"
     ),
-    "default": lambda seed: DefectCAMClassifier(random_state=seed),
+    "default": DefectCAMClassifier,
+    "cam": partial(DefectCAMClassifier, heatmap="cam"),
 }
 
 
@@ -94,9 +96,17 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", help="folders in the MVTec AD layout, or elpv")
     parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2], help="seeds")
     parser.add_argument("--test-size", type=float, default=0.2)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=["ancestor", "default"], choices=METHODS)
     parser.add_argument("--same-stem", nargs="*", default=["deeppcb"], metavar="SET")
     parser.add_argument("--json", default="benchmarks/results/accuracy.json", type=Path)
+    parser.add_argument(
+        "--set",
+        default={},
+        type=json.loads,
+        dest="parameters",
+        metavar="JSON",
+        help="""parameters set otherwise, e.g. '{"image_size": 224}'""",
+    )
     options = parser.parse_args()
     runs = json.loads(options.json.read_text()) if options.json.exists() else []
     done = {(run["set"], run["method"], run["split"]) for run in runs}
@@ -107,8 +117,18 @@ def main() -> None:
             for method in options.methods:
                 if (data.name, method, seed) in done:
                     continue
-                figures = run_one(METHODS[method](seed), data, train, test)
-                runs.append({"set": data.name, "method": method, "split": seed, **figures})
+                figures = run_one(
+                    METHODS[method](random_state=seed, **options.parameters), data, train, test
+                )
+                runs.append(
+                    {
+                        "set": data.name,
+                        "method": method,
+                        "split": seed,
+                        "parameters": options.parameters,
+                        **figures,
+                    }
+                )
                 options.json.parent.mkdir(parents=True, exist_ok=True)
                 options.json.write_text(json.dumps(runs, indent=1) + "\n")
                 print_row(f"{data.name} {method} split {seed}", figures)

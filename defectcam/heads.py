@@ -93,6 +93,12 @@ class EvidenceHead(nn.Module):
             weight.copy_(part[:, :, None, None])
         self.bias.copy_(dense.bias)
 
+    @torch.no_grad()
+    def scale_(self, factor: float) -> None:
+        """Multiply all evidence and scores by a factor, in place."""
+        for parameter in self.parameters():
+            parameter.mul_(factor)
+
     def evidence(self, features: Sequence[Tensor]) -> Tensor:
         """Sum the levels' evidence on the first level's grid.
 

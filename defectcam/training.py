@@ -204,9 +204,10 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     """Train one tail per fold from the same start and average their weights.
 
     The held-out rows of each fold are scored by the tail that has not seen them. Tails differ by a
-    constant, and so does their average: each one's scores and maps are shifted to have median 0 on
-    the good images that it was trained on, so that what is learned from held-out scores holds for
-    the averaged network.
+    constant, and averaged weights give smaller scores: each network's scores and maps are shifted
+    to have median 0 on the good images that it was trained on, and the averaged network's are
+    scaled to keep good and defective training images as far apart as the tails do. So what is
+    learned from held-out scores holds for the averaged network.
 
     Parameters
     ----------
@@ -223,6 +224,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
         return training.result_without_held_out()
     start = copy.deepcopy(network.state_dict())
     states: list[dict[str, Tensor]] = []
+    distances: list[float] = []
     held_out: list[tuple[NDArray[np.intp], Tensor, Tensor]] = []
     for fold, (train_rows, held_out_rows) in enumerate(folds):
         network.load_state_dict(start)
@@ -234,6 +236,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
             training.interrupted = True
             break
         states.append(copy.deepcopy(network.state_dict()))
+        distances.append(training.class_distance(train_rows))
         training.centre_scores(train_rows)
         held_out.append((held_out_rows, *training.centred(held_out_rows, train_rows)))
         if training.interrupted:
@@ -242,6 +245,9 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     if training.options.train_batch_norm:
         update_batch_norm(network, cache)
     network.eval()
+    distance = training.class_distance(everything)
+    if distance > 0 and min(distances) > 0:  # not so for a training that learned nothing
+        network.head.scale_(float(np.mean(distances)) / distance)
     training.centre_scores(everything)
     if len(states) < len(folds):  # an interrupt left rows that no tail has scored
         return training.result_without_held_out()
@@ -345,11 +351,20 @@ class TailTraining:
 
     def centre_scores(self, rows: NDArray[np.intp]) -> None:
         """Shift the good class's bias so that the median score of these rows' good images is 0."""
-        logits, _ = predict_cached(self.network, self.cache, self._good_among(rows))
+        with torch.no_grad():
+            self.network.head.bias[self.good] += self._median_margin(self._good_among(rows))
+
+    def class_distance(self, rows: NDArray[np.intp]) -> float:
+        """Distance of the median scores of these rows' good and defective images."""
+        good = self._good_among(rows)
+        return self._median_margin(np.setdiff1d(rows, good)) - self._median_margin(good)
+
+    def _median_margin(self, rows: NDArray[np.intp]) -> float:
+        """Median log-odds of a defect."""
+        logits, _ = predict_cached(self.network, self.cache, rows)
         others = [c for c in range(logits.shape[1]) if c != self.good]
         margin = logits[:, others].logsumexp(1) - logits[:, self.good]
-        with torch.no_grad():
-            self.network.head.bias[self.good] += margin.quantile(0.5)
+        return float(margin.quantile(0.5))
 
     def typical_cam(self, rows: NDArray[np.intp]) -> float:
         """Median of the signed map over these rows' good images."""

@@ -102,15 +102,21 @@ def test_normalisation_has_nothing_to_learn_but_its_statistics():
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_batch_of_n_is_n_batches_of_one(pooling):
     made = head(pooling=pooling, fraction=0.05, init="linear").eval()
-    levels = features(n=4)
-    together = made(levels)
+    levels, novelty = features(n=4), normal(4, 20, 20)
+    together = made(levels, novelty)
     for i in range(4):
-        alone = made([x[i : i + 1] for x in levels])
+        alone = made([x[i : i + 1] for x in levels], novelty[i : i + 1])
         for a, b in zip(together, alone, strict=True):
             torch.testing.assert_close(a[i : i + 1], b, rtol=1e-5, atol=1e-5)
 
 
-def reference_pooling(evidence: np.ndarray, pooling: str, fraction: float) -> np.ndarray:
+def reference_pooling(
+    evidence: np.ndarray, pooling: str, fraction: float, novelty: np.ndarray
+) -> np.ndarray:
+    if pooling == "novelty_top_k":  # novelty on the evidence's own grid
+        top = reference_pooling(evidence, "top_k", fraction, novelty)
+        weights = np.exp(2 * novelty) / np.exp(2 * novelty).sum((1, 2), keepdims=True)
+        return (top + (evidence * weights[:, None]).sum((2, 3))) / 2
     scores = np.zeros(evidence.shape[:2])
     for i, maps in enumerate(evidence):
         for c, values in enumerate(maps):
@@ -131,8 +137,9 @@ def reference_pooling(evidence: np.ndarray, pooling: str, fraction: float) -> np
 @settings(deadline=None, max_examples=30)
 def test_poolings_agree_with_a_slow_reference(pooling, fraction, shape, seed):
     evidence = normal(*shape, seed=seed).round(decimals=1)  # coarse values: ties occur
-    pooled = pool_evidence(evidence, pooling, fraction)
-    expected = reference_pooling(evidence.numpy(), pooling, fraction)
+    novelty = normal(shape[0], *shape[2:], seed=seed + 1)
+    pooled = pool_evidence(evidence, pooling, fraction, novelty)
+    expected = reference_pooling(evidence.numpy(), pooling, fraction, novelty.numpy())
     np.testing.assert_allclose(pooled.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -172,3 +179,37 @@ def test_wrong_settings_are_refused_by_name(settings, message):
 def test_another_number_of_levels_is_refused():
     with pytest.raises(ValueError, match="got 1 feature levels, expected 3"):
         head()(features()[:1])
+
+
+@pytest.mark.parametrize("pooling", ["average", "top_k", "max"])
+def test_scaling_multiplies_scores_and_evidence(pooling):
+    h = head(pooling=pooling, fraction=0.3)
+    with torch.no_grad():
+        h.bias.copy_(torch.arange(len(h.bias)))
+        scores, evidence = h(features())
+        h.scale_(2.5)
+        scaled_scores, scaled_evidence = h(features())
+    torch.testing.assert_close(scaled_scores, 2.5 * scores)
+    torch.testing.assert_close(scaled_evidence, 2.5 * evidence)
+
+
+def test_against_the_reference_class_its_own_score_is_its_bias():
+    h = head(pooling="max", reference=1)
+    with torch.no_grad():
+        h.bias.copy_(torch.arange(len(h.bias)) + 0.5)
+        scores, evidence = h(features())
+    torch.testing.assert_close(scores[:, 1], h.bias[1].expand(len(scores)).detach())
+    best = (evidence[:, 0] - evidence[:, 1]).amax((1, 2)) + h.bias[0].detach()
+    torch.testing.assert_close(scores[:, 0], best)
+
+
+def test_pooling_by_novelty_asks_where_it_is_novel():
+    evidence = normal(1, 2, 4, 4)
+    novelty = torch.zeros(1, 8, 8)
+    novelty[0, 4:6, 2:4] = 50.0  # position (2, 1) of the evidence
+    top = pool_evidence(evidence, "top_k", 0.25)
+    expected = (top + evidence[:, :, 2, 1]) / 2
+    pooled = pool_evidence(evidence, "novelty_top_k", 0.25, novelty)
+    torch.testing.assert_close(pooled, expected)
+    with pytest.raises(ValueError, match="needs the novelty map"):
+        pool_evidence(evidence, "novelty_top_k", 0.25)

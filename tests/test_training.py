@@ -427,8 +427,25 @@ def test_the_network_gets_the_mean_of_the_tails_weights():
         run.run(train, fold)
         states.append({name: value.clone() for name, value in run.network.state_dict().items()})
     for name, value in average_states(states).items():
-        if name in averaged and name != "head.bias":  # which is centred
+        if name in averaged and not name.startswith("head."):
             torch.testing.assert_close(averaged[name], value)
+        if name.startswith("head.convs"):  # scaled
+            ratio = (averaged[name] / value).flatten()
+            torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-3, atol=0)
+
+
+def test_the_averaged_network_keeps_the_classes_as_far_apart_as_the_tails_do():
+    run = tail_training(max_epochs=5, learning_rate=1e-2)
+    start = {name: value.clone() for name, value in run.network.state_dict().items()}
+    distances = []
+    for fold, (train, _) in enumerate(FOLDS):
+        run.network.load_state_dict(start)
+        run.run(train, fold)
+        distances.append(run.class_distance(train))
+    assert min(distances) > 0
+    run.network.load_state_dict(start)
+    train_with_folds(run, FOLDS)
+    assert run.class_distance(ROWS) == pytest.approx(np.mean(distances), rel=1e-3)
 
 
 @pytest.mark.parametrize("folds", [FOLDS, []])
