@@ -405,8 +405,7 @@ class TailTraining:
             network.tail.eval()
         loss_sum, n_correct = 0.0, 0
         order = rows[torch.randperm(len(rows), generator=generator)]
-        # Equal parts: a last batch of one image has no spread for batch normalisation to divide by.
-        for batch in order.tensor_split(-(-len(rows) // self.options.batch_size)):
+        for batch in _batches(order, self.options.batch_size):
             views = torch.randint(len(self.cache.views), (len(batch),), generator=generator)
             evidence = network.evidence(self.cache.batch(batch, views))
             logits = network.head.logits(evidence, self.cache.novelty_batch(batch, views))
@@ -547,6 +546,17 @@ def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         )
         for name, tensor in states[0].items()
     }
+
+
+def _batches(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Split rows into batches; a single one left over joins the batch before it.
+
+    One image on a grid of one position has no spread for batch normalisation to divide by.
+    """
+    batches = list(order.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 def _is_done(options: TrainingOptions, losses: list[float], accuracy: float) -> bool:
