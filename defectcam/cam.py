@@ -97,15 +97,17 @@ def min_max(maps: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     ----------
     maps : Tensor of shape (n, height, width)
     size : (int, int), optional
-        Height and width that the maps are up-sampled to first; by default they are not.
+        Height and width at which minimum and maximum are looked for, bilinear up-sampling not
+        reaching the grid's own extremes; by default those of the grid.
 
     Returns
     -------
     Tensor of shape (n, height, width)
-        Each from 0 to 1.
+        Each from 0 to 1, at ``size`` if given.
     """
+    seen = maps
     if size is not None:
-        maps = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    low = maps.amin((1, 2), keepdim=True)
-    span = maps.amax((1, 2), keepdim=True) - low
+        seen = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    low = seen.amin((1, 2), keepdim=True)
+    span = seen.amax((1, 2), keepdim=True) - low
     return (maps - low) / torch.where(span > 0, span, torch.ones_like(span))

@@ -186,9 +186,10 @@ def test_the_cam_is_put_on_its_scale():
 def test_the_published_map_is_scaled_by_each_image_itself():
     evidence = torch.from_numpy(normal(3, 2, 4, 5))
     grids = heat_model("min_max_cam", 0, cam_scale=HeatScale(0.5, 2.5)).grids(evidence, None)
-    enlarged = F.interpolate(evidence[:, 1:], size=(8, 10), mode="bilinear")[:, 0]
-    for grid, own in zip(grids, enlarged, strict=True):
-        torch.testing.assert_close(grid, (own - own.min()) / (own.max() - own.min()))
+    enlarged = F.interpolate(grids[:, None], size=(8, 10), mode="bilinear")[:, 0]
+    own = F.interpolate(evidence[:, 1:], size=(8, 10), mode="bilinear")[:, 0]
+    for shown, map_ in zip(enlarged, own, strict=True):
+        torch.testing.assert_close(shown, (map_ - map_.min()) / (map_.max() - map_.min()))
 
 
 def test_the_fused_map_lies_on_the_grid_of_the_novelty():
