@@ -100,3 +100,10 @@ def test_far_values_give_finite_fused_maps():
     far = torch.tensor([[[-1e3, 1e3]]])
     assert fuse(far, far, 0.5).isfinite().all()
     assert fuse(far, far.flip(2), 0.5).isfinite().all()
+
+
+def test_the_fused_maps_evidence_keeps_its_cells_centres():
+    cam = torch.tensor([[[0.0, 1.0]]])
+    fused = fuse(cam, torch.zeros(1, 1, 4), novelty_share=0.0)
+    expected = torch.tensor([0.0, 0.25, 0.75, 1.0])  # half a cell from the border, not on it
+    torch.testing.assert_close(fused[0, 0], torch.log1p(torch.exp(2 * expected)))
