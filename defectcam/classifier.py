@@ -484,8 +484,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
         self._set_network(network, preprocess, classes)
         self.history_ = result.history
-        held_out = bool(folds) and not result.interrupted
-        self._calibrate(result, novelty, targets, held_out)
+        self._calibrate(result, novelty, targets, calibrated=bool(folds))
         return self
 
     def _build_network(self, n_classes: int, good: int) -> tuple[DefectCAMNetwork, Preprocess]:
@@ -533,7 +532,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         result: FitResult,
         novelty: torch.Tensor | None,
         targets: NDArray[np.int64],
-        held_out: bool,
+        calibrated: bool,
     ) -> None:
         """Learn from the training images' scores what a score and a map value mean."""
         good = self._classes.good
@@ -541,11 +540,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         scores = defect_scores(result.logits, novelty if self.heatmap == "fused" else None, good)
         self._defect_probability = (
             fit_defect_probability(scores, is_defect)
-            if held_out
+            if calibrated
             else DefectProbability((1.0,) + (0.0,) * (scores.shape[1] - 1), 0.0)
         )
         self.held_out_probability_ = self._defect_probability.probability(scores)
-        self.threshold_ = choose_threshold(self.threshold, is_defect, self.held_out_probability_)
+        # Without calibration the probability is the softmax, in which the loss weighs the classes.
+        threshold = 0.5 if self.threshold == "balanced" and not calibrated else self.threshold
+        self.threshold_ = choose_threshold(threshold, is_defect, self.held_out_probability_)
         self._heat_model = fit_heat_model(
             self.heatmap,
             good,

@@ -693,6 +693,15 @@ def test_an_interrupt_later_leaves_it_usable_with_a_warning(
     assert len(classifier.history_["epoch"]) == n_finished
     assert np.isfinite(classifier.predict_proba(arrays)).all()
     assert len(classifier.localize(arrays)) == 10
+    if cv is not None:  # scores are centred on good images, which must not make these defective
+        assert classifier.held_out_probability_.mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_without_folds_balanced_is_one_half_of_the_weighted_softmax(tiny_classifier, arrays):
+    chosen = [*range(5), 5, 6]
+    labels = ["good"] * 5 + ["scratch"] * 2
+    classifier = tiny_classifier(cv=None, max_epochs=1).fit(arrays[chosen], labels)
+    assert classifier.threshold_ == 0.5
 
 
 def test_an_interrupt_in_a_callback_leaves_it_usable_with_a_warning(tiny_classifier, arrays):
