@@ -1,4 +1,4 @@
-"""Accuracy and localisation on inspection images, baselines side by side, as a table and as JSON.
+"""Accuracy and localisation on inspection images, methods side by side, as tables and as JSON.
 
     python benchmarks/accuracy.py path/to/pill path/to/deeppcb --splits 0 1 2
 
@@ -6,97 +6,99 @@ A data set is a folder in the MVTec AD layout (train/good, test/<type>,
 ground_truth/<type>/<stem>_mask.png) or the word `elpv` (the package elpv-dataset; defect =
 probability >= 0.5, no masks). Where --same-stem names the set, images with the same file name stem
 show the same part and stay on one side of a split.
-Each finished run is kept in the JSON file, so an interrupted benchmark goes on where it stopped.
+
+Splits 0, 1 and 2 are for the published tables; recipes and parameters are chosen on splits 10 and
+above.
+
+--protocol says what is trained on and tested on:
+
+  split               80/20, stratified by defect type
+  leave-one-type-out  for each defect type (--types: for these), train on the split without it,
+                      test on all its images and the split's good test images
+  few-labels          train on the split's good images and --n-defects of its defective ones
+  mislabelled         train on the split with the share --flipped of the labels wrong
+
+Each finished run is kept in the JSON file, so an interrupted benchmark goes on where it stopped and
+a finished one prints its tables again. The tables hold the runs that the command asks for.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score
+from figures import image_figures, pixel_figures, predictions, suspect_figures
+from printing import print_pooled, print_row, print_table, title
+from protocols import DEFECT, PROTOCOLS, Case, DataSet
 
 from defectcam import DefectCAMClassifier
-from defectcam.datasets import load_elpv, load_mvtec, train_test_split_by_type
-from defectcam.images import read_image
-from defectcam.metrics import (
-    box_precision_recall_f1,
-    defect_recall_score,
-    mask_boxes,
-    overkill_rate,
-    pixel_average_precision_score,
-    pixel_roc_auc_score,
-    pointing_game_score,
-    pro_auc_score,
-)
 
-GOOD, DEFECT = "good", "anomaly"
-N_BINS = 2**20  # of the pixel scores: each is rounded by less than 0.05 %
-COLUMNS = (
-    "balanced accuracy",
-    "defect recall",
-    "overkill",
-    "image AUROC",
-    "pixel AUROC",
-    "AUPRO",
-    "pointing",
-    "box F1",
-    "good with box",
-    "ECE",
-    "fit seconds",
-)
+Run = dict[str, Any]
 
-METHODS: dict[str, Callable[..., DefectCAMClassifier]] = {
+
+def patchcore(**parameters: Any) -> Any:
+    from patchcore import PatchCore
+
+    return PatchCore(**parameters)
+
+
+METHODS: dict[str, Callable[..., Any]] = {
     "ancestor": partial(
         DefectCAMClassifier.from_recipe, "vgg16_cam", backbone="efficientnet_lite0"
     ),
     "default": DefectCAMClassifier,
     "cam": partial(DefectCAMClassifier, heatmap="cam"),
+    "evidence": partial(DefectCAMClassifier, heatmap="cam", pooling="top_k"),
+    "patchcore": patchcore,
 }
 
 
-class DataSet:
-    """Images, types and masks under one name."""
-
-    def __init__(self, name: str, images: Any, types: np.ndarray, masks: list[str | None] | None):
-        self.name = name
-        self.images = images
-        self.types = types
-        self.masks = masks
-
-    @classmethod
-    def read(cls, place: str) -> DataSet:
-        if place == "elpv":
-            cells = load_elpv()
-            types = np.where(cells.is_defect, DEFECT, GOOD)
-            return cls("elpv", np.asarray(cells.images), types, None)
-        parts = load_mvtec(place)
-        return cls(
-            Path(place).name, np.asarray(parts.paths), np.asarray(parts.types), list(parts.masks)
-        )
-
-    def split(self, seed: int, test_size: float, same_stem: bool) -> tuple[np.ndarray, np.ndarray]:
-        groups = [Path(path).stem for path in self.images] if same_stem else None
-        split = train_test_split_by_type(
-            np.arange(len(self.types)), self.types, test_size, random_state=seed, groups=groups
-        )
-        return split.train, split.test
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    runs = read_runs(options.json)
+    asked: list[tuple] = []
+    for place in options.sets:
+        data = DataSet.read(place, options.same_stem)
+        for seed in options.splits:
+            train, test = data.split(seed, options.test_size)
+            for case in PROTOCOLS[options.protocol](data, train, test, seed, options):
+                for method in options.methods:
+                    run = {
+                        "set": data.name,
+                        "protocol": options.protocol,
+                        "variant": case.variant,
+                        "method": method,
+                        "split": seed,
+                        "parameters": options.parameters,
+                    }
+                    asked.append(key(run))
+                    if key(run) not in runs:
+                        runs = add_run(run, data, case, options.json) or runs
+    chosen = [runs[name] for name in asked if name in runs]
+    print_table(chosen)
+    print_pooled(chosen)
 
 
-def main() -> None:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sets", nargs="+", help="folders in the MVTec AD layout, or elpv")
     parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2], help="seeds")
-    parser.add_argument("--test-size", type=float, default=0.2)
+    parser.add_argument(
+        "--test-size", type=float, default=0.2, help="for another one use another --json"
+    )
     parser.add_argument("--methods", nargs="+", default=["ancestor", "default"], choices=METHODS)
+    parser.add_argument("--protocol", default="split", choices=PROTOCOLS)
+    parser.add_argument("--types", nargs="+", help="defect types to leave out, one at a time")
+    parser.add_argument("--n-defects", nargs="+", type=int, default=[5, 10, 20, 40])
+    parser.add_argument("--flipped", nargs="+", type=float, default=[0.02, 0.05])
     parser.add_argument("--same-stem", nargs="*", default=["deeppcb"], metavar="SET")
     parser.add_argument("--json", default="benchmarks/results/accuracy.json", type=Path)
     parser.add_argument(
@@ -107,124 +109,59 @@ def main() -> None:
         metavar="JSON",
         help="""parameters set otherwise, e.g. '{"image_size": 224}'""",
     )
-    options = parser.parse_args()
-    runs = json.loads(options.json.read_text()) if options.json.exists() else []
-    done = {(run["set"], run["method"], run["split"]) for run in runs}
-    for place in options.sets:
-        data = DataSet.read(place)
-        for seed in options.splits:
-            train, test = data.split(seed, options.test_size, data.name in options.same_stem)
-            for method in options.methods:
-                if (data.name, method, seed) in done:
-                    continue
-                figures = run_one(
-                    METHODS[method](random_state=seed, **options.parameters), data, train, test
-                )
-                runs.append(
-                    {
-                        "set": data.name,
-                        "method": method,
-                        "split": seed,
-                        "parameters": options.parameters,
-                        **figures,
-                    }
-                )
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                options.json.write_text(json.dumps(runs, indent=1) + "\n")
-                print_row(f"{data.name} {method} split {seed}", figures)
-    print_table([run for run in runs if run["method"] in options.methods])
+    return parser.parse_args(arguments)
 
 
-def run_one(
-    clf: DefectCAMClassifier, data: DataSet, train: np.ndarray, test: np.ndarray
-) -> dict[str, float]:
+def read_runs(path: Path) -> dict[tuple, Run]:
+    """Return the runs kept so far; those from before there were protocols are plain splits."""
+    runs = json.loads(path.read_text()) if path.exists() else []
+    runs = [{"protocol": "split", "variant": None, **run} for run in runs]
+    return {key(run): run for run in runs}
+
+
+def key(run: Run) -> tuple:
+    """What tells a run from every other."""
+    names = ("set", "protocol", "variant", "method", "split")
+    parameters = json.dumps(run.get("parameters", {}), sort_keys=True)
+    return (*(run[name] for name in names), parameters)
+
+
+def add_run(run: Run, data: DataSet, case: Case, path: Path) -> dict[tuple, Run] | None:
+    """Do the run and keep it in the file; return the file's runs, None if it cannot be done."""
+    try:
+        detector = METHODS[run["method"]](random_state=run["split"], **run["parameters"])
+    except ImportError as error:
+        print(f"{title(run)}: left out, {error}", flush=True)
+        return None
+    run = run | measure(detector, data, case)
+    print_row(run)
+    runs = read_runs(path) | {key(run): run}  # read again: another process may have added to it
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(run) for run in runs.values())
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_text(f"[\n{lines}\n]\n")
+    unfinished.replace(path)
+    return runs
+
+
+def measure(detector: Any, data: DataSet, case: Case) -> Run:
     """Fit on the training images, measure on the test images."""
     started = time.perf_counter()
-    clf.fit(data.images[train], merged(data.types[train]))
+    detector.fit(data.images[case.train], case.labels)
     seconds = time.perf_counter() - started
     started = time.perf_counter()
-    found = clf.localize(list(data.images[test]))
+    found = detector.localize(list(data.images[case.test]))
     localize_seconds = time.perf_counter() - started
-    truth = merged(data.types[test])
-    figures = image_figures(truth, found)
+    is_defect = data.labels(case.test) == DEFECT
+    figures = image_figures(is_defect, found)
     if data.masks is not None:
-        figures |= pixel_figures([data.masks[i] for i in test], found)
+        figures |= pixel_figures([data.masks[i] for i in case.test], found)
+    figures |= suspect_figures(case.flipped, len(case.train), detector)
     return figures | {
         "fit seconds": seconds,
-        "localize ms per image": 1000 * localize_seconds / len(test),
+        "localize ms per image": 1000 * localize_seconds / len(case.test),
+        "predictions": predictions(is_defect, found),
     }
-
-
-def merged(types: np.ndarray) -> np.ndarray:
-    return np.where(types == GOOD, GOOD, DEFECT)
-
-
-def image_figures(truth: np.ndarray, found: list) -> dict[str, float]:
-    called = np.array([DEFECT if f.is_defect else GOOD for f in found])
-    probability = np.array([f.probability for f in found])
-    is_defect = truth == DEFECT
-    return {
-        "balanced accuracy": balanced_accuracy_score(truth, called),
-        "defect recall": defect_recall_score(truth, called, pos_label=DEFECT),
-        "overkill": overkill_rate(truth, called, pos_label=DEFECT),
-        "image AUROC": roc_auc_score(is_defect, probability),
-        "ECE": expected_calibration_error(is_defect, probability),
-        "Brier": brier_score_loss(is_defect, probability),
-        "good with box": float(np.mean([len(f.boxes) > 0 for f in np.array(found)[~is_defect]])),
-    }
-
-
-def pixel_figures(mask_paths: list[str | None], found: list) -> dict[str, float]:
-    masks = [None if path is None else read_image(path)[..., 0] > 0 for path in mask_paths]
-    boxes_true = [np.zeros((0, 4), int) if mask is None else mask_boxes(mask) for mask in masks]
-
-    def maps():
-        return (f.heatmap for f in found)
-
-    boxes = box_precision_recall_f1(
-        boxes_true, [f.boxes for f in found], [f.box_scores for f in found], iou_threshold=0.3
-    )
-    return {
-        "pixel AUROC": pixel_roc_auc_score(masks, maps(), n_bins=N_BINS),
-        "PxAP": pixel_average_precision_score(masks, maps(), n_bins=N_BINS),
-        "AUPRO": pro_auc_score(masks, maps(), n_bins=N_BINS),
-        "pointing": pointing_game_score(masks, maps()),
-        "box F1": boxes["f1"],
-        "box precision": boxes["precision"],
-        "box recall": boxes["recall"],
-    }
-
-
-def expected_calibration_error(
-    is_defect: np.ndarray, probability: np.ndarray, n_bins: int = 10
-) -> float:
-    """Mean gap between probability and share of defects over equally wide bins, by their size."""
-    bins = np.minimum((probability * n_bins).astype(int), n_bins - 1)
-    gaps = [
-        abs(probability[bins == b].mean() - is_defect[bins == b].mean()) * np.mean(bins == b)
-        for b in np.unique(bins)
-    ]
-    return float(np.sum(gaps))
-
-
-def print_row(title: str, figures: dict[str, float]) -> None:
-    cells = [f"{name} {figures[name]:.3f}" for name in COLUMNS if name in figures]
-    print(f"{title}: {', '.join(cells)}", flush=True)
-
-
-def print_table(runs: list[dict[str, Any]]) -> None:
-    """Print a Markdown table of means over the splits, with standard deviations."""
-    print("\n| set | method | splits | " + " | ".join(COLUMNS) + " |")
-    print("|---" * (len(COLUMNS) + 3) + "|")
-    for key in dict.fromkeys((run["set"], run["method"]) for run in runs):
-        chosen = [run for run in runs if (run["set"], run["method"]) == key]
-        cells = []
-        for column in COLUMNS:
-            values = [run[column] for run in chosen if column in run]
-            digits = 0 if column == "fit seconds" else 3
-            spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.{digits}f}{spread}" if values else "-")
-        print(f"| {key[0]} | {key[1]} | {len(chosen)} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """How well defects are found and localised, as functions in scikit-learn's manner.
 
 The module owns the image-level rates by their trade names (defect recall, escape, overkill), the
-pixel-level scores of heatmaps against masks, and the scores of boxes. What was observed comes
-first, what was predicted second; arrays or iterables of arrays go in, a float or a dict comes out.
+calibration error of probabilities, the pixel-level scores of heatmaps against masks, and the scores
+of boxes. What was observed comes first, what was predicted second; arrays or iterables of arrays go
+in, a float or a dict comes out.
 It never reads images, runs a model or chooses a threshold, and depends on nothing else in the
 package. A score that the data leave undefined is ``nan`` with scikit-learn's
 `UndefinedMetricWarning`, as in `sklearn.metrics.roc_auc_score`; arguments that do not fit together
@@ -24,10 +25,12 @@ from sklearn.metrics import auc, recall_score
 from sklearn.utils import check_consistent_length, column_or_1d
 
 __all__ = [
+    "PixelCounts",
     "box_iou",
     "box_precision_recall_f1",
     "defect_recall_score",
     "escape_rate",
+    "expected_calibration_error",
     "mask_boxes",
     "max_box_accuracy_score",
     "overkill_rate",
@@ -158,6 +161,119 @@ def overkill_rate(
     return 1.0 - _recall(truth, called, False, sample_weight)
 
 
+def expected_calibration_error(
+    y_true: ArrayLike,
+    y_prob: ArrayLike,
+    *,
+    pos_label: Any = None,
+    n_bins: int = 10,
+    strategy: str = "uniform",
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    """Mean gap between the predicted probability and the share of defects, over bins.
+
+    The images are put into bins by their probability. Each bin's gap is the difference between its
+    mean probability and its share of defective images; the mean over bins weighs each by its share
+    of the images.
+
+    Parameters
+    ----------
+    y_true
+        True labels, at most two different ones, shape ``(n_images,)``. Where there are several
+        types of defect, pass whether each image is defective.
+    y_prob
+        Probability of a defect, in [0, 1], shape ``(n_images,)``.
+    pos_label
+        Label of the defect. By default 1 where the labels are numbers out of {0, 1} or {-1, 1};
+        text labels must be named. In a scorer it also says which column of ``predict_proba`` to
+        take.
+    n_bins
+        Number of bins; those without images do not count.
+    strategy
+        ``"uniform"``: bins of equal width. ``"quantile"``: bins of equally many images (of equal
+        weight), as nearly as the data allow; images of equal probability stay together. Either way
+        the upper edge belongs to a bin and the lower one does not.
+    sample_weight
+        Weight of each image. A whole number counts as so many images.
+
+    Returns
+    -------
+    float
+        Error in [0, 1], 0 = calibrated; ``nan`` with a warning if there is no image.
+
+    Raises
+    ------
+    ValueError
+        If the labels do not tell which images are defective, a probability is none, or another
+        argument is out of range.
+
+    See Also
+    --------
+    sklearn.calibration.calibration_curve : The bins themselves; the same ones for bins of equal
+        width, and for quantiles where the bins divide the images evenly.
+    sklearn.metrics.brier_score_loss : A score without bins, of calibration and sharpness together.
+
+    Notes
+    -----
+    The error depends on the number of bins, and few images in a bin make it larger: compare it at
+    like numbers of images, or pool several test sets.
+
+    References
+    ----------
+    Naeini, Cooper, Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning",
+    AAAI 2015.
+
+    Examples
+    --------
+    >>> from defectcam.metrics import expected_calibration_error
+    >>> y_true = ["good", "good", "good", "bad", "bad"]
+    >>> y_prob = [0.1, 0.1, 0.4, 0.9, 0.9]
+    >>> round(expected_calibration_error(y_true, y_prob, pos_label="bad"), 3)
+    0.16
+    """
+    if strategy not in ("uniform", "quantile"):
+        raise ValueError(f"strategy must be 'uniform' or 'quantile', got {strategy!r}.")
+    if n_bins < 1:
+        raise ValueError(f"n_bins must be at least 1, got {n_bins!r}.")
+    truth = column_or_1d(y_true)
+    labels = set(truth.tolist())
+    defect = _defect_label(
+        labels, pos_label, "pos_label=...", "pass whether each image is defective, as booleans"
+    )
+    probability = _within(y_prob, "y_prob", 0.0, 1.0)
+    weight = np.ones(len(truth))
+    if sample_weight is not None:
+        weight = _within(sample_weight, "sample_weight", 0.0, np.inf)
+    check_consistent_length(truth, probability, weight)
+    if not weight.any():
+        return _undefined("there is no image, or none has a weight")
+    bins = _calibration_bins(probability, weight, int(n_bins), strategy)
+    gaps = np.bincount(bins, weight * (probability - (truth == defect)))
+    return float(np.abs(gaps).sum() / weight.sum())
+
+
+def _calibration_bins(
+    probability: NDArray[np.float64], weight: NDArray[np.float64], n_bins: int, strategy: str
+) -> NDArray[np.int64]:
+    """Bin of each probability, with the upper edges belonging to the bins."""
+    inner = np.linspace(0, 1, n_bins + 1)[1:-1]
+    if strategy == "quantile":
+        order = np.argsort(probability, kind="stable")
+        reached = np.cumsum(weight[order])
+        # Rounding of a sum of weights must not carry an edge past the image that it falls on.
+        wanted = (1 - 1e-9) * inner * reached[-1]
+        inner = probability[order][np.searchsorted(reached, wanted)]
+    return np.searchsorted(inner, probability)
+
+
+def _within(values: ArrayLike, name: str, low: float, high: float) -> NDArray[np.float64]:
+    array = column_or_1d(values, dtype=np.float64)
+    unfit = array[~(np.isfinite(array) & (array >= low) & (array <= high))]
+    if unfit.size:
+        raise ValueError(f"{name} must be finite numbers from {low:g} to {high:g}, got {unfit[0]}.")
+    return array
+
+
 def _defective(
     y_true: ArrayLike, y_pred: ArrayLike, pos_label: Any, good_label: Any
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -173,21 +289,30 @@ def _defective(
                 stacklevel=3,
             )
         return truth != good_label, called != good_label
+    defect = _defect_label(
+        labels,
+        pos_label,
+        "good_label=... (every other label is a defect) or pos_label=...",
+        "pass good_label=... instead, then every other label counts as a defect",
+    )
+    return truth == defect, called == defect
+
+
+def _defect_label(labels: set[Any], pos_label: Any, names: str, instead: str) -> Any:
+    """Label of the defect among at most two; `names` and `instead` are advice for the errors."""
     if pos_label is None:
         if not (labels <= {0, 1} or labels <= {-1, 1}):
             raise ValueError(
-                f"The labels {_shown(labels)} do not tell which one means defective: "
-                "pass good_label=... (every other label is a defect) or pos_label=..."
+                f"The labels {_shown(labels)} do not tell which one means defective: pass {names}"
             )
         pos_label = 1
     if len(labels) > 2:
         raise ValueError(
-            f"pos_label={pos_label!r} needs at most two labels, got {_shown(labels)}: "
-            "pass good_label=... instead, then every other label counts as a defect."
+            f"pos_label={pos_label!r} needs at most two labels, got {_shown(labels)}: {instead}."
         )
     if len(labels) == 2 and pos_label not in labels:
         raise ValueError(f"pos_label={pos_label!r} is not among the labels {_shown(labels)}.")
-    return truth == pos_label, called == pos_label
+    return pos_label
 
 
 def _shown(labels: set[Any]) -> str:
@@ -266,7 +391,7 @@ def pixel_roc_auc_score(
     missing = _missing_pixels(good, defective)
     if missing:
         return _undefined(missing)
-    return float(auc(_rising_shares(good), _rising_shares(defective)))
+    return _roc_area(good, defective)
 
 
 def pixel_average_precision_score(
@@ -367,18 +492,12 @@ def pro_auc_score(
     >>> pro_auc_score([mask], [heatmap])
     0.5
     """
-    if not 0 < max_fpr <= 1:
-        raise ValueError(f"max_fpr must lie in (0, 1], got {max_fpr!r}.")
+    _check_max_fpr(max_fpr)
     _, good, defective = _score_counts(masks, heatmaps, n_bins, per_region=True)
     missing = _missing_pixels(good, defective)
     if missing:
         return _undefined(missing)
-    fpr, pro = _rising_shares(good), _rising_shares(defective)
-    inside = fpr <= max_fpr
-    area = auc(
-        np.append(fpr[inside], max_fpr), np.append(pro[inside], np.interp(max_fpr, fpr, pro))
-    )
-    return float(area / max_fpr)
+    return _pro_area(good, defective, max_fpr)
 
 
 def pro_curve(
@@ -463,6 +582,76 @@ def pointing_game_score(masks: Iterable[ArrayLike | None], heatmaps: Iterable[Ar
     return float(np.mean(hits)) if hits else _undefined("no mask has a defective pixel")
 
 
+class PixelCounts:
+    """The pixels of any number of images, counted by their score, one image at a time.
+
+    Gives `pixel_roc_auc_score` and `pro_auc_score` in one pass over images that do not fit in
+    memory together.
+
+    Parameters
+    ----------
+    n_bins
+        As in `pixel_roc_auc_score`: 24 bytes a bin are all that is held.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from defectcam.metrics import PixelCounts
+    >>> mask = np.array([[0, 1, 1, 0]])
+    >>> counts = PixelCounts()
+    >>> counts.add(mask, mask * 0.9)
+    >>> counts.add(None, np.full((1, 4), 0.1))
+    >>> counts.roc_auc(), counts.pro_auc()
+    (1.0, 1.0)
+    """
+
+    def __init__(self, n_bins: int = 2**20) -> None:
+        _check_bins(n_bins)
+        self.n_bins = n_bins
+        self._good, self._defective, self._in_regions = np.zeros((3, n_bins))
+
+    def add(self, mask: ArrayLike | None, heatmap: ArrayLike) -> None:
+        """Count the pixels of an image.
+
+        Parameters
+        ----------
+        mask
+            Array ``(H, W)``, nonzero = defective pixel, or None for an image without any.
+        heatmap
+            Map ``(H, W)``, higher = more defective.
+
+        Raises
+        ------
+        ValueError
+            If the sizes differ or the map is not finite.
+        """
+        for truth, scores in _masks_and_maps([mask], [heatmap]):
+            self._good += _histogram(scores[~truth], self.n_bins)
+            self._defective += _histogram(scores[truth], self.n_bins)
+            self._in_regions += _histogram(scores[truth], self.n_bins, _region_weights(truth))
+
+    def roc_auc(self) -> float:
+        """Area under the ROC curve of the pixels so far, as `pixel_roc_auc_score`."""
+        missing = _missing_pixels(self._good, self._defective)
+        if missing:
+            return _undefined(missing)
+        return _roc_area(self._good[::-1], self._defective[::-1])
+
+    def pro_auc(self, max_fpr: float = 0.3) -> float:
+        """Area under the per-region overlap curve of the pixels so far, as `pro_auc_score`.
+
+        Parameters
+        ----------
+        max_fpr
+            Limit of the false-positive rate, in (0, 1].
+        """
+        _check_max_fpr(max_fpr)
+        missing = _missing_pixels(self._good, self._defective)
+        if missing:
+            return _undefined(missing)
+        return _pro_area(self._good[::-1], self._in_regions[::-1], max_fpr)
+
+
 _NO_DEFECTIVE_PIXEL = "no pixel of the masks is defective"
 
 
@@ -470,6 +659,31 @@ def _missing_pixels(good: FloatArray, defective: FloatArray) -> str:
     if not defective.any():
         return _NO_DEFECTIVE_PIXEL
     return "" if good.any() else "every pixel of the masks is defective, so none is good"
+
+
+def _roc_area(good: FloatArray, defective: FloatArray) -> float:
+    """Area under the ROC curve, given the pixels at falling scores."""
+    return float(auc(_rising_shares(good), _rising_shares(defective)))
+
+
+def _pro_area(good: FloatArray, in_regions: FloatArray, max_fpr: float) -> float:
+    """Area under the overlap curve up to `max_fpr`, as a share; each region weighs 1."""
+    fpr, pro = _rising_shares(good), _rising_shares(in_regions)
+    inside = fpr <= max_fpr
+    area = auc(
+        np.append(fpr[inside], max_fpr), np.append(pro[inside], np.interp(max_fpr, fpr, pro))
+    )
+    return float(area / max_fpr)
+
+
+def _check_max_fpr(max_fpr: float) -> None:
+    if not 0 < max_fpr <= 1:
+        raise ValueError(f"max_fpr must lie in (0, 1], got {max_fpr!r}.")
+
+
+def _check_bins(n_bins: int) -> None:
+    if n_bins < 2:
+        raise ValueError(f"n_bins must be None or at least 2, got {n_bins!r}.")
 
 
 def _rising_shares(counts: FloatArray) -> FloatArray:
@@ -543,15 +757,20 @@ def _exact_counts(samples: _Samples) -> tuple[FloatArray, FloatArray, FloatArray
 
 def _binned_counts(samples: _Samples, n_bins: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Count in `n_bins` equal parts of the ordered float32 numbers, scores rising."""
-    if n_bins < 2:
-        raise ValueError(f"n_bins must be None or at least 2, got {n_bins!r}.")
+    _check_bins(n_bins)
     good, defective = np.zeros(n_bins), np.zeros(n_bins)
     for good_scores, scores, weights in samples:
-        good += np.bincount(_float_rank(good_scores) * n_bins >> 32, minlength=n_bins)
-        if scores.size:
-            bins = _float_rank(scores) * n_bins >> 32
-            defective += np.bincount(bins, weights, minlength=n_bins)
+        good += _histogram(good_scores, n_bins)
+        defective += _histogram(scores, n_bins, weights)
     return _bin_edges(n_bins), good, defective
+
+
+def _histogram(
+    scores: NDArray[Any], n_bins: int, weights: FloatArray | None = None
+) -> NDArray[Any]:
+    if not scores.size:
+        return np.zeros(n_bins)
+    return np.bincount(_float_rank(scores) * n_bins >> 32, weights, minlength=n_bins)
 
 
 _SIGN = np.uint32(1 << 31)

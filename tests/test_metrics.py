@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from sklearn.calibration import calibration_curve
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import average_precision_score, make_scorer, roc_auc_score
@@ -223,6 +224,164 @@ def test_image_rates_make_scorers(naming):
     assert loss(always_bad.fit(np.zeros((20, 1)), y), np.zeros((20, 1)), y) == 0.0
 
 
+# Image level: weights ----------------------------------------------------------------------------
+
+
+def random_predictions(seed):
+    """True labels (both kinds), called ones, probabilities with ties, and whole weights."""
+    rng = np.random.default_rng(seed)
+    n_images = rng.integers(2, 40)
+    truth = rng.random(n_images) < 0.4
+    truth[:2] = True, False
+    probability = rng.random(n_images)
+    if rng.integers(2):
+        probability = np.round(probability * 8) / 8  # on the edges of bins
+    weight = rng.integers(0, 4, n_images)
+    weight[:2] += 1
+    return truth, rng.random(n_images) < 0.5, probability, weight
+
+
+predictions = st.integers(0, 2**32 - 1).map(random_predictions)
+
+
+def slow_calibration_error(truth, probability, edges):
+    error = 0.0
+    for index, (low, high) in enumerate(pairwise(edges)):
+        inside = [
+            i for i, p in enumerate(probability) if low < p <= high or (index == 0 and p == low)
+        ]
+        if inside:
+            confidence = sum(probability[i] for i in inside) / len(inside)
+            share = sum(bool(truth[i]) for i in inside) / len(inside)
+            error += len(inside) / len(truth) * abs(confidence - share)
+    return error
+
+
+def slow_quantile_edges(probability, n_bins):
+    """For each k the smallest probability that at least k of `n_bins` parts do not exceed."""
+    inner = [
+        next(
+            p
+            for p in sorted(probability)
+            if n_bins * sum(q <= p for q in probability) >= k * len(probability)
+        )
+        for k in range(1, n_bins)
+    ]
+    return [0.0, *inner, 1.0]
+
+
+@few
+@given(
+    predictions,
+    st.sampled_from([metrics.defect_recall_score, metrics.escape_rate, metrics.overkill_rate]),
+)
+def test_a_whole_weight_in_an_image_rate_is_so_many_images(case, score):
+    truth, called, _, weight = case
+    repeated = score(np.repeat(truth, weight), np.repeat(called, weight))
+    assert score(truth, called, sample_weight=weight) == pytest.approx(repeated)
+
+
+@few
+@given(predictions, st.integers(1, 12), st.sampled_from(["uniform", "quantile"]))
+def test_a_whole_weight_in_the_calibration_error_is_so_many_images(case, n_bins, strategy):
+    truth, _, probability, weight = case
+    options = {"n_bins": n_bins, "strategy": strategy}
+    repeated = metrics.expected_calibration_error(
+        np.repeat(truth, weight), np.repeat(probability, weight), **options
+    )
+    for weights in (weight, 0.1 * weight):  # only their ratios count
+        weighted = metrics.expected_calibration_error(
+            truth, probability, sample_weight=weights, **options
+        )
+        assert weighted == pytest.approx(repeated)
+
+
+# Image level: calibration ------------------------------------------------------------------------
+
+
+@few
+@given(predictions, st.integers(1, 12))
+def test_calibration_error_agrees_with_a_loop_over_equally_wide_bins(case, n_bins):
+    truth, _, probability, _ = case
+    found = metrics.expected_calibration_error(truth, probability, n_bins=n_bins)
+    edges = np.linspace(0, 1, n_bins + 1)
+    assert found == pytest.approx(slow_calibration_error(truth, probability, edges))
+
+
+@few
+@given(predictions, st.integers(1, 12))
+def test_calibration_error_agrees_with_a_loop_over_quantiles(case, n_bins):
+    truth, _, probability, _ = case
+    found = metrics.expected_calibration_error(
+        truth, probability, n_bins=n_bins, strategy="quantile"
+    )
+    edges = slow_quantile_edges(probability, n_bins)
+    assert found == pytest.approx(slow_calibration_error(truth, probability, edges))
+
+
+@few
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.sampled_from(["uniform", "quantile"]))
+def test_calibration_bins_are_those_of_scikit_learn(seed, n_bins, strategy):
+    rng = np.random.default_rng(seed)
+    n_images = 10 * n_bins  # ten in each bin, by either strategy
+    probability = rng.permutation((np.arange(n_images) + rng.uniform(0.1, 0.9)) / n_images)
+    truth = rng.random(n_images) < probability
+    options = {"n_bins": n_bins, "strategy": strategy}
+    shares, means = calibration_curve(truth, probability, **options)
+    found = metrics.expected_calibration_error(truth, probability, **options)
+    assert found == pytest.approx(np.mean(np.abs(shares - means)))
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "quantile"])
+def test_calibration_error_at_its_extremes(strategy):
+    truth = np.array([False, True, True, False])
+    error = metrics.expected_calibration_error
+    assert error(truth, truth, strategy=strategy) == 0
+    assert error(truth, ~truth, strategy=strategy) == 1
+    assert error(truth, np.full(4, 0.5), strategy=strategy) == 0
+    assert error(truth, np.full(4, 0.75), strategy=strategy) == 0.25
+
+
+def test_calibration_error_names_the_defect_and_makes_a_scorer():
+    y = np.array(["anomaly", "good", "good", "good"] * 5)
+    prior = DummyClassifier(strategy="prior").fit(np.zeros((20, 1)), y)
+    scorer = make_scorer(
+        metrics.expected_calibration_error,
+        greater_is_better=False,
+        response_method="predict_proba",
+        pos_label="anomaly",
+    )
+    assert scorer(prior, np.zeros((20, 1)), y) == pytest.approx(0)
+    assert scorer(prior, np.zeros((2, 1)), ["anomaly", "good"]) == pytest.approx(-0.25)
+
+
+def test_calibration_error_without_images_is_nan():
+    for arguments in ({"y_true": [], "y_prob": []}, {"y_true": [1], "y_prob": [0.5]}):
+        weight = np.zeros(len(arguments["y_true"]))
+        with pytest.warns(UndefinedMetricWarning, match="there is no image"):
+            assert np.isnan(metrics.expected_calibration_error(**arguments, sample_weight=weight))
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_prob", "options", "message"),
+    [
+        (["good", "bad"], [0, 1], {}, r"pass pos_label=\.\.\."),
+        (["good", "dent", "hole"], [0, 1, 1], {"pos_label": "dent"}, "whether each image"),
+        ([0, 1], [0, 1.1], {}, r"y_prob must be finite numbers from 0 to 1, got 1\.1"),
+        ([0, 1], [0, np.nan], {}, "y_prob"),
+        ([0, 1], [0, 1], {"sample_weight": [1, -1]}, "sample_weight"),
+        ([0, 1], [0, 1], {"sample_weight": [1, np.inf]}, "sample_weight"),
+        ([0, 1], [0, 1], {"sample_weight": [1]}, "inconsistent numbers of samples"),
+        ([0, 1], [0], {}, "inconsistent numbers of samples"),
+        ([0, 1], [0, 1], {"n_bins": 0}, "n_bins"),
+        ([0, 1], [0, 1], {"strategy": "width"}, "strategy"),
+    ],
+)
+def test_calibration_arguments_that_do_not_fit_are_refused(y_true, y_prob, options, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.expected_calibration_error(y_true, y_prob, **options)
+
+
 # Pixel level: references -------------------------------------------------------------------------
 
 
@@ -407,6 +566,37 @@ def test_bins_start_at_their_edges(n_bins):
         below = np.nextafter(edges[finite], np.float32(-np.inf))
     assert (metrics._float_rank(edges[finite]) * n_bins >> 32).tolist() == finite.tolist()
     assert (metrics._float_rank(below) * n_bins >> 32).tolist() == (finite - 1).tolist()
+
+
+@pytest.mark.parametrize("n_bins", [16, 2**12])
+@given(cases)
+@few
+def test_pixel_counts_score_as_the_functions_do(n_bins, case):
+    masks, maps = case
+    counts = metrics.PixelCounts(n_bins)
+    for mask, heatmap in zip(masks, maps, strict=True):
+        counts.add(mask, heatmap)
+    assert counts.roc_auc() == pytest.approx(
+        metrics.pixel_roc_auc_score(masks, maps, n_bins=n_bins)
+    )
+    assert counts.pro_auc(0.2) == pytest.approx(
+        metrics.pro_auc_score(masks, maps, max_fpr=0.2, n_bins=n_bins)
+    )
+
+
+def test_pixel_counts_say_what_is_wrong():
+    counts = metrics.PixelCounts()
+    with pytest.warns(UndefinedMetricWarning):
+        assert np.isnan(counts.roc_auc())
+    counts.add(None, np.zeros((2, 2)))
+    with pytest.warns(UndefinedMetricWarning, match="no pixel of the masks is defective"):
+        assert np.isnan(counts.pro_auc())
+    with pytest.raises(ValueError, match="resize the map"):
+        counts.add(np.ones((2, 2)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="n_bins"):
+        metrics.PixelCounts(1)
+    with pytest.raises(ValueError, match="max_fpr"):
+        counts.pro_auc(0)
 
 
 def test_minus_zero_equals_zero_in_histograms():

@@ -1,0 +1,287 @@
+"""The scripts in `benchmarks/`: who is trained and tested on what, and what is kept of a run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+MODULES = ("accuracy", "figures", "patchcore", "printing", "protocols")
+OPTIONS = argparse.Namespace(types=None, n_defects=[4, 8, 16], flipped=[0.05, 0.1])
+COUNTS = {"dent": 20, "good": 60, "hole": 5, "scratch": 35}
+
+pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="benchmarks/ is not here")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Return a function that imports a module of `benchmarks/` as its scripts do."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield importlib.import_module
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def cases(script: Callable[[str], ModuleType]) -> Callable[..., tuple[Any, list]]:
+    """Return a function that makes a data set of `COUNTS` and the cases of a protocol on it."""
+
+    def make(protocol: str, seed: int = 0, **groups: Any) -> tuple[Any, list]:
+        protocols = script("protocols")
+        types = np.repeat(list(COUNTS), list(COUNTS.values()))
+        data = protocols.DataSet("parts", np.arange(len(types)), types, **groups)
+        train, test = data.split(seed, 0.2)
+        made = list(protocols.PROTOCOLS[protocol](data, train, test, seed, OPTIONS))
+        return SimpleNamespace(all=data, train=train, test=test), made
+
+    return make
+
+
+def test_split_is_the_split(cases):
+    data, [case] = cases("split")
+    assert case.variant is None
+    assert case.train.tolist() == data.train.tolist() and case.test.tolist() == data.test.tolist()
+    assert (case.labels == np.where(data.all.types[data.train] == "good", "good", "anomaly")).all()
+
+
+def test_a_type_left_out_is_tested_whole_and_not_trained_on(cases):
+    data, left_out = cases("leave-one-type-out")
+    assert [case.variant for case in left_out] == ["dent", "hole", "scratch"]
+    for case in left_out:
+        trained, tested = data.all.types[case.train], data.all.types[case.test]
+        assert case.variant not in trained
+        assert set(tested) == {case.variant, "good"}
+        assert (tested == case.variant).sum() == COUNTS[case.variant]
+        assert (tested == "good").sum() == 12 and (trained == "good").sum() == 48
+        assert set(case.train) < set(data.train)
+
+
+def test_a_part_of_the_type_left_out_is_not_trained_on_either(cases):
+    groups = np.arange(sum(COUNTS.values())) % 60  # each dent shares its part with a good image
+    _, left_out = cases("leave-one-type-out", groups=groups)
+    for case in left_out:
+        assert not set(groups[case.train]) & set(groups[case.test])
+
+
+def test_few_labels_keep_the_good_images_and_the_shares_of_types(cases):
+    data, few = cases("few-labels")
+    assert [case.variant for case in few] == [4, 8, 16]
+    n_all = {name: np.sum(data.all.types[data.train] == name) for name in COUNTS}
+    before: set[int] = set()
+    for case in few:
+        trained = data.all.types[case.train]
+        assert (trained == "good").sum() == n_all["good"]
+        assert (case.labels == "anomaly").sum() == case.variant
+        for name in ("dent", "hole", "scratch"):
+            share = case.variant * n_all[name] / 48
+            assert abs((trained == name).sum() - share) < 1.5
+        assert before < set(case.train)
+        before = set(case.train)
+
+
+def test_more_labels_than_there_are_leave_the_run_out(cases, monkeypatch, capsys):
+    monkeypatch.setattr(OPTIONS, "n_defects", [48, 49])
+    _, few = cases("few-labels")
+    assert [case.variant for case in few] == [48]
+    assert "48 defects, not 49" in capsys.readouterr().out
+
+
+def test_flipped_labels_are_the_stated_share_of_the_training_labels(cases):
+    data, wrong = cases("mislabelled")
+    right = data.all.labels(data.train)
+    for case, n_flipped in zip(wrong, [5, 10], strict=True):  # of 96
+        assert np.flatnonzero(case.labels != right).tolist() == case.flipped.tolist()
+        assert len(case.flipped) == n_flipped
+        assert case.test.tolist() == data.test.tolist()
+
+
+@pytest.mark.parametrize("protocol", ["few-labels", "mislabelled"])
+def test_the_seed_decides_what_is_drawn(cases, protocol):
+    drawn = [cases(protocol, seed)[1][0] for seed in (0, 0, 1)]
+    whole = [(case.train.tolist(), case.labels.tolist()) for case in drawn]
+    assert whole[0] == whole[1] != whole[2]
+
+
+# Runs --------------------------------------------------------------------------------------------
+
+
+class Stub:
+    """Calls what it finds in a folder other than `good` defective, with a box in the corner."""
+
+    fits = 0
+
+    def __init__(self, **parameters: Any):
+        self.parameters = parameters
+
+    def fit(self, images: np.ndarray, labels: np.ndarray) -> None:
+        Stub.fits += 1
+        in_good = np.array([Path(path).parent.name == "good" for path in images])
+        self.suspects_ = np.argsort((labels == "good") == in_good, kind="stable")
+
+    def localize(self, images: list[str]) -> list[SimpleNamespace]:
+        return [self.found(Path(path).parent.name != "good") for path in images]
+
+    def found(self, is_defect: bool) -> SimpleNamespace:
+        boxes = np.array([[0, 0, 6, 8]] if is_defect else np.zeros((0, 4)), int)
+        heatmap = np.zeros((20, 24))
+        heatmap[:8, :6] = is_defect
+        return SimpleNamespace(
+            is_defect=is_defect,
+            probability=0.9 if is_defect else 0.2,
+            heatmap=heatmap,
+            boxes=boxes,
+            box_scores=np.ones(len(boxes)),
+        )
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+@pytest.fixture
+def plates(tmp_path: Path) -> Path:
+    """Return a folder in the MVTec AD layout, its defects in the upper left corner."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "plates"
+    mask = np.zeros((20, 24), np.uint8)
+    mask[:8, :6] = 255
+    for folder, count in {"train/good": 12, "test/good": 3, "test/dent": 5, "test/hole": 5}.items():
+        for number in range(count):
+            image = rng.integers(90, 110, mask.shape).astype(np.uint8)
+            if folder.startswith("test/") and "good" not in folder:
+                image[mask > 0] = 250
+                name = f"ground_truth/{Path(folder).name}/{number:03d}_mask.png"
+                write_image(root / name, mask)
+            write_image(root / folder / f"{number:03d}.png", image)
+    return root
+
+
+@pytest.fixture
+def run(script, plates, monkeypatch) -> Callable[..., list[dict]]:
+    """Return a function that runs the benchmark with `Stub` and returns what the file holds."""
+    accuracy = script("accuracy")
+    monkeypatch.setitem(accuracy.METHODS, "default", Stub)
+    monkeypatch.setattr(Stub, "fits", 0)
+
+    def main(*arguments: str, json_file: Path = plates.parent / "runs.json") -> list[dict]:
+        common = ["--json", json_file, "--methods", "default", "--splits", "10", "11"]
+        accuracy.main([str(plates), *map(str, common), *arguments])
+        return json.loads(json_file.read_text())
+
+    return main
+
+
+def test_a_run_is_measured_kept_and_not_repeated(run, capsys):
+    runs = run()
+    printed = capsys.readouterr().out
+    assert run() == runs and Stub.fits == 2
+    assert capsys.readouterr().out.count("plates default split") == 0
+    assert [(kept["protocol"], kept["variant"], kept["split"]) for kept in runs] == [
+        ("split", None, 10),
+        ("split", None, 11),
+    ]
+    for name in ("balanced accuracy", "image AUROC", "pixel AUROC", "AUPRO", "box F1"):
+        assert runs[0][name] == pytest.approx(1)
+    assert runs[0]["ECE"] == pytest.approx((2 * 0.1 + 3 * 0.2) / 5)
+    assert sorted(runs[0]["predictions"]["probability"]) == [0.2, 0.2, 0.2, 0.9, 0.9]
+    assert "| plates | split | - | default | 2 | 1.000 ± 0.000 |" in printed
+    assert "| plates | split | - | default | 2 | 10 | 0.160 | 0.028 | 0.000 |" in printed
+
+
+def test_runs_are_told_apart_by_protocol_variant_and_parameters(run):
+    assert len(run()) == 2
+    assert len(run("--protocol", "leave-one-type-out")) == 6
+    assert len(run("--protocol", "leave-one-type-out", "--types", "dent")) == 6
+    assert len(run("--protocol", "few-labels", "--n-defects", "2", "3")) == 10
+    assert len(run("--set", '{"image_size": 64}')) == 12
+    assert Stub.fits == 12
+
+
+def test_the_table_holds_what_is_asked_for(run, capsys):
+    run()
+    run("--set", '{"image_size": 64}')
+    run("--splits", "10", "--protocol", "few-labels", "--n-defects", "2")
+    capsys.readouterr()
+    run("--splits", "10")
+    assert "| plates | split | - | default | 1 | 1.000 |" in capsys.readouterr().out
+
+
+def test_suspects_are_looked_through_for_the_flipped_labels(run):
+    runs = run("--protocol", "mislabelled", "--flipped", "0.05", "0.25")
+    found = [kept["flips in first 10 % of suspects"] for kept in runs[:2]]
+    assert found == [1.0, 2 / 5]  # 1 of 20 labels is flipped, or 5, and 2 images are looked at
+
+
+def test_runs_from_before_there_were_protocols_are_plain_splits(run, plates):
+    old = plates.parent / "old.json"
+    record = {"set": "plates", "method": "default", "parameters": {}, "balanced accuracy": 0.5}
+    old.write_text(json.dumps([record | {"split": split} for split in (10, 11)]))
+    run(json_file=old)
+    assert Stub.fits == 0
+    assert len(run("--set", '{"image_size": 64}', json_file=old)) == 4
+
+
+def test_pooled_figures_are_those_of_all_test_images_together(script):
+    runs = [
+        {"good with box": 1.0, "predictions": {"is_defect": [0, 1], "probability": [0.5, 1.0]}},
+        {"good with box": 0.0, "predictions": {"is_defect": [0, 0, 0], "probability": [0.5] * 3}},
+    ]
+    pooled = script("printing").pooled_cells
+    assert pooled(runs) == ["5", "0.400", "0.200", "0.250"]
+    del runs[0]["predictions"]["probability"]
+    assert pooled(runs) == ["5", "-", "-", "0.250"]
+
+
+def test_an_unknown_type_is_refused(run):
+    with pytest.raises(ValueError, match="'dent', 'hole'"):
+        run("--protocol", "leave-one-type-out", "--types", "scratch")
+
+
+# PatchCore ---------------------------------------------------------------------------------------
+
+
+def test_patchcore_is_left_out_without_anomalib(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "anomalib", None)
+    run("--methods", "patchcore", "default")
+    printed = capsys.readouterr().out
+    assert "plates patchcore split 10: left out" in printed
+    assert "pip install anomalib" in printed
+    assert "| default | 2 |" in printed
+
+
+def test_best_balanced_threshold_lies_between_the_scores_it_separates(script):
+    threshold = script("patchcore").best_balanced_threshold
+    is_defect = np.array([False, False, True, False, True, True])
+    score = np.array([1.0, 2.0, 3.0, 4.0, 6.0, 8.0])
+    accuracies = [
+        ((score >= t)[is_defect].mean() + (score < t)[~is_defect].mean()) / 2 for t in score
+    ]
+    chosen = threshold(is_defect, score)
+    found = ((score >= chosen)[is_defect].mean() + (score < chosen)[~is_defect].mean()) / 2
+    assert chosen in {2.5, 5.0} and found == max(accuracies)
+
+
+@pytest.mark.slow
+def test_patchcore_finds_bright_corners(script, plates):
+    pytest.importorskip("anomalib.models.image.patchcore.torch_model", exc_type=ImportError)
+    data = script("protocols").DataSet.read(str(plates), [])
+    train, test = data.split(0, 0.2)
+    detector = script("patchcore").PatchCore(
+        image_size=64, weights=None, coreset=0.1, min_area=1, device="cpu", max_epochs=1
+    )
+    detector.fit(data.images[train], data.labels(train))
+    found = detector.localize(list(data.images[test]))
+    assert [f.is_defect for f in found] == (data.types[test] != "good").tolist()
+    assert all(f.heatmap.shape == (20, 24) for f in found)
+    assert all((len(f.boxes) > 0) == f.is_defect for f in found)
