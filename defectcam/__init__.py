@@ -11,15 +11,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from defectcam.classifier import DefectCAMClassifier
+    from defectcam.duplicates import find_near_duplicates
+    from defectcam.exceptions import (
+        ChanceLevelWarning,
+        FewDefectsWarning,
+        NearDuplicateWarning,
+        OnlyGoodImagesWarning,
+        SuspectLabelsWarning,
+    )
     from defectcam.persistence import load
     from defectcam.results import Localization
 
 __version__ = "0.1.0"
-__all__ = ["DefectCAMClassifier", "Localization", "__version__", "load"]
+__all__ = [
+    "ChanceLevelWarning",
+    "DefectCAMClassifier",
+    "FewDefectsWarning",
+    "Localization",
+    "NearDuplicateWarning",
+    "OnlyGoodImagesWarning",
+    "SuspectLabelsWarning",
+    "__version__",
+    "find_near_duplicates",
+    "load",
+]
 
 _MODULE_OF = {
+    "ChanceLevelWarning": "defectcam.exceptions",
     "DefectCAMClassifier": "defectcam.classifier",
+    "FewDefectsWarning": "defectcam.exceptions",
     "Localization": "defectcam.results",
+    "NearDuplicateWarning": "defectcam.exceptions",
+    "OnlyGoodImagesWarning": "defectcam.exceptions",
+    "SuspectLabelsWarning": "defectcam.exceptions",
+    "find_near_duplicates": "defectcam.duplicates",
     "load": "defectcam.persistence",
 }
 

@@ -24,6 +24,7 @@ def find_boxes(
     min_area: int = 1,
     max_boxes: int | None = None,
     merge_distance: float | None = None,
+    peak_fraction: float = 0.0,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Find the boxes around the connected regions of a heatmap above a threshold.
 
@@ -41,6 +42,10 @@ def find_boxes(
         Boxes with at most this many pixels between them (the larger of the horizontal and the
         vertical gap) become one box, until no such pair is left. 0 merges boxes that overlap or
         touch, `inf` gives one box around everything, None merges nothing.
+    peak_fraction : float, default=0.0
+        A pixel must also reach this share, in [0, 1), of the map's highest value: what is much
+        weaker than the image's strongest spot is that spot's surroundings, or noise, more often
+        than another defect.
 
     Returns
     -------
@@ -75,7 +80,9 @@ def find_boxes(
     >>> scores.tolist()
     [3.0, 2.0]
     """
-    regions = _find_regions(heatmap, threshold, min_area, max_boxes, merge_distance)
+    regions = _find_regions(
+        heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction
+    )
     return regions.boxes, regions.scores
 
 
@@ -86,6 +93,7 @@ def component_mask(
     min_area: int = 1,
     max_boxes: int | None = None,
     merge_distance: float | None = None,
+    peak_fraction: float = 0.0,
 ) -> NDArray[np.bool_]:
     """Mark the pixels of the regions around which `find_boxes` draws its boxes.
 
@@ -98,7 +106,7 @@ def component_mask(
         Higher means more defective. NaN is refused.
     threshold : float
         A pixel belongs to a region where `heatmap > threshold`.
-    min_area, max_boxes, merge_distance
+    min_area, max_boxes, merge_distance, peak_fraction
         As in `find_boxes`.
 
     Returns
@@ -117,7 +125,9 @@ def component_mask(
     array([[0, 0, 1],
            [0, 0, 1]])
     """
-    regions = _find_regions(heatmap, threshold, min_area, max_boxes, merge_distance)
+    regions = _find_regions(
+        heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction
+    )
     return regions.is_kept[regions.labels]
 
 
@@ -134,11 +144,14 @@ def _find_regions(
     min_area: int,
     max_boxes: int | None,
     merge_distance: float | None,
+    peak_fraction: float,
 ) -> _Regions:
     values = _checked_map(heatmap)
-    _check_parameters(threshold, min_area, max_boxes, merge_distance)
+    _check_parameters(threshold, min_area, max_boxes, merge_distance, peak_fraction)
 
     above = values > float(threshold)
+    if peak_fraction > 0:
+        above &= values >= np.float32(peak_fraction) * values.max()
     n_labels, labelled, stats, _ = cv2.connectedComponentsWithStats(
         above.view(np.uint8), connectivity=8, ltype=cv2.CV_32S
     )
@@ -232,7 +245,11 @@ def _checked_map(heatmap: ArrayLike) -> NDArray[np.float32]:
 
 
 def _check_parameters(
-    threshold: float, min_area: int, max_boxes: int | None, merge_distance: float | None
+    threshold: float,
+    min_area: int,
+    max_boxes: int | None,
+    merge_distance: float | None,
+    peak_fraction: float,
 ) -> None:
     if math.isnan(threshold):
         raise ValueError("threshold must be a number, got NaN.")
@@ -245,3 +262,5 @@ def _check_parameters(
             f"merge_distance must be at least 0 pixels, or None to merge nothing, "
             f"got {merge_distance!r}."
         )
+    if not 0 <= peak_fraction < 1:
+        raise ValueError(f"peak_fraction must be at least 0 and below 1, got {peak_fraction!r}.")

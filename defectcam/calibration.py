@@ -6,18 +6,19 @@ network and never sees a test image.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-from defectcam.cam import class_cam, fuse, min_max, signed_cam
+from defectcam.cam import class_cam, defect_evidence, fuse, min_max, signed_cam
 from defectcam.novelty import novelty_peak, smooth_novelty
 
 #: Share of good pixels below the map's limit.
@@ -33,7 +34,19 @@ PEAK_FRACTION = 0.0125
 #: Of the logistic regression. scikit-learn's 1.0 flattens the probabilities of separable scores.
 INVERSE_REGULARISATION = 10.0
 
-_RECALL = re.compile(r"recall\s*>=\s*(?P<target>\d*\.?\d+)")
+#: 99 % quantile of a Gumbel distribution, in median absolute deviations above its median.
+GUMBEL_DEVIATIONS = 5.5
+
+#: Probability of a defect at the median of good images where nothing is known of defects.
+TYPICAL_GOOD_PROBABILITY = 0.01
+
+#: Share of the map whose novelty says whether an image is familiar, and the least limit.
+CALM_SHARE = 0.25
+LEAST_FAMILIARITY_LIMIT = 0.5
+
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_RECALL = re.compile(rf"recall\s*>=\s*({_NUMBER})")
+_COST = re.compile(rf"cost\s*=\s*({_NUMBER})\s*:\s*({_NUMBER})")
 
 
 def defect_scores(logits: Tensor, novelty: Tensor | None, good: int) -> NDArray[np.float64]:
@@ -100,6 +113,16 @@ class HeatModel(NamedTuple):
         smooth = self.novelty_scale.apply(smooth_novelty(novelty))
         return self.fused_scale.apply(fuse(cam, smooth, self.novelty_share))
 
+    def type_grids(self, evidence: Tensor) -> Tensor:
+        """Return a map per defect class, shape ``(n, n_classes - 1, height, width)``.
+
+        Evidence of the class against the good one, on the evidence's own grid: 0 is typical of good
+        parts and 1 their limit, whatever `kind`, and the maximum over classes is the ``"cam"`` map.
+        Novelty is left out, because it knows no types: fused with a large share of it, the maps of
+        all types would be alike.
+        """
+        return self.cam_scale.apply(defect_evidence(evidence, self.good))
+
 
 def fit_heat_model(
     kind: str,
@@ -164,6 +187,8 @@ def choose_novelty_share(cam: Tensor, novelty: Tensor, is_defect: NDArray[np.boo
     float
         One of `NOVELTY_SHARES`.
     """
+    if not is_defect.any():  # nothing was learned but novelty
+        return max(NOVELTY_SHARES)
     areas = []
     for share in NOVELTY_SHARES:
         positions = fuse(cam, novelty, share).flatten(1)
@@ -239,6 +264,61 @@ def fit_defect_probability(
     )
 
 
+def fit_novelty_probability(scores: NDArray[np.float64]) -> DefectProbability:
+    """Make a probability of a defect from the novelty of held-out good images alone.
+
+    With no defective image there is nothing to calibrate against, only a limit: the peak of
+    novelty that one good image in a hundred passes has the probability one half, the median peak
+    has `TYPICAL_GOOD_PROBABILITY`, and the log-odds are linear in the peak. A peak is the maximum
+    over many patches, which follows a Gumbel distribution, so the limit is taken from the median
+    and the median absolute deviation: it holds for few images, and a few defective ones among the
+    good do not move it.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_images, 2)
+        As `defect_scores` gives them; the first is not used.
+    """
+    peaks = scores[:, 1]
+    typical = float(np.median(peaks))
+    deviation = float(np.median(np.abs(peaks - typical)))
+    reach = GUMBEL_DEVIATIONS * deviation if deviation > 0 else 1.0
+    slope = float(-logit(TYPICAL_GOOD_PROBABILITY)) / reach
+    return DefectProbability((0.0, slope), -slope * (typical + reach))
+
+
+def calm_novelty(novelty: Tensor) -> NDArray[np.float64]:
+    """Novelty of the calmest part of each map: all but `CALM_SHARE` of the positions exceed it.
+
+    A defect, however new, leaves the rest of the part as it was; an image of something else is
+    novel nearly everywhere.
+
+    Parameters
+    ----------
+    novelty : Tensor of shape (n, height, width)
+
+    Returns
+    -------
+    ndarray of shape (n,)
+    """
+    return np.quantile(novelty.flatten(1).double().numpy(), CALM_SHARE, axis=1)
+
+
+def fit_familiarity_limit(novelty: Tensor) -> float:
+    """Learn the `calm_novelty` above which an image is unlike all training images.
+
+    Twice as far from the median of the training images as their 99 % quantile, and at least half
+    of what good patches stay below, so that a few training images do not set too narrow a limit.
+
+    Parameters
+    ----------
+    novelty : Tensor of shape (n_images, height, width)
+        Maps of training images, good and defective, from codebooks that have not seen them.
+    """
+    typical, high = np.quantile(calm_novelty(novelty), [0.5, 0.99])
+    return float(max(LEAST_FAMILIARITY_LIMIT, 2 * high - typical))
+
+
 def choose_threshold(
     criterion: float | str, is_defect: NDArray[np.bool_], probability: NDArray[np.float64]
 ) -> float:
@@ -249,7 +329,10 @@ def choose_threshold(
     criterion : float or str
         A probability in [0, 1]; ``"balanced"``: the share of defective images, which maximises
         balanced accuracy when probabilities are calibrated; ``"recall>=R"``: the highest threshold
-        that finds at least the share R of the held-out defective images.
+        that finds at least the share R of the held-out defective images; ``"cost=E:O"``: where an
+        escape (a defect passed) costs E and an overkill (a good part rejected) costs O, the
+        probability ``O / (O + E)`` at which both decisions are expected to cost the same, the Bayes
+        rule.
     is_defect : ndarray of shape (n_images,)
     probability : ndarray of shape (n_images,)
         Of held-out images.
@@ -259,27 +342,39 @@ def choose_threshold(
     ValueError
         If the criterion is none of these.
     """
-    least_recall = check_threshold(criterion)
-    if not isinstance(criterion, str):
-        return float(criterion)
-    if least_recall is None:
+    kind, number = check_threshold(criterion)
+    if kind in ("probability", "cost"):
+        return number
+    if kind == "balanced":
         return float(is_defect.mean())
     _, recall, thresholds = roc_curve(is_defect, probability, drop_intermediate=False)
-    return float(thresholds[np.flatnonzero(recall >= least_recall)[0]])
+    return float(thresholds[np.flatnonzero(recall >= number)[0]])
 
 
-def check_threshold(criterion: float | str) -> float | None:
-    """Refuse what `choose_threshold` does not understand; return the recall it asks for, if any."""
+def check_threshold(criterion: float | str) -> tuple[str, float]:
+    """Refuse what `choose_threshold` does not understand; return what it asks for.
+
+    Returns
+    -------
+    kind : {"probability", "balanced", "recall", "cost"}
+    number : float
+        The least recall for ``"recall"``, NaN for ``"balanced"``, else the probability.
+    """
     if not isinstance(criterion, str):
         if not 0 <= criterion <= 1:
             raise ValueError(f"threshold={criterion!r}: a probability from 0 to 1 was expected.")
-        return None
+        return "probability", float(criterion)
     if criterion == "balanced":
-        return None
-    target = _RECALL.fullmatch(criterion.strip())
-    if target is None or not 0 < float(target["target"]) <= 1:
-        raise ValueError(
-            f"threshold={criterion!r}: expected 'balanced', 'recall>=R' with R in (0, 1], or a "
-            "probability."
-        )
-    return float(target["target"])
+        return "balanced", math.nan
+    if recall := _RECALL.fullmatch(criterion.strip()):
+        least_recall = float(recall[1])
+        if 0 < least_recall <= 1:
+            return "recall", least_recall
+    if cost := _COST.fullmatch(criterion.strip()):
+        escape, overkill = float(cost[1]), float(cost[2])
+        if escape > 0 and overkill > 0 and math.isfinite(escape + overkill):
+            return "cost", overkill / (overkill + escape)
+    raise ValueError(
+        f"threshold={criterion!r}: expected 'balanced', 'recall>=R' with R in (0, 1], 'cost=E:O' "
+        "with positive costs of an escape and of an overkill ('cost=20:1'), or a probability."
+    )

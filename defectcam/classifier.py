@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.metrics import accuracy_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
@@ -30,17 +30,32 @@ import defectcam
 from defectcam.backbones import create_backbone
 from defectcam.calibration import (
     DefectProbability,
+    calm_novelty,
     check_threshold,
     choose_threshold,
     defect_scores,
     fit_defect_probability,
+    fit_familiarity_limit,
     fit_heat_model,
+    fit_novelty_probability,
 )
+from defectcam.diagnostics import (
+    rank_suspects,
+    warn_if_chance,
+    warn_if_duplicates,
+    warn_if_few_defects,
+    warn_if_only_good,
+    warn_if_suspects,
+)
+from defectcam.duplicates import duplicate_groups, duplicate_pairs, thumbnail
+from defectcam.evaluation import Evaluation, evaluate
+from defectcam.exceptions import warn_caller
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
 from defectcam.images import check_readable, read_reduced_images
 from defectcam.labels import Classes, as_labels, find_classes
 from defectcam.network import DefectCAMNetwork
+from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
 from defectcam.results import Localization
 from defectcam.sources import Sources, as_sources, labelled_sources, paths_of
@@ -52,6 +67,7 @@ from defectcam.training import (
     TailTraining,
     TrainingOptions,
     add_codebook,
+    result_of_good_only,
     train_with_folds,
 )
 
@@ -83,9 +99,11 @@ VGG16_CAM: dict[str, Any] = {
     "heatmap": "min_max_cam",
     "threshold": 0.5,
     "box_threshold": 0.8,
+    "box_peak_fraction": 0.0,
     "min_area": 1,
     "max_boxes": 1,
     "merge_distance": float("inf"),
+    "precision": "float32",
 }
 #: ``max_epochs="auto"``: images seen in a training, fewest and most epochs.
 AUTO_IMAGES_SEEN = 6000
@@ -183,9 +201,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     threshold : "balanced", str or float, default="balanced"
         Probability of a defect at and above which an image is called defective:
         ``"balanced"`` for the best balanced accuracy, ``"recall>=0.99"`` to find at least that
-        share of the held-out defective images, or a probability.
+        share of the held-out defective images, ``"cost=20:1"`` where an escape costs 20 times an
+        overkill, or a probability.
     box_threshold : float, default=1.0
         Boxes are drawn where the heatmap is above this.
+    box_peak_fraction : float, default=0.6
+        Boxes are drawn only where the heatmap also reaches this share of the highest value in the
+        image: weaker regions of a defective image are mostly echoes of the strongest. Lower it to
+        see more of them, to 0 for all.
     min_area : int, default=16
         Smallest region that gets a box, in pixels of the original image.
     max_boxes : int or None, default=None
@@ -196,6 +219,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Bytes of trunk features held in memory; a larger cache goes to a temporary file.
     device : str, default="auto"
         ``"auto"``: CUDA or Apple's MPS when present, else the processor; or a torch device.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        What convolutions compute in. ``"auto"``: bfloat16 where the device has instructions for it,
+        which takes a half to a third of the time, else float32.
     n_jobs : int or None, default=None
         Threads that read images; None: one per processor, at most 8.
     random_state : int, RandomState instance or None, default=None
@@ -224,6 +250,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Height and width of the network's input.
     held_out_probability_ : ndarray of shape (n_images,)
         Probability of a defect for each training image, from a tail that did not see it.
+    suspects_ : ndarray of shape (n_images,)
+        Indices of all training images, from the most to the least likely mislabelled: by the
+        probability of their own labels, held out likewise. The first ones are worth a look.
 
     See Also
     --------
@@ -283,11 +312,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "heatmap": [StrOptions({"fused", "cam", "min_max_cam"})],
         "threshold": [str, Interval(Real, 0, 1, closed="both")],
         "box_threshold": [Interval(Real, None, None, closed="neither")],
+        "box_peak_fraction": [Interval(Real, 0, 1, closed="left")],
         "min_area": [Interval(Integral, 1, None, closed="left")],
         "max_boxes": [Interval(Integral, 1, None, closed="left"), None],
         "merge_distance": [Interval(Real, 0, None, closed="both"), None],
         "cache_size": [Interval(Integral, 0, None, closed="left")],
         "device": [str],
+        "precision": [StrOptions(set(PRECISIONS))],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -330,11 +361,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         heatmap: str = "fused",
         threshold: str | float = "balanced",
         box_threshold: float = 1.0,
+        box_peak_fraction: float = 0.6,
         min_area: int = 16,
         max_boxes: int | None = None,
         merge_distance: float | None = None,
         cache_size: int = 2**30,
         device: str = "auto",
+        precision: str = "auto",
         n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -373,11 +406,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.heatmap = heatmap
         self.threshold = threshold
         self.box_threshold = box_threshold
+        self.box_peak_fraction = box_peak_fraction
         self.min_area = min_area
         self.max_boxes = max_boxes
         self.merge_distance = merge_distance
         self.cache_size = cache_size
         self.device = device
+        self.precision = precision
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
@@ -416,6 +451,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     ) -> DefectCAMClassifier:
         """Learn good and defective from labelled images.
 
+        Good images alone will do for a start: novelty alone then decides, and a warning says so.
+
         Parameters
         ----------
         X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
@@ -440,52 +477,92 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         KeyboardInterrupt
             If interrupted before the first epoch is finished. Later the training ends there with a
             warning and the classifier can be used.
+
+        Warns
+        -----
+        OnlyGoodImagesWarning, FewDefectsWarning, NearDuplicateWarning
+            Before training, about the images. All are in `defectcam.exceptions`.
+        ChanceLevelWarning, SuspectLabelsWarning
+            After it, about what held-out predictions showed.
         """
         check_threshold(self.threshold)
         self._callbacks()
         sources, labels = labelled_sources(X, y, self.good_label)
         classes = find_classes(labels, self.target, self.good_label)
         targets = classes.encode(labels)
+        is_defect = targets != classes.good
+        only_good = not is_defect.any()
+        if only_good:
+            self._check_for_good_only(classes.good_label)
         weights = np.asarray(_check_sample_weight(sample_weight, targets, dtype=np.float32))
         check_readable(paths_of(sources), n_workers=self.n_jobs)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        folds = self._folds(as_labels(labels), targets, seed)
-        class_weight = self._class_weight(classes, targets)
+        class_weight = None if only_good else self._class_weight(classes, targets)
+        warn_if_only_good(is_defect)
+        warn_if_few_defects(is_defect)
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             network, preprocess = self._build_network(len(classes.labels), classes.good)
-            with FeatureCache(
-                len(sources.items), VIEWS[self.augmentation], self.cache_size, torch.float16
-            ) as cache:
-                cache.fill(network, self._pixels(sources, preprocess))
+            views = VIEWS["none" if only_good else self.augmentation]
+            with FeatureCache(len(sources.items), views, self.cache_size, torch.float16) as cache:
+                thumbnails: list[NDArray[np.uint8]] = []
+                cache.fill(network, self._pixels(sources, preprocess, thumbnails))
+                pairs = duplicate_pairs(thumbnails)
+                warn_if_duplicates(pairs, is_defect, sources.items)
+                groups = duplicate_groups(pairs, len(targets))
+                folds = self._folds(as_labels(labels), targets, groups, seed)
                 novelty = None
                 if network.novelty_levels:
-                    is_good = targets == classes.good
-                    novelty = add_codebook(network, cache, is_good, folds, self.codebook_size, seed)
-                max_epochs = self._max_epochs(len(sources.items))
-                with self._epoch_bar(max(1, len(folds)) * max_epochs) as bar:
-                    training = TailTraining(
-                        network=network,
-                        cache=cache,
-                        targets=torch.as_tensor(targets),
-                        good=classes.good,
-                        class_weight=class_weight,
-                        sample_weight=torch.as_tensor(weights),
-                        options=self._training_options(max_epochs),
-                        seed=seed,
-                        on_epoch=lambda record: self._on_epoch(record, bar),
+                    novelty = add_codebook(
+                        network, cache, ~is_defect, folds, self.codebook_size, seed
                     )
-                    result = train_with_folds(training, folds)
+                if class_weight is None:
+                    result = result_of_good_only(network, cache)
+                else:
+                    max_epochs = self._max_epochs(len(sources.items))
+                    with self._epoch_bar(max(1, len(folds)) * max_epochs) as bar:
+                        training = TailTraining(
+                            network=network,
+                            cache=cache,
+                            targets=torch.as_tensor(targets),
+                            good=classes.good,
+                            class_weight=class_weight,
+                            sample_weight=torch.as_tensor(weights),
+                            options=self._training_options(max_epochs),
+                            seed=seed,
+                            on_epoch=lambda record: self._on_epoch(record, bar),
+                        )
+                        result = train_with_folds(training, folds)
         if result.interrupted:
-            warnings.warn(
+            warn_caller(
                 f"Training was interrupted after {len(result.history['epoch'])} epochs; the "
-                "classifier can be used, its thresholds rest on what was finished.",
-                stacklevel=2,
+                "classifier can be used, its thresholds rest on what was finished."
             )
         self._set_network(network, preprocess, classes)
         self.history_ = result.history
         self._calibrate(result, novelty, targets, calibrated=bool(folds))
+        if folds and not (only_good or result.interrupted):
+            warn_if_chance(is_defect, self.held_out_probability_)
+            warn_if_suspects(
+                is_defect, self.held_out_probability_, as_labels(labels), sources.items
+            )
         return self
+
+    def _check_for_good_only(self, good_label: Any) -> None:
+        """Refuse parameters that mean nothing where there is no defective image."""
+        kind, _ = check_threshold(self.threshold)
+        problem = None
+        if kind in ("recall", "cost"):
+            problem = f"threshold={self.threshold!r}: use 'balanced' or a probability"
+        elif self.heatmap != "fused":
+            problem = f"heatmap={self.heatmap!r}: use 'fused', which learns from good images too"
+        elif not self.novelty_strides:
+            problem = f"novelty_strides={self.novelty_strides!r}: use (4, 8)"
+        if problem:
+            raise ValueError(
+                f"y holds good images alone (label {good_label!r}), and there must be defective "
+                f"ones for {problem}."
+            )
 
     def _build_network(self, n_classes: int, good: int) -> tuple[DefectCAMNetwork, Preprocess]:
         backbone = create_backbone(self.backbone, self.weights)
@@ -513,6 +590,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         )
         device = _resolve_device(self.device)
         network.to(device, torch.float32).to(memory_format=torch.channels_last)
+        network.set_dtype(resolve_precision(self.precision, device))
         return network.eval(), preprocess.to(device)
 
     def _set_network(
@@ -538,15 +616,23 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         good = self._classes.good
         is_defect = targets != good
         scores = defect_scores(result.logits, novelty if self.heatmap == "fused" else None, good)
-        self._defect_probability = (
-            fit_defect_probability(scores, is_defect)
-            if calibrated
-            else DefectProbability((1.0,) + (0.0,) * (scores.shape[1] - 1), 0.0)
-        )
+        only_good = not is_defect.any()
+        if only_good:
+            self._defect_probability = fit_novelty_probability(scores)
+        elif calibrated:
+            self._defect_probability = fit_defect_probability(scores, is_defect)
+        else:
+            uncalibrated = (1.0,) + (0.0,) * (scores.shape[1] - 1)
+            self._defect_probability = DefectProbability(uncalibrated, 0.0)
         self.held_out_probability_ = self._defect_probability.probability(scores)
-        # Without calibration the probability is the softmax, in which the loss weighs the classes.
-        threshold = 0.5 if self.threshold == "balanced" and not calibrated else self.threshold
+        # Without calibration the probability is the softmax, in which the loss weighs the classes;
+        # of good images alone it is one half at their limit.
+        is_half = self.threshold == "balanced" and (only_good or not calibrated)
+        threshold = 0.5 if is_half else self.threshold
         self.threshold_ = choose_threshold(threshold, is_defect, self.held_out_probability_)
+        classes = self._class_probabilities(self.held_out_probability_, result.logits)
+        self.suspects_ = rank_suspects(np.take_along_axis(classes, targets[:, None], 1)[:, 0])
+        self._familiarity_limit = None if novelty is None else fit_familiarity_limit(novelty)
         self._heat_model = fit_heat_model(
             self.heatmap,
             good,
@@ -582,25 +668,39 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
         return torch.as_tensor(weights, dtype=torch.float32)
 
-    def _folds(self, labels: NDArray[Any], targets: NDArray[np.int64], seed: int) -> list[Fold]:
-        """Split the training images, by defect type where each type has enough images."""
+    def _folds(
+        self,
+        labels: NDArray[Any],
+        targets: NDArray[np.int64],
+        groups: NDArray[np.int64],
+        seed: int,
+    ) -> list[Fold]:
+        """Split the training images, by defect type where each type has enough images.
+
+        Near-duplicates stay on one side where that leaves images of each class on both.
+        """
         if self.cv is None:
             return []
-        n_splits = min(self.cv, int(np.bincount(targets).min()))
+        _, per_class = np.unique(targets, return_counts=True)
+        n_splits = min(self.cv, int(per_class.min()))
         if n_splits < 2:
-            warnings.warn(
+            warn_caller(
                 "A class has a single training image, so none can be held out: thresholds rest on "
-                "the training images themselves. Give at least two images of each class.",
-                stacklevel=3,
+                "the training images themselves. Give at least two images of each class."
             )
             return []
         _, strata, counts = np.unique(labels, return_inverse=True, return_counts=True)
         rare = counts[strata] < n_splits
         strata = np.where(rare, len(counts) + targets, strata)
-        splitter = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
+        options = {"n_splits": n_splits, "shuffle": True, "random_state": seed}
         with warnings.catch_warnings():  # rare types together may still be fewer than the folds
             warnings.filterwarnings("ignore", message="The least populated class")
-            return list(splitter.split(targets, strata))
+            if len(np.unique(groups)) < len(groups):
+                folds = list(StratifiedGroupKFold(**options).split(targets, strata, groups))
+                n_present = [len(np.unique(targets[rows])) for fold in folds for rows in fold]
+                if min(n_present) == len(per_class):
+                    return folds
+            return list(StratifiedKFold(**options).split(targets, strata))
 
     def _on_epoch(self, record: dict[str, Any], bar: tqdm) -> bool:
         bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{record['train_accuracy']:.3f}")
@@ -622,18 +722,23 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _epoch_bar(self, n_epochs: int) -> tqdm:
         return tqdm(total=n_epochs, desc="training", unit="epoch", disable=not self.verbose)
 
-    def _pixels(self, sources: Sources, preprocess: Preprocess) -> Iterator[torch.Tensor]:
+    def _pixels(
+        self, sources: Sources, preprocess: Preprocess, thumbnails: list[NDArray[np.uint8]]
+    ) -> Iterator[torch.Tensor]:
         with tqdm(
             total=len(sources.items), desc="features", unit="image", disable=not self.verbose
         ) as bar:
-            for pixels, geometries in self._batches(sources.items, preprocess):
+            for pixels, geometries in self._batches(sources.items, preprocess, thumbnails):
                 yield pixels
                 bar.update(len(geometries))
 
     def _batches(
-        self, items: Iterable[Any], preprocess: Preprocess
+        self,
+        items: Iterable[Any],
+        preprocess: Preprocess,
+        thumbnails: list[NDArray[np.uint8]] | None = None,
     ) -> Iterator[tuple[torch.Tensor, list[Geometry]]]:
-        """Read and preprocess images, ``batch_size`` at a time."""
+        """Read and preprocess images, ``batch_size`` at a time; add to ``thumbnails``, if given."""
         images: list[NDArray[np.uint8]] = []
         sizes: list[tuple[int, int]] = []
 
@@ -647,6 +752,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         for image, size in read_reduced_images(items, preprocess.image_size, n_workers=self.n_jobs):
             images.append(image)
             sizes.append(size)
+            if thumbnails is not None:
+                thumbnails.append(thumbnail(image))
             if len(images) == self.batch_size:
                 yield finished()
         if images:
@@ -743,6 +850,34 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
         )
 
+    def evaluate(
+        self, X: Any, y: ArrayLike | None = None, masks: Any = None, *, good_label: Any = None
+    ) -> Evaluation:
+        """Measure how well labelled images are judged: a report, the missed defects first.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+        y : array-like of shape (n,), optional
+            Labels; left out when ``X`` is a folder with one sub-folder per class. Defect types that
+            training did not know count as defects.
+        masks : folder, sequence of n paths, arrays of shape (H, W) or None, optional
+            Where the defects are, in the images' size. By default those of a folder
+            ``ground_truth`` in or beside the folder ``X``, if there is one.
+        good_label : label, optional
+            What good parts are called here, if not as in training.
+
+        Returns
+        -------
+        Evaluation
+            Figures as attributes; ``print`` it for a report, ``to_dict`` is ready for JSON.
+
+        See Also
+        --------
+        defectcam.evaluation.evaluate : The same as a function, with more details.
+        """
+        return evaluate(self, X, y, masks, good_label=good_label)
+
     def localize(self, X: Any) -> Localization | list[Localization]:
         """Say where the defects are.
 
@@ -821,6 +956,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "n_parameters": sum(p.numel() for p in parameters),
             "n_trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "device": str(parameters[0].device),
+            "precision": str(self.network_.dtype).removeprefix("torch."),
             "image_size": list(self.image_size_),
             "classes": self.classes_.tolist(),
             "good_label": _plain(self.good_label_),
@@ -862,10 +998,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
     def _probabilities(self, batch: _Batch) -> NDArray[np.float64]:
         """Probability per class: of a defect from the calibration, its type from the network."""
-        defect = self._defect_probabilities(batch)
+        return self._class_probabilities(self._defect_probabilities(batch), batch.logits)
+
+    def _class_probabilities(
+        self, defect: NDArray[np.float64], logits: torch.Tensor
+    ) -> NDArray[np.float64]:
         result = np.empty((len(defect), len(self.classes_)))
         result[:, self._classes.good] = 1 - defect
-        types = batch.logits[:, self._classes.defects].double().softmax(1).numpy()
+        types = logits[:, self._classes.defects].double().softmax(1).numpy()
         result[:, self._classes.defects] = defect[:, None] * types
         return result
 
@@ -881,11 +1021,20 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         defects = self._classes.defects
         return self.classes_[np.asarray(defects)[batch.logits[:, defects].argmax(1).numpy()]]
 
+    def _is_unfamiliar(self, batch: _Batch) -> NDArray[np.bool_]:
+        """Tell which images are unlike all training images."""
+        if batch.novelty is None or self._familiarity_limit is None:
+            return np.zeros(len(batch.geometries), dtype=bool)
+        return calm_novelty(batch.novelty) > self._familiarity_limit
+
     def _localizations(self, batch: _Batch, items: Sequence[Any]) -> Iterator[Localization]:
         probabilities = self._defect_probabilities(batch)
         labels = self._labels_of(batch)
         defect_types = self._defect_types_of(batch)
         grids = self._heat_model.grids(batch.evidence, batch.novelty).numpy()
+        types = self.defect_labels_ if len(self.defect_labels_) > 1 else None
+        type_grids = self._heat_model.type_grids(batch.evidence).numpy()
+        unfamiliar = self._is_unfamiliar(batch)
         for i, item in enumerate(items):
             yield Localization(
                 label=labels[i],
@@ -898,9 +1047,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 min_area=self.min_area,
                 max_boxes=self.max_boxes,
                 merge_distance=self.merge_distance,
+                peak_fraction=self.box_peak_fraction,
                 source=item,
                 good_label=self.good_label_,
                 defect_label=defect_types[i],
+                type_grids=None if types is None else type_grids[i],
+                defect_labels=types,
+                unfamiliar=unfamiliar[i],
             )
 
 

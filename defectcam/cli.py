@@ -11,22 +11,19 @@ import contextlib
 import csv
 import io
 import json
-import math
 import os
 import shutil
 import sys
 import traceback
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import defectcam
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from defectcam.classifier import DefectCAMClassifier
     from defectcam.results import Localization
 
@@ -44,8 +41,6 @@ exit codes:
   130  interrupted (Ctrl-C)"""
 
 _RESULTS = "results.json"
-_MAX_NAMED = 20
-_N_BINS = 2**20  # of the pixel metrics: memory does not grow with the number of images
 
 _T = TypeVar("_T")
 
@@ -202,9 +197,11 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
             "threshold",
             "balanced",
             _number_or_text,
-            "defective from this probability: balanced, 'recall>=R', or a number",
+            "defective from this probability: balanced, 'recall>=0.99' (of the defects), "
+            "'cost=20:1' (an escape costs 20 times an overkill), or a number",
         ),
         _Parameter("box_threshold", 1.0, float, "boxes are where the heatmap is above this"),
+        _Parameter("box_peak_fraction", 0.6, float, "and at least this share of its peak"),
         _Parameter("min_area", 16, int, "smallest region with a box, in pixels of the image"),
         _Parameter("max_boxes", None, _INT_OR_NONE, "most boxes per image"),
         _Parameter("merge_distance", None, _FLOAT_OR_NONE, "boxes this near become one, in pixels"),
@@ -212,6 +209,13 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
     "machine": (
         _Parameter("cache_size", 2**30, int, "bytes of features held in memory"),
         _Parameter("device", "auto", str, "auto, cpu, cuda, cuda:1, mps, ..."),
+        _Parameter(
+            "precision",
+            "auto",
+            str,
+            "what convolutions compute in; auto: bfloat16 where the device is quick at it",
+            ("auto", "bfloat16", "float32"),
+        ),
         _Parameter("n_jobs", None, _INT_OR_NONE, "threads that read images; none: up to 8"),
         _Parameter("random_state", None, _INT_OR_NONE, "seed of everything random"),
     ),
@@ -403,12 +407,7 @@ def _fit(args: argparse.Namespace) -> int:
     from defectcam.folders import labelled_folder
     from defectcam.images import ImageReadError
 
-    _, types = labelled_folder(args.folder, given.get("good_label"))
-    if len(set(types)) < 2:
-        raise ImageReadError(
-            f"{args.folder!r} has images of one class only ({types[0]}): good and defective ones "
-            "are needed."
-        )
+    labelled_folder(args.folder, given.get("good_label"))  # refuse a wrong folder early
     from defectcam.classifier import DefectCAMClassifier
     from defectcam.training import TrainingDivergedError
 
@@ -495,7 +494,8 @@ def _localize(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from defectcam.folders import find_good_label, labelled_folder
+    from defectcam.evaluation import evaluate
+    from defectcam.folders import labelled_folder
 
     folder = Path(args.folder)
     if (folder / "train").is_dir() and (folder / "test").is_dir():
@@ -503,24 +503,15 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"defectcam: evaluating on {folder}", file=sys.stderr)
     if args.good_label is not None:
         labelled_folder(folder, args.good_label)  # refuse a wrong folder before loading a model
+    if args.masks is not None and not Path(args.masks).is_dir():
+        raise _UsageError(f"--masks {args.masks}: there is no such folder.")
     clf = _load(args)
-    good_label = args.good_label
-    if good_label is None and isinstance(clf.good_label_, str):
-        good_label = clf.good_label_
-    paths, types = labelled_folder(folder, good_label)
-    good = find_good_label(types, good_label)
-    from defectcam.images import check_readable
-
-    check_readable(paths, n_workers=clf.n_jobs)
-    found = list(_found(clf, paths, args.quiet))
-    report = _image_report(clf, paths, types, good, found)
-    masks = _find_masks(paths, types, good, _mask_folder(folder, args.masks))
-    if any(masks):
-        report["pixels"] = _pixel_report(types, good, masks, found)
+    clf.set_params(verbose=int(not args.quiet and sys.stderr.isatty()))
+    report = evaluate(clf, folder, masks=args.masks, good_label=args.good_label)
     if args.json:
-        _print_json(report)
+        _print_json(report.to_dict())
     else:
-        _print_evaluation(report)
+        print(report)
     return DONE
 
 
@@ -709,189 +700,3 @@ def _print_report(report: dict[str, Any], as_json: bool) -> None:
         elif isinstance(value, dict):
             value = ", ".join(f"{key} {item}" for key, item in value.items())
         print(f"{name:<{width}}  {value}")
-
-
-# --- Evaluation -------------------------------------------------------------------------------
-
-
-def _image_report(
-    clf: DefectCAMClassifier,
-    paths: Sequence[str],
-    types: Sequence[str],
-    good: str,
-    found: Sequence[Localization],
-) -> dict[str, Any]:
-    """Everything that is measured on whole images, the worst news first."""
-    import numpy as np
-    from sklearn.metrics import (
-        accuracy_score,
-        balanced_accuracy_score,
-        confusion_matrix,
-        roc_auc_score,
-    )
-
-    from defectcam.metrics import defect_recall_score, overkill_rate
-
-    is_defect = np.asarray(types) != good
-    called = np.array([one.is_defect for one in found])
-    probability = np.array([one.probability for one in found])
-
-    def listed(wrong: np.ndarray) -> list[dict[str, Any]]:
-        rows = np.flatnonzero(wrong)
-        rows = rows[np.argsort(-np.abs(probability[rows] - clf.threshold_), kind="stable")]
-        return [
-            {"image": paths[i], "type": types[i], "probability": float(probability[i])}
-            for i in rows.tolist()
-        ]
-
-    with warnings.catch_warnings():  # what is undefined is None, and printed as such
-        warnings.simplefilter("ignore")
-        scores = {
-            "defect_recall": defect_recall_score(is_defect, called),
-            "overkill": overkill_rate(is_defect, called),
-            "balanced_accuracy": balanced_accuracy_score(is_defect, called),
-            "accuracy": accuracy_score(is_defect, called),
-            "roc_auc": roc_auc_score(is_defect, probability) if 0 < is_defect.mean() < 1 else None,
-        }
-    labels = [str(label) for label in clf.classes_]
-    answers = [str(one.label) for one in found]
-    return {
-        "n_images": len(paths),
-        "n_defective": int(is_defect.sum()),
-        "defect_recall": _defined(scores["defect_recall"]),
-        "missed_defects": listed(is_defect & ~called),
-        "overkill": _defined(scores["overkill"]),
-        "false_alarms": listed(~is_defect & called),
-        "balanced_accuracy": _defined(scores["balanced_accuracy"]),
-        "accuracy": _defined(scores["accuracy"]),
-        "roc_auc": _defined(scores["roc_auc"]),
-        "threshold": clf.threshold_,
-        "confusion_matrix": confusion_matrix(is_defect, called, labels=[False, True]).tolist(),
-        "by_type": {
-            kind: {
-                label: sum(t == kind and a == label for t, a in zip(types, answers, strict=True))
-                for label in labels
-            }
-            for kind in sorted(set(types), key=lambda kind: (kind != good, kind))
-        },
-    }
-
-
-def _mask_folder(folder: Path, given: str | None) -> Path | None:
-    if given is not None:
-        if not Path(given).is_dir():
-            raise _UsageError(f"--masks {given}: there is no such folder.")
-        return Path(given)
-    places = (folder / "ground_truth", folder.resolve().parent / "ground_truth")
-    return next((place for place in places if place.is_dir()), None)
-
-
-def _find_masks(
-    paths: Sequence[str], types: Sequence[str], good: str, folder: Path | None
-) -> list[Path | None]:
-    """Mask of each defective image, None where there is none."""
-    if folder is None:
-        return [None] * len(paths)
-    masks = [
-        folder / kind / f"{Path(path).stem}_mask.png"
-        for path, kind in zip(paths, types, strict=True)
-    ]
-    return [
-        mask if kind != good and mask.is_file() else None
-        for mask, kind in zip(masks, types, strict=True)
-    ]
-
-
-def _pixel_report(
-    types: Sequence[str],
-    good: str,
-    masks: Sequence[Path | None],
-    found: Sequence[Localization],
-) -> dict[str, Any]:
-    """Heatmaps against masks, on good images and on defective ones that have a mask."""
-    from defectcam.images import ImageReadError, read_image
-    from defectcam.metrics import pixel_roc_auc_score, pointing_game_score, pro_auc_score
-
-    rows = [i for i, kind in enumerate(types) if kind == good or masks[i] is not None]
-
-    def each_mask() -> Iterator[Any]:
-        for i in rows:
-            path = masks[i]
-            mask = None if path is None else read_image(path).any(axis=2)
-            if mask is not None and mask.shape != found[i].image_size:
-                raise ImageReadError(
-                    f"{str(path)!r} has size (H, W) = {mask.shape}, but its image has "
-                    f"{found[i].image_size}."
-                )
-            yield mask
-
-    def each_heatmap() -> Iterable[Any]:
-        return (found[i].heatmap for i in rows)
-
-    with warnings.catch_warnings():  # what is undefined is None, and printed as such
-        warnings.simplefilter("ignore")
-        return {
-            "n_masks": sum(mask is not None for mask in masks),
-            "n_defective_without_mask": len(types) - len(rows),
-            "pixel_roc_auc": _defined(
-                pixel_roc_auc_score(each_mask(), each_heatmap(), n_bins=_N_BINS)
-            ),
-            "pro_auc": _defined(pro_auc_score(each_mask(), each_heatmap(), n_bins=_N_BINS)),
-            "pointing": _defined(pointing_game_score(each_mask(), each_heatmap())),
-        }
-
-
-def _defined(score: float | None) -> float | None:
-    return None if score is None or math.isnan(score) else float(score)
-
-
-def _print_evaluation(report: dict[str, Any]) -> None:
-    n_defective = report["n_defective"]
-    n_good = report["n_images"] - n_defective
-    missed, alarms = report["missed_defects"], report["false_alarms"]
-
-    def line(name: str, score: float | None, remark: str = "") -> None:
-        value = "undefined" if score is None else f"{score:.3f}"
-        print(f"{name:<18}{value:>9}  {remark}".rstrip())
-
-    def images(what: str, wrong: Sequence[dict[str, Any]]) -> None:
-        for one in wrong[:_MAX_NAMED]:
-            print(f"  {what}  {one['probability']:.3f}  {one['image']}")
-        if len(wrong) > _MAX_NAMED:
-            print(f"  and {len(wrong) - _MAX_NAMED} more: --json lists all")
-
-    found = n_defective - len(missed)
-    line("defect recall", report["defect_recall"], f"{found} of {n_defective} defects found")
-    images("missed", missed)
-    line("overkill", report["overkill"], f"{len(alarms)} of {n_good} good images rejected")
-    images("false alarm", alarms)
-    line("balanced accuracy", report["balanced_accuracy"])
-    line("accuracy", report["accuracy"])
-    line("ROC AUC", report["roc_auc"])
-    print("\nconfusion matrix (rows: truth)")
-    _print_table(
-        ["called good", "called defective"],
-        dict(zip(("good", "defective"), report["confusion_matrix"], strict=True)),
-    )
-    print("\nby type")
-    by_type = report["by_type"]
-    columns = list(next(iter(by_type.values())))
-    _print_table(columns, {kind: list(row.values()) for kind, row in by_type.items()})
-    if "pixels" in report:
-        pixels = report["pixels"]
-        print(f"\npixels ({pixels['n_masks']} masks)")
-        if pixels["n_defective_without_mask"]:
-            print(f"  {pixels['n_defective_without_mask']} defective images without mask left out")
-        line("pixel ROC AUC", pixels["pixel_roc_auc"])
-        line("AUPRO", pixels["pro_auc"])
-        line("pointing", pixels["pointing"])
-
-
-def _print_table(columns: Sequence[str], rows: dict[str, Sequence[int]]) -> None:
-    first = max(map(len, rows))
-    widths = [max(len(column), 5) for column in columns]
-    print(" " * (first + 2), *(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True)), sep="  ")
-    for name, row in rows.items():
-        print(
-            f"  {name:<{first}}", *(f"{n:>{w}}" for n, w in zip(row, widths, strict=True)), sep="  "
-        )

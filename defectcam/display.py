@@ -8,6 +8,7 @@ bytes of a picture; this module computes no heatmap, finds no box and writes no 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -33,6 +34,7 @@ def overlay(
     boxes: ArrayLike | None = None,
     box_scores: ArrayLike | None = None,
     *,
+    box_labels: Sequence[object] | None = None,
     threshold: float = 1.0,
     alpha: float = 0.5,
     colormap: int = cv2.COLORMAP_INFERNO,
@@ -54,6 +56,9 @@ def overlay(
         apart from the image's border, where the line lies inside the image.
     box_scores : array of shape (n,), optional
         Written beside the boxes.
+    box_labels : sequence of n labels, optional
+        Written before the scores, or alone; left out where the image is too narrow for them. The
+        font has ASCII characters only.
     threshold : float, default=1.0
         The value of the map in the middle of the colour scale.
     alpha : float, default=0.5
@@ -87,7 +92,8 @@ def overlay(
     opacity = (alpha * np.minimum(heat, 1.0))[..., np.newaxis]
     picture = (image + opacity * (colours.astype(np.float32) - image)).round().astype(np.uint8)
     if boxes is not None:
-        _draw_boxes(picture, _checked_boxes(boxes, image.shape[:2]), box_scores)
+        checked = _checked_boxes(boxes, image.shape[:2])
+        _draw_boxes(picture, checked, _tags(len(checked), box_scores, box_labels))
     return picture
 
 
@@ -127,26 +133,42 @@ def encode_picture(picture: NDArray[np.uint8], suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_boxes(
-    picture: NDArray[np.uint8], boxes: NDArray[np.int64], scores: ArrayLike | None
-) -> None:
-    texts: list[str] = []
+def _tags(
+    n_boxes: int, scores: ArrayLike | None, labels: Sequence[object] | None
+) -> list[tuple[str, ...]]:
+    """Texts for each box, of which the first one with enough room is written."""
+    tags: list[tuple[str, ...]] = [()] * n_boxes
     if scores is not None:
         values = np.asarray(scores, dtype=np.float64)
-        if values.shape != (len(boxes),):
+        if values.shape != (n_boxes,):
             raise ValueError(
                 f"box_scores must have one score per box, got shape {values.shape} "
-                f"for {len(boxes)} boxes."
+                f"for {n_boxes} boxes."
             )
-        texts = [f"{value:.2g}" for value in values]
+        tags = [(f"{value:.2g}",) for value in values]
+    if labels is not None:
+        if len(labels) != n_boxes:
+            raise ValueError(
+                f"box_labels must have one label per box, got {len(labels)} for {n_boxes} boxes."
+            )
+        tags = [
+            (" ".join([str(label), *score]), *score)
+            for label, score in zip(labels, tags, strict=True)
+        ]
+    return tags
+
+
+def _draw_boxes(
+    picture: NDArray[np.uint8], boxes: NDArray[np.int64], tags: list[tuple[str, ...]]
+) -> None:
     line = max(1, round(max(picture.shape) / _SIDE_PER_LINE))
     edge = (line + 1) // 2
     for box in boxes:
         _draw_frame(picture, box, line + edge, line + edge, _EDGE_COLOUR)
         _draw_frame(picture, box, line, line, _BOX_COLOUR)
     # Worst first, so that the best box's score is never hidden below another one.
-    for box, text in reversed(list(zip(boxes, texts, strict=False))):
-        _draw_tag(picture, box, text, line)
+    for box, texts in reversed(list(zip(boxes, tags, strict=True))):
+        any(_draw_tag(picture, box, text, line) for text in texts)
 
 
 def _draw_frame(
@@ -168,15 +190,18 @@ def _draw_frame(
     framed[:, -width:] = colour
 
 
-def _draw_tag(picture: NDArray[np.uint8], box: NDArray[np.int64], text: str, line: int) -> None:
-    """Write a text above the box, below it, or over its top, wherever the image has room first."""
+def _draw_tag(picture: NDArray[np.uint8], box: NDArray[np.int64], text: str, line: int) -> bool:
+    """Write a text above the box, below it, or over its top, wherever the image has room first.
+
+    Returns whether there was any.
+    """
     scale = 0.4 * max(1.0, line * 0.6)
     (text_width, text_height), baseline = cv2.getTextSize(text, _FONT, scale, line)
     padding = line + 1
     height, width = text_height + baseline + 2 * padding, text_width + 2 * padding
     image_height, image_width = picture.shape[:2]
     if height > image_height or width > image_width:
-        return  # a picture too small to be written on
+        return False
     above, below = int(box[1]) - 2 * line - height, int(box[3]) + 2 * line
     if above >= 0:
         top = above
@@ -189,6 +214,7 @@ def _draw_tag(picture: NDArray[np.uint8], box: NDArray[np.int64], text: str, lin
     origin = (padding, padding + text_height)
     cv2.putText(tag, text, origin, _FONT, scale, _BOX_COLOUR, line, cv2.LINE_AA)
     picture[top : top + height, left : left + width] = tag
+    return True
 
 
 def _check_picture(

@@ -64,7 +64,8 @@ def find_classes(y: ArrayLike, target: str, good_label: Any) -> Classes:
     """Find out the classes of training labels.
 
     Two labels are kept as they are. Of more than two, ``target="type"`` keeps all and
-    ``target="anomaly"`` merges the defect types under `ANOMALY`.
+    ``target="anomaly"`` merges the defect types under `ANOMALY`. Good images alone get a defect
+    class without images: `ANOMALY`, the other boolean, or the other of 0 and 1.
 
     Parameters
     ----------
@@ -77,14 +78,12 @@ def find_classes(y: ArrayLike, target: str, good_label: Any) -> Classes:
     Raises
     ------
     ValueError
-        If fewer than two classes are present or the good one cannot be told.
+        If the good class cannot be told, or the one class that is present is not good.
     """
     labels = as_labels(y)
     unique = np.unique(labels)
-    if len(unique) < 2:
-        raise ValueError(
-            f"y holds one class only ({unique.tolist()}): good and defective images are needed."
-        )
+    if len(unique) == 1:
+        return _only_good(unique, good_label)
     good = find_good_label(labels, good_label)
     if len(unique) > 2 and target == "anomaly":
         if unique.dtype.kind not in "UO":
@@ -94,6 +93,30 @@ def find_classes(y: ArrayLike, target: str, good_label: Any) -> Classes:
             )
         unique = np.unique([good, ANOMALY])
     return Classes(unique, int(np.flatnonzero(unique == good)[0]))
+
+
+def _only_good(unique: NDArray[Any], good_label: Any) -> Classes:
+    """Classes of labels that are all the same, which must be the good one."""
+    try:
+        good = find_good_label(unique, good_label)
+    except ValueError as error:
+        raise ValueError(
+            f"y holds one class only ({unique.tolist()}), which is not known to be good. Good "
+            "images are needed, defective ones make the classifier better; if these are good, pass "
+            f"good_label={unique.tolist()[0]!r}."
+        ) from error
+    if unique.dtype.kind == "U":
+        labels = np.unique([good, ANOMALY])
+    elif unique.dtype.kind == "b" or good in (0, 1):
+        labels = np.array([0, 1], dtype=unique.dtype)
+    else:
+        labels = unique
+    if len(labels) < 2:
+        raise ValueError(
+            f"y holds only the good label {good!r}, beside which defects get no label of their "
+            "own: name good images 'good', or pass False for all of them."
+        )
+    return Classes(labels, int(np.flatnonzero(labels == good)[0]))
 
 
 def as_labels(y: ArrayLike) -> NDArray[Any]:

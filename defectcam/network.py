@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from defectcam.backbones import Backbone, fold_batch_norm
 from defectcam.heads import EvidenceHead
 from defectcam.novelty import Codebook, describe_patches
+from defectcam.precision import mixed_precision
 
 
 class TrunkFeatures(NamedTuple):
@@ -94,6 +96,7 @@ class DefectCAMNetwork(nn.Module):
             **head_options,  # type: ignore[arg-type]
         )
         self.codebook: Codebook | None = None
+        self.dtype = torch.float32
         self.weights_source = backbone.weights_source
         for parameter in self.trunk.parameters():
             parameter.requires_grad_(False)
@@ -104,6 +107,15 @@ class DefectCAMNetwork(nn.Module):
         self.trunk.eval()
         return self
 
+    def set_dtype(self, dtype: torch.dtype) -> DefectCAMNetwork:
+        """Let trunk and tail compute in ``dtype``; head, codebook and trained weights are float32.
+
+        The frozen trunk's weights are rounded to it.
+        """
+        self.dtype = dtype
+        self.trunk.to(dtype)
+        return self
+
     def trunk_features(self, pixels: Tensor) -> TrunkFeatures:
         """Run the frozen stages.
 
@@ -111,17 +123,22 @@ class DefectCAMNetwork(nn.Module):
         ----------
         pixels : Tensor of shape (n, 3, height, width)
             Normalised images.
+
+        Returns
+        -------
+        TrunkFeatures
+            In float32, whatever the trunk computes in.
         """
-        x, levels = pixels, []
+        x, levels = pixels.to(self.dtype), []
         for stage in self.trunk:
             x = stage(x)
             levels.append(x)
-        deep = [levels[i] for i in self.evidence_levels if i < len(levels)]
+        deep = [levels[i].float() for i in self.evidence_levels if i < len(levels)]
         if self.tail:
-            deep.append(self.entry(x))
+            deep.append(self.entry(x).float())
         patches = None
         if self.novelty_levels:
-            patches = describe_patches([levels[i] for i in self.novelty_levels])
+            patches = describe_patches([levels[i].float() for i in self.novelty_levels])
         return TrunkFeatures(deep, patches)
 
     def evidence(self, deep: Sequence[Tensor]) -> Tensor:
@@ -130,11 +147,12 @@ class DefectCAMNetwork(nn.Module):
         if self.tail:
             x = levels.pop()
             outputs = []
-            for stage in self.tail:
-                x = stage(x)
-                outputs.append(x)
+            with mixed_precision(self.dtype, x.device):
+                for stage in self.tail:
+                    x = stage(x)
+                    outputs.append(x)
             n_from_tail = len(self.evidence_levels) - len(levels)
-            levels += outputs[len(outputs) - n_from_tail :]
+            levels += [level.float() for level in outputs[len(outputs) - n_from_tail :]]
         return self.head.evidence(levels)
 
     def infer(self, pixels: Tensor) -> NetworkOutput:

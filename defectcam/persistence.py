@@ -42,7 +42,8 @@ SCHEMA_VERSION = 1
 _KEY = "defectcam"  # of the metadata, and the name of the format
 _NETWORK = "network."  # tensors of the network's state dict
 _FITTED = "fitted."  # arrays among the fitted attributes
-_FITTED_ARRAYS = ("held_out_probability_",)
+_FITTED_ARRAYS = ("held_out_probability_", "suspects_")
+_LATER_ARRAYS = {"suspects_": np.empty(0, dtype=np.int64)}  # what files of 0.1.0 lack, instead
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
@@ -202,6 +203,7 @@ def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
         "threshold": float(clf.threshold_),
         "defect_probability": _encode(clf._defect_probability, "the probability of a defect"),
         "heat_model": _encode(clf._heat_model, "the heatmap's model"),
+        "familiarity_limit": clf._familiarity_limit,
         "history": {name: _encode(column, name) for name, column in clf.history_.items()},
     }
 
@@ -227,6 +229,7 @@ def _network_parameters(clf: DefectCAMClassifier) -> dict[str, Any]:
         "trainable_stages": len(network.tail),
         "evidence_stages": len(network.evidence_levels),
         "normalise_evidence": isinstance(network.head.norms[0], nn.BatchNorm2d),
+        "precision": str(network.dtype).removeprefix("torch."),
         "pooling": network.head.pooling,
         "pooling_fraction": float(network.head.fraction),
         "heatmap": clf._heat_model.kind,
@@ -304,12 +307,16 @@ def _restore(
     preprocess = Preprocess(**description["preprocessing"])
     clf._set_network(network, preprocess.to(next(network.parameters()).device), classes)
     for name in _FITTED_ARRAYS:
-        setattr(clf, name, tensors[_FITTED + name].numpy().copy())
+        if name in _LATER_ARRAYS and _FITTED + name not in tensors:
+            setattr(clf, name, _LATER_ARRAYS[name].copy())
+        else:
+            setattr(clf, name, tensors[_FITTED + name].numpy().copy())
     clf.weights_source_ = description["weights_source"]
     clf.threshold_ = float(description["threshold"])
     clf.history_ = {name: _decode(Any, value) for name, value in description["history"].items()}
     clf._defect_probability = _decode(DefectProbability, description["defect_probability"])
     clf._heat_model = _decode(HeatModel, description["heat_model"])
+    clf._familiarity_limit = description.get("familiarity_limit")
 
 
 def _restore_classes(encoded: dict[str, Any]) -> Classes:
@@ -333,6 +340,8 @@ def _restore_network(
     }
     builder = DefectCAMClassifier(**clf.get_params(deep=False))
     builder.set_params(**description["network"], weights=None)
+    if builder.precision != "float32":
+        builder.precision = clf.precision  # this machine may lack what the other one had
     # The first weights, which the file's replace, are random: drawn where nobody notices.
     with torch.random.fork_rng(devices=[]):
         network, _ = builder._build_network(len(classes.labels), classes.good)

@@ -11,6 +11,7 @@ import base64
 import dataclasses
 import html
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,18 +19,20 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from defectcam import display
 from defectcam.boxes import component_mask, find_boxes
 from defectcam.files import write_atomically
 from defectcam.geometry import Geometry
 from defectcam.images import read_image
+from defectcam.labels import ANOMALY
 
 __all__ = ["Localization"]
 
 _NOTEBOOK_SIDE = 640  # pixels of the longer side of the picture shown in a notebook
 _NOTEBOOK_BOXES = 10
+_GOOD_LIMIT = 1.0  # of a map on its scale: what good parts stay below
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -53,7 +56,7 @@ class Localization:
     geometry : Geometry
         Where the image lies in the network's input.
     threshold : float
-        Boxes are drawn around the regions where `heatmap > threshold`.
+        Boxes are drawn around the regions where `heatmap > threshold`, see also `peak_fraction`.
     decision_threshold : float
         The probability at and above which an image is called defective.
     min_area : int
@@ -67,6 +70,16 @@ class Localization:
         referred to, not copied.
     good_label, defect_label : str, bool or int
         The label when the image is called good, and when it is called defective.
+    type_grids : float32 array of shape (n_types, h', w'), optional
+        Where there are several defect types, the evidence of each against good, on a grid of its
+        own: 0 is typical of good parts, 1 the limit. None where there is one.
+    defect_labels : sequence of labels, optional
+        The defect types, in the order of `type_grids`.
+    peak_fraction : float, default=0.0
+        Boxes are drawn only where the heatmap also reaches this share of its highest value.
+    unfamiliar : bool, default=False
+        Whether the image is unlike all training images, good and defective: another product, a
+        covered lens, another exposure. Its label and probability then mean little.
 
     Attributes
     ----------
@@ -76,6 +89,8 @@ class Localization:
         Half-open `xyxy` in the original image's pixels, best first; empty unless `is_defect`.
     box_scores : float32 array of shape (n,)
         The largest value of the map in each box's regions.
+    box_labels : list of labels
+        The defect type in each box.
     image : uint8 array of shape (H, W, 3)
         The original image, RGB.
     image_size : tuple of int
@@ -84,7 +99,8 @@ class Localization:
     Raises
     ------
     ValueError
-        If the grid is not a finite two-dimensional array, or a number is out of range.
+        If a grid has another number of dimensions or is not finite, its types do not have one label
+        each, or a number is out of range.
 
     Examples
     --------
@@ -117,25 +133,36 @@ class Localization:
     source: Any
     good_label: Any
     defect_label: Any
+    type_grids: NDArray[np.float32] | None = None
+    defect_labels: Sequence[Any] | None = None
+    peak_fraction: float = 0.0
+    unfamiliar: bool = False
 
     def __post_init__(self) -> None:
-        grid = np.array(self.grid, dtype=np.float32)  # a copy: keeps no batch alive
-        if grid.ndim != 2 or grid.size == 0 or not np.isfinite(grid).all():
-            raise ValueError(
-                f"grid must be a finite, non-empty array of shape (h, w), got shape {grid.shape}"
-                f"{'' if np.isfinite(grid).all() else ' with NaN or infinite values'}."
-            )
-        grid.setflags(write=False)
+        labels = self.defect_labels
         plain = {
-            "grid": grid,
+            "grid": _checked_grid("grid", self.grid, ("h", "w")),
+            "defect_labels": None if labels is None else tuple(map(_plain, labels)),
             "label": _plain(self.label),
             "good_label": _plain(self.good_label),
             "defect_label": _plain(self.defect_label),
             "probability": float(self.probability),
             "is_defect": bool(self.is_defect),
+            "unfamiliar": bool(self.unfamiliar),
             "threshold": float(self.threshold),
             "decision_threshold": float(self.decision_threshold),
         }
+        if self.type_grids is not None:
+            axes = ("n_types", "h", "w")
+            plain["type_grids"] = _checked_grid("type_grids", self.type_grids, axes)
+        n_grids, n_labels = (
+            None if entries is None else len(entries) for entries in (self.type_grids, labels)
+        )
+        if n_grids != n_labels:
+            raise ValueError(
+                f"type_grids and defect_labels must have one entry per defect type, got {n_grids} "
+                f"grids for the labels {labels!r}."
+            )
         if not 0 <= plain["probability"] <= 1:
             raise ValueError(f"probability must lie between 0 and 1, got {self.probability!r}.")
         for name in ("threshold", "decision_threshold"):
@@ -167,6 +194,17 @@ class Localization:
         return self._boxes_and_scores[1]
 
     @property
+    def box_labels(self) -> list[Any]:
+        """The defect type in each box, in the order of `boxes`.
+
+        Of several types the one with the most evidence, averaged over the box's regions. If no
+        type's evidence passes there what good parts show, only novelty has raised the map: the
+        defect is of a kind that training did not know, and is called ``"anomaly"`` where labels are
+        strings.
+        """
+        return list(self._box_labels)
+
+    @property
     def image(self) -> NDArray[np.uint8]:
         """The original image, read-only uint8 RGB of shape (H, W, 3), read at each use."""
         if self.source is None:
@@ -182,8 +220,43 @@ class Localization:
             )
         return _read_only(image)
 
+    def type_heatmap(self, label: Any) -> NDArray[np.float32]:
+        """Give the map of one defect type, at the original image's size.
+
+        It is the `heatmap`, lowered by as much as the type's evidence falls short of the strongest
+        type's. So the highest of all types' maps is the heatmap, exactly, in every pixel.
+
+        Parameters
+        ----------
+        label : str, bool or int
+            One of the model's defect types.
+
+        Returns
+        -------
+        heatmap : float32 array of shape (H, W)
+            Read-only; on the scale of `heatmap`.
+
+        Raises
+        ------
+        ValueError
+            If there is no such defect type.
+        """
+        labels = (self.defect_label,) if self.defect_labels is None else self.defect_labels
+        if label not in labels:
+            raise ValueError(f"label must be a defect type, one of {list(labels)}, got {label!r}.")
+        if self.type_grids is None:
+            return self.heatmap
+        strongest = own = self.geometry.restore(self.type_grids[labels.index(label)])
+        for grid in self.type_grids:
+            strongest = np.maximum(strongest, self.geometry.restore(grid))
+        return _read_only(self.heatmap - (strongest - own))
+
     def with_threshold(
-        self, threshold: float | None = None, decision_threshold: float | None = None
+        self,
+        threshold: float | None = None,
+        decision_threshold: float | None = None,
+        *,
+        peak_fraction: float | None = None,
     ) -> Localization:
         """Answer again with another threshold, without another forward pass.
 
@@ -194,6 +267,9 @@ class Localization:
         decision_threshold : float, optional
             The new threshold of the probability: perhaps another `is_defect` and `label`. None
             keeps the present one.
+        peak_fraction : float, optional
+            The new share of the map's highest value that boxes must reach, 0 for none. None keeps
+            the present one.
 
         Returns
         -------
@@ -203,6 +279,8 @@ class Localization:
         changes: dict[str, Any] = {}
         if threshold is not None:
             changes["threshold"] = threshold
+        if peak_fraction is not None:
+            changes["peak_fraction"] = peak_fraction
         if decision_threshold is not None:
             is_defect = self.probability >= decision_threshold
             changes["decision_threshold"] = decision_threshold
@@ -260,6 +338,7 @@ class Localization:
             self.heatmap,
             self.boxes,
             self.box_scores,
+            box_labels=None if self.type_grids is None else self.box_labels,
             threshold=threshold,
             alpha=alpha,
             colormap=colormap,
@@ -338,19 +417,22 @@ class Localization:
         Returns
         -------
         result : dict
-            `label`, `probability`, `is_defect`, `decision_threshold`, `threshold`, `image_size`
-            (H, W), `boxes`, `box_scores` and `source` (None unless it is a path).
+            `label`, `probability`, `is_defect`, `unfamiliar`, `decision_threshold`, `threshold`,
+            `image_size` (H, W), `boxes`, `box_scores`, `box_labels` and `source` (None unless it is
+            a path).
         """
         return {
             "label": self.label,
             "probability": self.probability,
             "is_defect": self.is_defect,
+            "unfamiliar": self.unfamiliar,
             "decision_threshold": self.decision_threshold,
             "threshold": self.threshold,
             "image_size": list(self.image_size),
             "boxes": self.boxes.tolist(),
             "box_scores": self.box_scores.tolist(),
-            "source": os.fspath(self.source) if _is_path(self.source) else None,
+            "box_labels": self.box_labels,
+            "source": _path_text(self.source) if _is_path(self.source) else None,
         }
 
     def __repr__(self) -> str:
@@ -360,7 +442,7 @@ class Localization:
             parts.append(f"best_score={self.box_scores[0]:.3g}")
         parts.append(f"image_size={self.image_size}")
         if _is_path(self.source):
-            parts.append(f"source={os.fspath(self.source)!r}")
+            parts.append(f"source={_path_text(self.source)!r}")
         return f"Localization({', '.join(parts)})"
 
     def _repr_html_(self) -> str:
@@ -369,7 +451,7 @@ class Localization:
             "probability of defect": f"{self.probability:.3f} "
             f"(defective from {self.decision_threshold:.3f})",
             "source": self._source_name,
-            "boxes (left, top, right, bottom)": _boxes_text(self.boxes, self.box_scores),
+            "boxes (left, top, right, bottom)": self._boxes_text(),
         }
         cells = "".join(
             f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
@@ -397,7 +479,9 @@ class Localization:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.grid.setflags(write=False)  # pickle and deepcopy forget it
+        for grid in (self.grid, self.type_grids):
+            if grid is not None:
+                grid.setflags(write=False)  # pickle and deepcopy forget it
 
     @cached_property
     def _boxes_and_scores(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -407,18 +491,51 @@ class Localization:
             boxes, scores = np.empty((0, 4), dtype=np.int64), np.empty(0, dtype=np.float32)
         return _read_only(boxes), _read_only(scores)
 
+    @cached_property
+    def _box_labels(self) -> list[Any]:
+        if self.type_grids is None or self.defect_labels is None or len(self.boxes) == 0:
+            return [self.defect_label] * len(self.boxes)
+        mask = self.mask()
+        means = np.empty((len(self.type_grids), len(self.boxes)))
+        highest = np.full(len(self.boxes), -np.inf)
+        for grid, mean in zip(self.type_grids, means, strict=True):
+            evidence = self.geometry.restore(grid)  # one large map at a time
+            for number, (left, top, right, bottom) in enumerate(self.boxes.tolist()):
+                box = slice(top, bottom), slice(left, right)
+                marked = evidence[box][mask[box]]
+                mean[number] = marked.mean()
+                highest[number] = max(highest[number], marked.max())
+        labels = [self.defect_labels[index] for index in means.argmax(axis=0)]
+        if not isinstance(self.good_label, str):
+            return labels  # a string among numbers would be no label
+        is_known = highest > _GOOD_LIMIT
+        return [label if known else ANOMALY for label, known in zip(labels, is_known, strict=True)]
+
+    def _boxes_text(self) -> str:
+        if len(self.boxes) == 0:
+            return "none"
+        boxes = self.boxes[:_NOTEBOOK_BOXES].tolist()
+        types = [f"{label} " if self.type_grids is not None else "" for label in self.box_labels]
+        shown = [
+            f"{tuple(box)}: {type_}{score:.3g}"
+            for box, type_, score in zip(boxes, types, self.box_scores, strict=False)
+        ]
+        more = len(self.boxes) - len(shown)
+        return "; ".join(shown) + (f"; and {more} more" if more else "")
+
     @property
     def _box_options(self) -> dict[str, Any]:
         return {
             "min_area": self.min_area,
             "max_boxes": self.max_boxes,
             "merge_distance": self.merge_distance,
+            "peak_fraction": self.peak_fraction,
         }
 
     @property
     def _source_name(self) -> str:
         if _is_path(self.source):
-            return os.fspath(self.source)
+            return _path_text(self.source)
         return "none" if self.source is None else "an image in memory"
 
 
@@ -431,19 +548,24 @@ def _is_path(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike))
 
 
+def _path_text(path: str | os.PathLike[str]) -> str:
+    return str(os.fspath(path))  # of an array of paths, each is a NumPy string, which shows itself
+
+
+def _checked_grid(name: str, grid: ArrayLike, axes: tuple[str, ...]) -> NDArray[np.float32]:
+    checked = np.array(grid, dtype=np.float32)  # a copy: keeps no batch alive
+    is_finite = np.isfinite(checked).all()
+    if checked.ndim != len(axes) or checked.size == 0 or not is_finite:
+        raise ValueError(
+            f"{name} must be a finite, non-empty array of shape ({', '.join(axes)}), got shape "
+            f"{checked.shape}{'' if is_finite else ' with NaN or infinite values'}."
+        )
+    checked.setflags(write=False)
+    return checked
+
+
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     """Return a read-only view: the array itself may be the caller's."""
     view = array.view()
     view.setflags(write=False)
     return view
-
-
-def _boxes_text(boxes: NDArray[np.int64], scores: NDArray[np.float32]) -> str:
-    if len(boxes) == 0:
-        return "none"
-    shown = [
-        f"{tuple(box)}: {score:.3g}"
-        for box, score in zip(boxes[:_NOTEBOOK_BOXES].tolist(), scores, strict=False)
-    ]
-    more = len(boxes) - len(shown)
-    return "; ".join(shown) + (f"; and {more} more" if more else "")

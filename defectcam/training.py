@@ -34,6 +34,7 @@ VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
 CACHE_BATCH = 32
 
 History = dict[str, list[float]]
+HISTORY_COLUMNS = ("fold", "epoch", "loss", "train_accuracy", "seconds")
 EpochCallback = Callable[[dict[str, Any]], object]
 
 
@@ -197,6 +198,46 @@ class FitResult(NamedTuple):
     interrupted: bool
 
 
+class CachedScores(NamedTuple):
+    """What a network says about all cached images, and where its good and defective ones lie.
+
+    Attributes
+    ----------
+    logits : Tensor of shape (n_images, n_classes)
+    evidence : Tensor of shape (n_images, n_classes, height, width)
+    good : int
+        Index of the good class.
+    typical_margin : float
+        Median log-odds of a defect over the reference's good images.
+    class_distance : float
+        How much higher that of its defective images is.
+    typical_cam : float
+        Median of the signed map over its good images.
+    """
+
+    logits: Tensor
+    evidence: Tensor
+    good: int
+    typical_margin: float
+    class_distance: float
+    typical_cam: float
+
+    def centred_evidence(self, rows: NDArray[np.intp]) -> Tensor:
+        """Evidence of some rows, shifted so that the signed map of the good has median 0."""
+        evidence = self.evidence[rows]
+        evidence[:, self.good] += self.typical_cam
+        return evidence
+
+    def scaled(self, factor: float) -> CachedScores:
+        """Say what the network would say with all evidence and scores times a factor."""
+        return CachedScores(
+            self.logits * factor,
+            self.evidence * factor,
+            self.good,
+            *(factor * value for value in self[3:]),
+        )
+
+
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
@@ -221,7 +262,8 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     everything = np.arange(cache.n_images)
     if not folds:
         training.run(everything, fold=0)
-        return training.result_without_held_out()
+        scores = training.scores(everything)
+        return training.result(scores.logits, scores.centred_evidence(everything), scores)
     start = copy.deepcopy(network.state_dict())
     states: list[dict[str, Tensor]] = []
     distances: list[float] = []
@@ -236,24 +278,27 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
             training.interrupted = True
             break
         states.append(copy.deepcopy(network.state_dict()))
-        distances.append(training.class_distance(train_rows))
-        training.centre_scores(train_rows)
-        held_out.append((held_out_rows, *training.centred(held_out_rows, train_rows)))
+        scores = training.centre_scores(train_rows)
+        distances.append(scores.class_distance)
+        held_out.append(
+            (held_out_rows, scores.logits[held_out_rows], scores.centred_evidence(held_out_rows))
+        )
         if training.interrupted:
             break
     network.load_state_dict(average_states(states))
     if training.options.train_batch_norm:
         update_batch_norm(network, cache)
     network.eval()
-    distance = training.class_distance(everything)
-    if distance > 0 and min(distances) > 0:  # not so for a training that learned nothing
-        network.head.scale_(float(np.mean(distances)) / distance)
-    training.centre_scores(everything)
+    scores = training.centre_scores(everything)
+    if scores.class_distance > 0 and min(distances) > 0:  # not so where nothing was learned
+        factor = float(np.mean(distances)) / scores.class_distance
+        network.head.scale_(factor)
+        scores = scores.scaled(factor)
     if len(states) < len(folds):  # an interrupt left rows that no tail has scored
-        return training.result_without_held_out()
+        return training.result(scores.logits, scores.centred_evidence(everything), scores)
     rows, all_logits, all_evidence = zip(*held_out, strict=True)
     order = np.argsort(np.concatenate(rows))
-    return training.result(torch.cat(all_logits)[order], torch.cat(all_evidence)[order])
+    return training.result(torch.cat(all_logits)[order], torch.cat(all_evidence)[order], scores)
 
 
 def fit_codebook(
@@ -349,45 +394,37 @@ class TailTraining:
                 break
         self.network.eval()
 
-    def centre_scores(self, rows: NDArray[np.intp]) -> None:
-        """Shift the good class's bias so that the median score of these rows' good images is 0."""
-        with torch.no_grad():
-            self.network.head.bias[self.good] += self._median_margin(self._good_among(rows))
-
-    def class_distance(self, rows: NDArray[np.intp]) -> float:
-        """Distance of the median scores of these rows' good and defective images."""
-        good = self._good_among(rows)
-        return self._median_margin(np.setdiff1d(rows, good)) - self._median_margin(good)
-
-    def _median_margin(self, rows: NDArray[np.intp]) -> float:
-        """Median log-odds of a defect."""
-        logits, _ = predict_cached(self.network, self.cache, rows)
+    def scores(self, rows: NDArray[np.intp]) -> CachedScores:
+        """Score all cached images; the reference is the good and defective among these rows."""
+        logits, evidence = predict_cached(self.network, self.cache, np.arange(self.cache.n_images))
         others = [c for c in range(logits.shape[1]) if c != self.good]
         margin = logits[:, others].logsumexp(1) - logits[:, self.good]
-        return float(margin.quantile(0.5))
+        good = self._good_among(rows)
+        defective = np.setdiff1d(rows, good)
+        typical_margin = float(margin[good].quantile(0.5))
+        return CachedScores(
+            logits,
+            evidence,
+            self.good,
+            typical_margin=typical_margin,
+            class_distance=float(margin[defective].quantile(0.5)) - typical_margin,
+            typical_cam=float(np.median(signed_cam(evidence[good], self.good).numpy())),
+        )
 
-    def typical_cam(self, rows: NDArray[np.intp]) -> float:
-        """Median of the signed map over these rows' good images."""
-        _, evidence = predict_cached(self.network, self.cache, self._good_among(rows))
-        return float(np.median(signed_cam(evidence, self.good).numpy()))
+    def centre_scores(self, rows: NDArray[np.intp]) -> CachedScores:
+        """Shift the good class's bias so that the median score of these rows' good images is 0.
 
-    def centred(
-        self, rows: NDArray[np.intp], reference_rows: NDArray[np.intp]
-    ) -> tuple[Tensor, Tensor]:
-        """Return scores and evidence; the map's median is 0 on the reference rows' good images."""
-        logits, evidence = predict_cached(self.network, self.cache, rows)
-        evidence[:, self.good] += self.typical_cam(reference_rows)
-        return logits, evidence
+        Returns the scores of all cached images after the shift.
+        """
+        scores = self.scores(rows)
+        with torch.no_grad():
+            self.network.head.bias[self.good] += scores.typical_margin
+        scores.logits[:, self.good] += scores.typical_margin
+        return scores._replace(typical_margin=0.0)
 
-    def result_without_held_out(self) -> FitResult:
-        """Sum up a fit whose scores come from the images that the network was trained on."""
-        everything = np.arange(self.cache.n_images)
-        return self.result(*self.centred(everything, everything))
-
-    def result(self, logits: Tensor, evidence: Tensor) -> FitResult:
-        """Sum up the fit, given the training images' scores and evidence."""
-        typical = self.typical_cam(np.arange(self.cache.n_images))
-        return FitResult(logits, evidence, typical, self.history, self.interrupted)
+    def result(self, logits: Tensor, evidence: Tensor, final: CachedScores) -> FitResult:
+        """Sum up the fit: the training images' scores and evidence, and the final network's."""
+        return FitResult(logits, evidence, final.typical_cam, self.history, self.interrupted)
 
     def _good_among(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         return rows[self.targets.numpy()[rows] == self.good]
@@ -590,4 +627,15 @@ def _make_schedule(
         optimizer,
         [group["lr"] for group in optimizer.param_groups],
         total_steps=options.max_epochs * n_batches,
+    )
+
+
+def result_of_good_only(network: DefectCAMNetwork, cache: FeatureCache) -> FitResult:
+    """Sum up a fit to good images alone, which trains nothing: the evidence is zero everywhere."""
+    network.head.scale_(0.0)
+    logits, evidence = predict_cached(network, cache, np.arange(1))
+    n = cache.n_images
+    history: History = {name: [] for name in HISTORY_COLUMNS}
+    return FitResult(
+        logits.expand(n, -1), evidence.expand(n, -1, -1, -1), 0.0, history, interrupted=False
     )

@@ -235,6 +235,22 @@ def test_equal_scores_are_ordered_by_area_then_position():
     assert boxes.tolist() == [[7, 4, 9, 5], [0, 0, 1, 1], [4, 0, 5, 1], [0, 4, 1, 5]]
 
 
+@given(maps(), thresholds, st.sampled_from([0.0, 0.25, 0.5, 0.9]))
+def test_peak_fraction_is_a_threshold_of_its_own(heatmap, threshold, fraction):
+    peak = heatmap.max()
+    marked = component_mask(heatmap, threshold, peak_fraction=fraction)
+    reached = heatmap >= np.float32(fraction) * peak if fraction else True
+    np.testing.assert_array_equal(marked, (heatmap > threshold) & reached)
+
+
+def test_what_is_weaker_than_the_peak_fraction_gets_no_box():
+    heatmap = np.zeros((1, 9))
+    heatmap[0, [1, 4, 7]] = [10, 6, 5]
+    boxes, _ = find_boxes(heatmap, 1.0, peak_fraction=0.6)
+    assert boxes[:, 0].tolist() == [1, 4]
+    assert len(find_boxes(heatmap, 1.0)[0]) == 3
+
+
 def test_gap_of_exactly_merge_distance_merges_and_one_more_does_not():
     heatmap = np.zeros((1, 6))
     heatmap[0, 0] = heatmap[0, 4] = 1.0  # three pixels between
@@ -267,6 +283,8 @@ def test_the_input_map_is_left_alone_and_its_dtype_does_not_matter():
         (np.zeros((2, 2)), {"min_area": 0}, "min_area must be at least 1 pixel, got 0"),
         (np.zeros((2, 2)), {"max_boxes": 0}, "max_boxes"),
         (np.zeros((2, 2)), {"merge_distance": -1}, "merge_distance"),
+        (np.zeros((2, 2)), {"peak_fraction": 1.0}, "peak_fraction"),
+        (np.zeros((2, 2)), {"peak_fraction": -0.1}, "peak_fraction"),
         (np.zeros((2, 2)), {"merge_distance": math.nan}, "merge_distance"),
     ],
 )

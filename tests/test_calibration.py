@@ -146,9 +146,34 @@ def test_a_number_is_taken_as_it_is(number):
 
 
 @pytest.mark.parametrize(
+    ("criterion", "expected"),
+    [("cost=20:1", 1 / 21), ("cost=1:1", 0.5), ("cost = 0.5 : 2.", 0.8), ("cost=1e3:1", 1 / 1001)],
+)
+def test_a_ratio_of_costs_is_the_probability_at_which_both_errors_cost_the_same(
+    criterion, expected
+):
+    threshold = choose_threshold(criterion, np.array([True, False]), np.array([0.9, 0.1]))
+    assert threshold == pytest.approx(expected)
+
+
+def test_the_threshold_of_a_cost_ratio_is_the_cheapest_one_for_calibrated_probabilities():
+    rng = np.random.default_rng(0)
+    probability = rng.uniform(size=200_000)
+    is_defect = rng.uniform(size=200_000) < probability
+    chosen = choose_threshold("cost=4:1", is_defect, probability)
+
+    def cost(at: float) -> float:
+        called = probability >= at
+        return 4 * (is_defect & ~called).sum() + (~is_defect & called).sum()
+
+    assert cost(chosen) < min(cost(chosen - 0.05), cost(chosen + 0.05))
+
+
+@pytest.mark.parametrize(
     "criterion",
     [-0.1, 1.1, float("nan"), "best", "recall>=0", "recall>=1.5", "recall>=", "recall>0.9",
-     "recall>=0.9 or so", "recall>=0..9"],
+     "recall>=0.9 or so", "recall>=0..9", "cost=20", "cost=20:0", "cost=0:1", "cost=-1:1",
+     "cost=20:1:1", "cost=a:b", "cost=1e999:1", "20:1"],
 )  # fmt: skip
 def test_other_criteria_are_refused(criterion):
     with pytest.raises(ValueError, match="threshold="):
@@ -197,6 +222,17 @@ def test_the_fused_map_lies_on_the_grid_of_the_novelty():
     grids = heat_model("fused", 0, fused_scale=HeatScale(0.5, 2.5)).grids(evidence, novelty)
     expected = fuse(evidence[:, 1] - evidence[:, 0], smooth_novelty(novelty), 0.5)
     torch.testing.assert_close(grids, (expected - 0.5) / 2)
+
+
+@pytest.mark.parametrize("kind", ["cam", "fused", "min_max_cam"])
+@pytest.mark.parametrize("good", [0, 1, 2])
+def test_the_maps_of_the_types_are_the_cams_parts(kind, good):
+    evidence = torch.from_numpy(normal(3, 3, 4, 5))
+    model = heat_model(kind, good, cam_scale=HeatScale(0.5, 2.5))
+    grids = model.type_grids(evidence)
+    assert torch.equal(grids.amax(1), model._replace(kind="cam").grids(evidence, None))
+    for grid, label in zip(grids.unbind(1), {0, 1, 2} - {good}, strict=True):
+        torch.testing.assert_close(grid, (evidence[:, label] - evidence[:, good] - 0.5) / 2)
 
 
 def training_maps(kind: str, typical: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ def all_defective(fitted: DefectCAMClassifier) -> DefectCAMClassifier:
 
 def state_bytes(classifier: DefectCAMClassifier) -> bytes:
     return b"".join(
-        name.encode() + value.numpy().tobytes()
+        name.encode() + value.flatten().view(torch.uint8).numpy().tobytes()
         for name, value in classifier.network_.state_dict().items()
     )
 
@@ -164,6 +164,35 @@ def test_defect_types_become_one_class_or_stay_apart(tiny_classifier, arrays):
     types = np.array(["dent", "scratch"])[probability[:, [0, 2]].argmax(1)]
     assert apart.predict(arrays).tolist() == np.where(defective, types, "good").tolist()
     assert apart.predict(arrays).tolist() == [one.label for one in apart.localize(arrays)]
+
+
+@pytest.mark.parametrize("heatmap", ["cam", "fused", "min_max_cam"])
+def test_boxes_carry_their_defect_type(tiny_classifier, arrays, heatmap):
+    y = np.array(["good"] * 5 + ["dent"] * 2 + ["scratch"] * 3)
+    classifier = tiny_classifier(max_epochs=1, target="type", heatmap=heatmap).fit(arrays, y)
+    classifier.threshold_, classifier.box_threshold, classifier.min_area = 0.0, 0.4, 1
+    localized = classifier.localize(arrays)
+    evidence = classifier.evidence(arrays)
+    for found, maps in zip(localized, evidence, strict=True):
+        assert found.defect_labels == ("dent", "scratch")
+        difference = found.type_grids[0] - found.type_grids[1]
+        slope = np.polyfit((maps[0] - maps[2]).ravel(), difference.ravel(), 1)[0]
+        np.testing.assert_allclose(difference, slope * (maps[0] - maps[2]), atol=1e-4)
+        if heatmap == "cam":
+            np.testing.assert_array_equal(found.type_grids.max(0), found.grid)
+        of_types = [found.type_heatmap(label) for label in found.defect_labels]
+        np.testing.assert_array_equal(np.maximum(*of_types), found.heatmap)
+    assert any(len(found.boxes) for found in localized)
+    called = {label for found in localized for label in found.box_labels}
+    assert called <= {"dent", "scratch", "anomaly"}
+
+
+def test_the_boxes_of_a_single_defect_class_are_of_that_class(all_defective, arrays):
+    localized = all_defective.localize(arrays)
+    assert any(len(found.boxes) for found in localized)
+    for found in localized:
+        assert found.type_grids is None and found.defect_labels is None
+        assert found.box_labels == ["scratch"] * len(found.boxes)
 
 
 # --- Parameters ---------------------------------------------------------------------------------

@@ -106,6 +106,13 @@ def test_options_are_parsed_into_the_types_of_the_api() -> None:
     assert "pooling" not in args  # left to the API
 
 
+def test_the_forms_of_a_threshold_are_listed(capsys: Output) -> None:
+    assert run("fit", "--help") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for form in ("balanced", "'recall>=0.99'", "'cost=20:1'", "or a number"):
+        assert form in printed, form
+
+
 def test_recipes_are_those_of_the_api() -> None:
     parser = cli._make_parser()
     for name in RECIPES:
@@ -166,7 +173,17 @@ def test_fit_prints_json(parts: Path, tmp_path: Path, capsys: Output) -> None:
     assert run("fit", parts, "-o", tmp_path / "m", "--json", *TINY) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["classes"] == ["good", "scratch"]
-    assert printed.err == ""
+    assert all(line.startswith("defectcam: warning: ") for line in printed.err.splitlines())
+
+
+def test_fit_takes_good_images_alone_with_a_warning(tmp_path: Path, capsys: Output) -> None:
+    only_good = draw_folder(tmp_path / "only_good", n_bad=0)
+    fused = ["fused" if argument == "cam" else argument for argument in TINY]
+    assert run("fit", only_good, "-o", tmp_path / "m", *fused, "--image-size", "64") == 0
+    assert "defectcam: warning: " in capsys.readouterr().err
+    assert load(tmp_path / "m").classes_.tolist() == ["anomaly", "good"]
+    assert run("fit", only_good, "-o", tmp_path / "cam", *TINY) == cli.USAGE
+    assert "heatmap='cam'" in capsys.readouterr().err
 
 
 def test_fit_shows_progress_on_standard_error(parts: Path, tmp_path: Path, capsys: Output) -> None:
@@ -195,13 +212,13 @@ def test_nothing_is_overwritten_without_force(
 
 def test_fit_refuses_bad_folders(parts: Path, tmp_path: Path, capsys: Output) -> None:
     assert run("fit", tmp_path / "missing", "-o", tmp_path / "m", *TINY) == cli.BAD_DATA
-    only_good = draw_folder(tmp_path / "only_good", n_good=2, n_bad=0)
-    assert run("fit", only_good, "-o", tmp_path / "m", *TINY) == cli.BAD_DATA
+    only_bad = draw_folder(tmp_path / "only_bad", n_good=0, n_bad=2)
+    assert run("fit", only_bad, "-o", tmp_path / "m", *TINY) == cli.BAD_DATA
     broken = shutil.copytree(parts, tmp_path / "broken")
     (broken / "good" / "000.png").write_text("no image")
     assert run("fit", broken, "-o", tmp_path / "m", *TINY) == cli.BAD_DATA
     printed = capsys.readouterr()
-    assert "one class only" in printed.err
+    assert "another layout" in printed.err
     assert "000.png" in printed.err
     assert "Traceback" not in printed.err
     assert printed.out == ""
@@ -431,7 +448,7 @@ def test_evaluate_puts_missed_defects_first(
 
 
 def test_evaluate_reports_what_was_measured(
-    decides: Callable[[float], Path], model: Path, parts: Path, capsys: Output
+    decides: Callable[[float], Path], model: Path, parts: Path, tmp_path: Path, capsys: Output
 ) -> None:
     probability = load(model).predict_proba(parts)[:, 1]
     threshold = float(np.sort(probability)[3:5].mean())
@@ -450,6 +467,7 @@ def test_evaluate_reports_what_was_measured(
     assert len(report["missed_defects"]) == int((truth & ~called).sum())
     assert report["roc_auc"] == pytest.approx(roc_auc_score(truth, probability))
     assert "pixels" not in report
+    assert report == load(tmp_path / "decided.safetensors").evaluate(parts).to_dict()
 
 
 @pytest.mark.parametrize("root_given", [True, False])
@@ -473,7 +491,7 @@ def test_evaluate_measures_heatmaps_where_there_are_masks(
     assert (pixels["n_masks"], pixels["n_defective_without_mask"]) == (3, 1)
     assert all(0 <= pixels[name] <= 1 for name in ("pixel_roc_auc", "pro_auc", "pointing"))
     assert run("evaluate", model, folder, "--quiet") == 0
-    assert "pixels (3 masks)" in capsys.readouterr().out
+    assert "heatmaps and boxes against 3 masks" in capsys.readouterr().out
     Image.fromarray(mask[:20]).save(masks / "000_mask.png")
     assert run("evaluate", model, folder, "--quiet") == cli.BAD_DATA
     assert "000_mask.png" in capsys.readouterr().err

@@ -107,9 +107,32 @@ def test_scores_are_written_where_there_is_room():
     assert len(rows) and rows.max() < 80 and columns.min() >= 90
 
 
+def test_labels_are_written_before_the_scores_or_alone():
+    size, box = (200, 300), [[100, 80, 160, 120]]
+    written = [
+        overlay(grey(*size), np.zeros(size), box, scores, box_labels=labels)
+        for scores, labels in [(None, None), ([2.5], None), ([2.5], ["dent"]), (None, ["dent"])]
+    ]
+    widths = []
+    for picture in written[1:]:
+        rows, columns = np.nonzero((written[0] != picture).any(axis=-1))
+        assert rows.max() < 80 and columns.min() >= 90
+        widths.append(np.ptp(columns))
+    assert widths[0] < widths[2] < widths[1]
+
+
+def test_a_label_wider_than_the_image_leaves_the_score():
+    size, box = (60, 80), [[20, 30, 40, 50]]
+    plain = overlay(grey(*size), np.zeros(size), box, [2.5])
+    assert (plain != overlay(grey(*size), np.zeros(size), box)).any()
+    named = overlay(grey(*size), np.zeros(size), box, [2.5], box_labels=["a very long name"])
+    np.testing.assert_array_equal(named, plain)
+
+
 def test_no_boxes_are_fine():
     empty = np.empty((0, 4), dtype=np.int64)
     assert (overlay(grey(3, 3), np.zeros((3, 3)), empty, np.empty(0)) == 120).all()
+    assert (overlay(grey(3, 3), np.zeros((3, 3)), empty, box_labels=[]) == 120).all()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +145,7 @@ def test_no_boxes_are_fine():
         ({"boxes": [[0, 0, 7, 4]]}, r"inside the image .* got \[0, 0, 7, 4\]"),
         ({"boxes": [[2, 2, 2, 4]]}, "non-empty"),
         ({"boxes": [[0, 0, 1, 1]], "box_scores": [1.0, 2.0]}, "one score per box"),
+        ({"boxes": [[0, 0, 1, 1]], "box_labels": ["a", "b"]}, "one label per box, got 2 for 1"),
         ({"threshold": 0.0}, "threshold must be positive"),
         ({"alpha": 1.5}, "alpha"),
     ],

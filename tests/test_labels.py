@@ -72,6 +72,28 @@ def test_encoding_and_looking_up_gives_the_merged_labels(y):
     assert np.array_equal(classes.encode(y) == classes.good, np.array(y) == "good")
 
 
+@pytest.mark.parametrize(
+    ("y", "good_label", "labels", "good"),
+    [
+        (["OK", "OK"], None, ["OK", "anomaly"], 0),
+        (["good"], None, ["anomaly", "good"], 1),
+        (["A"], "A", ["A", "anomaly"], 0),
+        ([False, False], None, [False, True], 0),
+        ([True, True], True, [False, True], 1),
+        ([0, 0], None, [0, 1], 0),
+        ([1, 1], 1, [0, 1], 1),
+    ],
+)
+@pytest.mark.parametrize("target", ["anomaly", "type"])
+def test_good_images_alone_get_a_defect_class_without_images(y, good_label, labels, good, target):
+    classes = find_classes(y, target, good_label)
+    assert classes.labels.tolist() == labels
+    assert classes.labels.dtype.kind == np.asarray(y).dtype.kind
+    assert classes.good == good
+    assert classes.defects == [1 - good]
+    assert set(classes.encode(y)) == {good}
+
+
 def test_a_label_named_good_by_the_user_wins():
     classes = find_classes(["good", "perfect"], "anomaly", "perfect")
     assert classes.good_label == "perfect"
@@ -80,7 +102,11 @@ def test_a_label_named_good_by_the_user_wins():
 @pytest.mark.parametrize(
     ("y", "good_label", "message"),
     [
-        (["good", "good"], None, "one class only"),
+        (["bad", "bad"], None, r"one class only \(\['bad'\]\).*pass good_label='bad'"),
+        ([True, True], None, "pass good_label=True"),
+        ([1, 1], None, "pass good_label=1"),
+        ([5, 5], 5, "pass False for all"),
+        (["anomaly", "anomaly"], "anomaly", "name good images 'good'"),
         (["a", "b"], None, r"good_label=\.\.\., one of 'a', 'b'"),
         (["good", "bad"], "fine", "'fine' is not among the labels"),
         ([2, 5], None, "pass good_label"),

@@ -11,7 +11,18 @@ import pytest
 
 import defectcam
 
-PUBLIC = ["DefectCAMClassifier", "Localization", "__version__", "load"]
+PUBLIC = [
+    "ChanceLevelWarning",
+    "DefectCAMClassifier",
+    "FewDefectsWarning",
+    "Localization",
+    "NearDuplicateWarning",
+    "OnlyGoodImagesWarning",
+    "SuspectLabelsWarning",
+    "__version__",
+    "find_near_duplicates",
+    "load",
+]
 
 
 def run_python(code: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
 import io
 import json
 import math
@@ -50,6 +51,16 @@ def make(grid=None, *, size=SIZE, resize="stretch", **changes):
     return Localization(**{**fields, **changes})
 
 
+def make_typed(**changes):
+    """Build an answer of a model of three types: a dent, a scratch and what novelty alone sees."""
+    grid = np.zeros((12, 12))
+    grid[1:3, 1:3], grid[1:3, 9:11], grid[9:11, 9:11] = 4.0, 3.0, 2.0
+    types = np.full((3, 6, 6), -0.5)
+    types[:, 0, 0], types[:, 0, 5], types[:, 5, 5] = (0.5, 6, 5), (1.1, 2, 9), (0.9, 0.2, 0.8)
+    fields = dict(type_grids=types, defect_labels=["crack", "dent", "scratch"], source=None)
+    return make(grid, **{**fields, "label": "dent", "defect_label": "dent", **changes})
+
+
 def same(one, other):
     """Tell whether two answers agree in all they say."""
     return (
@@ -59,6 +70,8 @@ def same(one, other):
         and np.array_equal(one.mask(), other.mask())
         and one.good_label == other.good_label
         and one.defect_label == other.defect_label
+        and one.defect_labels == other.defect_labels
+        and np.array_equal(one.type_grids, other.type_grids)
     )
 
 
@@ -183,11 +196,12 @@ def test_to_dict_round_trips_through_json(source):
     assert json.loads(json.dumps(told, allow_nan=False)) == told
     assert told["boxes"] == found.boxes.tolist() and len(told["boxes"]) == 2
     assert told["box_scores"] == found.box_scores.tolist()
+    assert told["box_labels"] == ["anomaly", "anomaly"]
     assert told["image_size"] == list(SIZE)
     assert told["source"] == (source if isinstance(source, str) else None)
     assert set(told) == {
-        *["label", "probability", "is_defect", "decision_threshold", "threshold"],
-        *["image_size", "boxes", "box_scores", "source"],
+        *["label", "probability", "is_defect", "unfamiliar", "decision_threshold", "threshold"],
+        *["image_size", "boxes", "box_scores", "box_labels", "source"],
     }
 
 
@@ -207,6 +221,76 @@ def test_arrays_are_read_only_and_the_callers_stay_writeable(picture):
     assert (found.grid == 2).all() and picture.flags.writeable
     with pytest.raises(AttributeError):
         found.threshold = 2.0
+
+
+def test_each_box_is_of_the_type_with_the_most_evidence_in_it():
+    found = make_typed()
+    assert found.box_labels == ["dent", "scratch", "anomaly"]  # in the last, no type passes 1
+    assert found.to_dict()["box_labels"] == found.box_labels
+    assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
+    found.box_labels.clear()
+    assert len(found.box_labels) == 3
+    assert make_typed(is_defect=False).box_labels == []
+    assert make_typed(max_boxes=1).box_labels == ["dent"]
+    assert found.with_threshold(2.5).box_labels == ["dent", "scratch"]
+
+
+def test_what_no_type_explains_is_no_anomaly_among_numbers():
+    numbers = dict(good_label=0, label=2, defect_label=2, defect_labels=np.array([1, 2, 3]))
+    found = make_typed(**numbers)
+    assert found.box_labels == [2, 3, 1]
+    assert all(type(label) is int for label in (*found.box_labels, *found.defect_labels))
+
+
+def test_a_box_that_holds_several_regions_has_the_type_of_their_mean():
+    assert make_typed(merge_distance=math.inf).box_labels == ["scratch"]
+
+
+@COMMON
+@given(answers(), st.integers(0, 2**32 - 1), st.integers(2, 4))
+def test_the_highest_of_all_types_maps_is_the_heatmap(found, seed, n_types):
+    labels = [f"type {number}" for number in range(n_types)]
+    grids = np.random.default_rng(seed).normal(0, 3, (n_types, 3, 4))
+    typed = dataclasses.replace(found, type_grids=grids, defect_labels=labels)
+    maps = [typed.type_heatmap(label) for label in labels]
+    assert all(one.dtype == np.float32 and not one.flags.writeable for one in maps)
+    np.testing.assert_array_equal(np.max(maps, axis=0), typed.heatmap)
+    assert set(typed.box_labels) <= {*labels, "anomaly"}
+    assert len(typed.box_labels) == len(typed.boxes)
+
+
+def test_a_types_map_is_calm_where_another_type_is():
+    found = make_typed()
+    left, top, right, bottom = found.boxes[1]
+    box = slice(top, bottom), slice(left, right)
+    scratch, dent = found.type_heatmap("scratch")[box], found.type_heatmap("dent")[box]
+    assert scratch.max() == found.box_scores[1]
+    assert dent.mean() < scratch.mean() - 1
+    with pytest.raises(ValueError, match=r"one of \['crack', 'dent', 'scratch'\], got 'stain'"):
+        found.type_heatmap("stain")
+
+
+def test_without_types_there_is_one_map():
+    found = make(defect_label="bad", label="bad")
+    assert found.box_labels == ["bad", "bad"]
+    np.testing.assert_array_equal(found.type_heatmap("bad"), found.heatmap)
+    with pytest.raises(ValueError, match=r"one of \['bad'\]"):
+        found.type_heatmap("good")
+
+
+def test_types_go_where_the_answer_goes(picture):
+    found = make_typed(source=picture)
+    pickled = pickle.loads(pickle.dumps(found))
+    for twin in (copy.deepcopy(found), pickled, found.with_threshold(0.5)):
+        np.testing.assert_array_equal(twin.type_grids, found.type_grids)
+        assert not twin.type_grids.flags.writeable and twin.defect_labels == found.defect_labels
+    np.testing.assert_array_equal(
+        found.overlay(),
+        display.overlay(
+            picture, found.heatmap, found.boxes, found.box_scores, box_labels=found.box_labels
+        ),
+    )
+    assert f"{tuple(found.boxes[0].tolist())}: dent " in found._repr_html_()
 
 
 @pytest.mark.parametrize(
@@ -353,6 +437,12 @@ def test_many_boxes_are_cut_short_in_the_notebook():
     assert len(found.boxes) == 16 and "and 6 more" in found._repr_html_()
 
 
+def test_paths_out_of_an_array_are_plain_text():
+    path = np.array(["a/part.png"])[0]
+    assert "source='a/part.png')" in repr(make(source=path))
+    assert type(make(source=path).to_dict()["source"]) is str
+
+
 def test_repr_is_one_readable_line():
     assert repr(make(source="a/part.png", is_defect=False, label="good")) == (
         "Localization('good', probability=0.8, boxes=0, image_size=(60, 90), source='a/part.png')"
@@ -370,6 +460,10 @@ def test_repr_is_one_readable_line():
         ({"probability": math.nan}, "probability"),
         ({"threshold": math.inf}, "threshold must be a finite number, got inf"),
         ({"decision_threshold": math.nan}, "decision_threshold"),
+        ({"type_grids": np.zeros((2, 3)), "defect_labels": "ab"}, r"shape \(n_types, h, w\)"),
+        ({"type_grids": np.zeros((2, 3, 3)), "defect_labels": ["a"]}, "got 2 grids for the labels"),
+        ({"type_grids": np.zeros((2, 3, 3))}, "one entry per defect type"),
+        ({"defect_labels": ["a", "b"]}, "got None grids"),
     ],
 )
 def test_impossible_fields_are_refused(changes, message):

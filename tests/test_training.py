@@ -411,7 +411,7 @@ def test_held_out_scores_are_in_order_and_from_the_tail_that_has_not_seen_the_im
         run.centre_scores(train)
         logits, evidence = predict_cached(run.network, run.cache, held_out)
         torch.testing.assert_close(result.logits[held_out], logits)
-        shift = run.typical_cam(train)
+        shift = run.scores(train).typical_cam
         signed = signed_cam(evidence, good=0) - shift
         torch.testing.assert_close(signed_cam(result.evidence[held_out], good=0), signed)
 
@@ -441,11 +441,11 @@ def test_the_averaged_network_keeps_the_classes_as_far_apart_as_the_tails_do():
     for fold, (train, _) in enumerate(FOLDS):
         run.network.load_state_dict(start)
         run.run(train, fold)
-        distances.append(run.class_distance(train))
+        distances.append(run.scores(train).class_distance)
     assert min(distances) > 0
     run.network.load_state_dict(start)
     train_with_folds(run, FOLDS)
-    assert run.class_distance(ROWS) == pytest.approx(np.mean(distances), rel=1e-3)
+    assert run.scores(ROWS).class_distance == pytest.approx(np.mean(distances), rel=1e-3)
 
 
 @pytest.mark.parametrize("folds", [FOLDS, []])

@@ -1,0 +1,59 @@
+"""Warnings that `fit` gives about the training data, each with a category of its own.
+
+Owns their names and the line of the caller's that they are attributed to. Depends on nothing else
+in the package; what a warning says is written where it is found out.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+__all__ = [
+    "ChanceLevelWarning",
+    "FewDefectsWarning",
+    "NearDuplicateWarning",
+    "OnlyGoodImagesWarning",
+    "SuspectLabelsWarning",
+    "warn_caller",
+]
+
+_PASSED_THROUGH = ("defectcam", "sklearn")
+
+
+class OnlyGoodImagesWarning(UserWarning):
+    """`fit` was given good images alone, so novelty alone decides.
+
+    Defective images, even a few, add what novelty does not know: which oddities matter.
+    """
+
+
+class FewDefectsWarning(UserWarning):
+    """`fit` was given so few defective images that what it measured on them is uncertain."""
+
+
+class ChanceLevelWarning(UserWarning):
+    """Held-out good and defective images could not be told apart better than by chance."""
+
+
+class SuspectLabelsWarning(UserWarning):
+    """Held-out predictions confidently contradict the labels of some training images.
+
+    `DefectCAMClassifier.suspects_` lists the images, the most suspect ones first.
+    """
+
+
+class NearDuplicateWarning(UserWarning):
+    """Training images that are copies of one another are labelled good and defective."""
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, attributed to the line outside this package and scikit-learn that called in.
+
+    How many frames lie between depends on decorators and on who calls `fit`: an estimator may be
+    fitted by `cross_val_score`.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_globals.get("__name__", "").split(".")[0] in _PASSED_THROUGH and frame.f_back:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
