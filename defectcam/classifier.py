@@ -109,6 +109,9 @@ VGG16_CAM: dict[str, Any] = {
 AUTO_IMAGES_SEEN = 6000
 AUTO_EPOCHS = (4, 10)
 
+#: Folds where there are only good images: each costs a codebook, none a training.
+GOOD_ONLY_FOLDS = 10
+
 RECIPES: dict[str, dict[str, Any]] = {"vgg16_cam": VGG16_CAM}
 
 
@@ -192,7 +195,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     cv : int or None, default=3
         Number of folds. A tail is trained without each fold and scores it; these held-out scores
         decide thresholds and scales, and the mean of the tails' weights is the model. None: one
-        tail on all images; thresholds then rest on the training images themselves.
+        tail on all images; thresholds then rest on the training images themselves. Good images
+        alone, for which no tail is trained, are cut into at least 10.
     heatmap : {"fused", "cam", "min_max_cam"}, default="fused"
         ``"fused"``: evidence and novelty together, on a fixed scale, 0 = typical of good parts, 1 =
         the limit that good parts stay below; novelty then also counts in the image's probability.
@@ -682,7 +686,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         if self.cv is None:
             return []
         _, per_class = np.unique(targets, return_counts=True)
-        n_splits = min(self.cv, int(per_class.min()))
+        # Of few good images, what is left for a codebook should be nearly all that the model has.
+        wanted = max(self.cv, GOOD_ONLY_FOLDS) if len(per_class) == 1 else self.cv
+        n_splits = min(wanted, int(per_class.min()))
         if n_splits < 2:
             warn_caller(
                 "A class has a single training image, so none can be held out: thresholds rest on "
@@ -695,7 +701,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         options = {"n_splits": n_splits, "shuffle": True, "random_state": seed}
         with warnings.catch_warnings():  # rare types together may still be fewer than the folds
             warnings.filterwarnings("ignore", message="The least populated class")
-            if len(np.unique(groups)) < len(groups):
+            if n_splits <= len(np.unique(groups)) < len(groups):
                 folds = list(StratifiedGroupKFold(**options).split(targets, strata, groups))
                 n_present = [len(np.unique(targets[rows])) for fold in folds for rows in fold]
                 if min(n_present) == len(per_class):

@@ -30,8 +30,9 @@ ENOUGH_DEFECTS = 10
 #: Level of the one-sided test that held-out scores know anything.
 CHANCE_LEVEL = 0.01
 
-#: Probability of its own label below which an image is doubted in a warning.
-SUSPECT_PROBABILITY = 0.1
+#: Probability of its own label below which an image is doubted in a warning. With five times as
+#: much, several images of every ordinary data set would be: its hardest ones.
+SUSPECT_PROBABILITY = 0.02
 
 _MAX_NAMED = 5
 
@@ -94,8 +95,9 @@ def contradicted_labels(
 
     The rule is that of confident learning, made stricter. An image is doubted where its probability
     of the other class is at least what images of that class have on average; and where its own
-    label has less than `SUSPECT_PROBABILITY`, since otherwise every overlap of the classes would be
-    taken for mistakes.
+    label has less than `SUSPECT_PROBABILITY`, since otherwise the overlap of the classes would be
+    taken for mistakes. So a warning means something, and a mistake may go without: the ranking by
+    `rank_suspects` shows both.
 
     Parameters
     ----------

@@ -13,15 +13,19 @@ from torch import Tensor
 
 from defectcam.calibration import (
     GOOD_PIXEL_QUANTILE,
+    LEAST_FAMILIARITY_LIMIT,
     DefectProbability,
     HeatModel,
     HeatScale,
+    calm_novelty,
     choose_novelty_share,
     choose_threshold,
     defect_scores,
     fit_defect_probability,
+    fit_familiarity_limit,
     fit_heat_model,
     fit_heat_scale,
+    fit_novelty_probability,
 )
 from defectcam.cam import fuse
 from defectcam.novelty import smooth_novelty
@@ -105,6 +109,78 @@ def test_far_scores_do_not_overflow():
     with np.errstate(over="raise"):
         assert model.probability(np.array([[-1e6], [1e6]])).tolist() == [0, 1]
     assert model.log_odds(np.array([[3.0]])).tolist() == [6.5]
+
+
+# --- Good images alone --------------------------------------------------------------------------
+
+
+def peaks_of_good(n: int) -> np.ndarray:
+    """Return scores of good images whose peaks follow a Gumbel distribution, as maxima do."""
+    return np.column_stack([np.zeros(n), np.random.default_rng(0).gumbel(2.0, 0.3, size=n)])
+
+
+def test_of_good_images_the_limit_is_passed_by_one_in_a_hundred_and_has_one_half():
+    scores = peaks_of_good(20_000)
+    model = fit_novelty_probability(scores)
+    probability = model.probability(scores)
+    assert (probability >= 0.5).mean() == pytest.approx(0.01, abs=2e-3)
+    assert np.median(probability) == pytest.approx(0.01, abs=1e-4)
+    assert (np.diff(probability[scores[:, 1].argsort()]) > 0).all()
+
+
+def test_evidence_does_not_count_where_only_good_images_were_seen():
+    model = fit_novelty_probability(peaks_of_good(50))
+    assert np.ptp(model.probability(np.array([[-9.0, 1.0], [9.0, 1.0]]))) == 0
+
+
+def test_a_few_defective_images_among_the_good_do_not_move_the_limit():
+    scores = peaks_of_good(100)
+    expected = fit_novelty_probability(scores)
+    scores[:3, 1] += 10
+    model = fit_novelty_probability(scores)
+    at_limit = np.array([[0.0, -expected.intercept / expected.coefficients[1]]])
+    assert model.probability(at_limit)[0] == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_equal_good_images_give_a_usable_probability(n):
+    model = fit_novelty_probability(np.full((n, 2), 0.7))
+    probability = model.probability(np.array([[0, 0.7], [0, 1.7], [0, 2.7]]))
+    np.testing.assert_allclose(probability, [0.01, 0.5, 0.99], atol=1e-6)
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_the_heatmap_of_good_images_alone_is_novelty_on_its_scale(good):
+    novelty = torch.from_numpy(normal(20, 12, 14))
+    evidence = torch.zeros(20, 2, 6, 7)
+    model = fit_heat_model("fused", good, evidence, novelty, 0.0, np.zeros(20, bool), (8, 10))
+    maps = model.grids(evidence, novelty)
+    assert model.novelty_share == 1
+    assert maps.median() == pytest.approx(0, abs=1e-2)
+    assert np.quantile(maps.numpy(), GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-2)
+    order = smooth_novelty(novelty).flatten().argsort()
+    assert (maps.flatten()[order].diff() >= -1e-5).all()
+
+
+# --- Familiarity --------------------------------------------------------------------------------
+
+
+def test_a_defect_of_half_the_image_leaves_the_calm_part_calm():
+    novelty = torch.from_numpy(normal(30, 12, 14)) * 0.1
+    assert len(calm_novelty(novelty)) == 30
+    limit = fit_familiarity_limit(novelty)
+    defective = novelty.clone()
+    defective[:, :, :7] += 5
+    assert (calm_novelty(defective) < limit).all()
+    assert (calm_novelty(novelty + 5) > limit).all()
+
+
+def test_the_familiarity_limit_is_twice_as_far_as_the_training_images_reach():
+    novelty = torch.arange(101.0)[:, None, None].expand(101, 4, 4)  # image i has novelty i
+    assert fit_familiarity_limit(novelty) == pytest.approx(2 * 99 - 50)
+    one_odd = torch.cat([novelty[50:51].expand(200, 4, 4), novelty[100:] * 50])
+    assert fit_familiarity_limit(one_odd) == pytest.approx(50)
+    assert fit_familiarity_limit(torch.zeros(3, 4, 4)) == LEAST_FAMILIARITY_LIMIT
 
 
 # --- Threshold ----------------------------------------------------------------------------------

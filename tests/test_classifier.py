@@ -20,12 +20,20 @@ from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
-from defectcam import DefectCAMClassifier, Localization
-from defectcam.calibration import GOOD_PIXEL_QUANTILE, HeatModel
+from defectcam import (
+    ChanceLevelWarning,
+    DefectCAMClassifier,
+    FewDefectsWarning,
+    Localization,
+    NearDuplicateWarning,
+    OnlyGoodImagesWarning,
+    SuspectLabelsWarning,
+)
+from defectcam.calibration import GOOD_PIXEL_QUANTILE, DefectProbability, HeatModel
 from defectcam.geometry import Geometry
 from defectcam.images import ImageReadError
 from defectcam.network import DefectCAMNetwork
-from defectcam.training import VIEWS, TailTraining
+from defectcam.training import HISTORY_COLUMNS, VIEWS, TailTraining, train_with_folds
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +147,7 @@ def test_a_column_of_labels_is_taken_with_a_warning(tiny_classifier, arrays):
     [
         (["a"] * 5 + ["b"] * 5, None, "pass good_label"),
         (Y, "fine", "good_label='fine' is not among the labels"),
-        (["good"] * 10, None, "one class only"),
+        (["bad"] * 10, None, "one class only"),
         (Y[:9], None, "inconsistent numbers of samples"),
         (None, None, "requires y to be passed, but the target y is None"),
     ],
@@ -193,6 +201,224 @@ def test_the_boxes_of_a_single_defect_class_are_of_that_class(all_defective, arr
     for found in localized:
         assert found.type_grids is None and found.defect_labels is None
         assert found.box_labels == ["scratch"] * len(found.boxes)
+
+
+# --- What is doubtful about the images ----------------------------------------------------------
+
+
+def test_few_defective_images_are_remarked_upon_at_the_line_that_called_fit(
+    tiny_classifier, arrays
+):
+    with pytest.warns(FewDefectsWarning, match="only 5 defective images") as caught:
+        tiny_classifier(max_epochs=1).fit(arrays, Y)
+    assert caught[0].filename == __file__
+
+
+def test_random_labels_are_told_apart_no_better_than_by_chance(tiny_classifier, arrays):
+    y = np.arange(10) % 2 == 0
+    with pytest.warns(ChanceLevelWarning, match="no better than by chance"):
+        tiny_classifier(max_epochs=1).fit(arrays, y)
+
+
+def test_suspects_are_the_images_whose_own_label_is_least_probable(fitted, paths):
+    held_out = fitted.held_out_probability_
+    is_defect = np.array(["scratch" in path for path in paths])
+    own = np.where(is_defect, held_out, 1 - held_out)
+    assert fitted.suspects_.dtype == np.int64
+    assert sorted(fitted.suspects_.tolist()) == list(range(14))
+    assert (np.diff(own[fitted.suspects_]) >= 0).all()
+
+
+@pytest.mark.parametrize("cv", [None, 2])
+def test_of_several_types_the_probability_of_the_own_one_ranks_suspects(
+    tiny_classifier, arrays, cv
+):
+    y = ["good"] * 5 + ["dent"] * 2 + ["scratch"] * 3
+    classifier = tiny_classifier(max_epochs=1, target="type", cv=cv).fit(arrays, y)
+    assert sorted(classifier.suspects_.tolist()) == list(range(10))
+    if cv is None:  # then the scores are those of the training images themselves
+        rows = classifier.predict_proba(arrays)
+        own = rows[np.arange(10), np.searchsorted(classifier.classes_, y)]
+        np.testing.assert_allclose(own[classifier.suspects_], np.sort(own), atol=0.02)
+
+
+def test_labels_that_held_out_predictions_contradict_are_named(
+    tiny_classifier, arrays, monkeypatch
+):
+    def confident(scores: np.ndarray, is_defect: np.ndarray) -> DefectProbability:
+        return DefectProbability((0.0, 0.0), 20.0)  # everything is a defect
+
+    monkeypatch.setattr("defectcam.classifier.fit_defect_probability", confident)
+    with pytest.warns(
+        SuspectLabelsWarning, match=r"5 training images .*image 0 \('good'\)"
+    ) as told:
+        classifier = tiny_classifier(max_epochs=1).fit(arrays, Y)
+    assert [one.filename for one in told if one.category is SuspectLabelsWarning] == [__file__]
+    assert sorted(classifier.suspects_[:5].tolist()) == list(range(5))
+
+
+def test_copies_under_two_labels_are_named(tiny_classifier, arrays):
+    images = [*arrays, arrays[7]]
+    with pytest.warns(NearDuplicateWarning, match="1 pair .*: image 10 and image 7"):
+        tiny_classifier(max_epochs=1).fit(images, [*Y, "good"])
+
+
+@pytest.mark.parametrize("cv", [2, 3])
+@pytest.mark.filterwarnings("ignore::defectcam.NearDuplicateWarning")
+def test_copies_are_held_out_together(tiny_classifier, arrays, monkeypatch, cv):
+    copies = {10: 0, 11: 5, 12: 5, 13: 3}
+    images = [*arrays, *(arrays[original] for original in copies.values())]
+    y = [*Y, "good", "scratch", "scratch", "scratch"]
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def watched(training: TailTraining, folds: Any) -> Any:
+        seen.extend(folds)
+        return train_with_folds(training, folds)
+
+    monkeypatch.setattr("defectcam.classifier.train_with_folds", watched)
+    tiny_classifier(max_epochs=1, cv=cv).fit(images, y)
+    assert len(seen) == cv
+    assert sorted(np.concatenate([held_out for _, held_out in seen])) == list(range(14))
+    for train_rows, held_out in seen:
+        for copy_, original in copies.items():
+            assert (copy_ in train_rows) == (original in train_rows)
+        assert {y[i] for i in held_out} == {y[i] for i in train_rows} == {"good", "scratch"}
+
+
+@pytest.mark.filterwarnings("ignore::defectcam.NearDuplicateWarning")
+def test_where_all_images_are_copies_they_are_split_all_the_same(tiny_classifier, arrays):
+    classifier = tiny_classifier(max_epochs=1).fit(arrays[[0] * 4 + [7] * 4], Y[1:9])
+    assert set(classifier.history_["fold"]) == {0, 1}
+    tiny_classifier(max_epochs=1).fit(arrays[[0] * 8], Y[1:9])
+
+
+def test_an_image_of_something_else_is_unfamiliar(fitted, paths):
+    assert not any(one.unfamiliar for one in fitted.localize(paths))
+    others = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
+    others[1] = 0
+    for one in fitted.localize([paths[0], *others]):
+        assert one.unfamiliar == (one.source is not paths[0])
+        assert one.with_threshold(decision_threshold=0.1).unfamiliar == one.unfamiliar
+
+
+def test_without_novelty_nothing_is_unfamiliar(tiny_classifier, arrays):
+    classifier = tiny_classifier(max_epochs=1, pooling="top_k", heatmap="cam").fit(arrays, Y)
+    assert not classifier.localize(np.zeros((48, 48), dtype=np.uint8)).unfamiliar
+
+
+# --- Good images alone --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def from_good(tiny_classifier) -> DefectCAMClassifier:
+    """Return a classifier that was fitted on 30 good parts."""
+    with pytest.warns(OnlyGoodImagesWarning, match=r"only good images \(30\)"):
+        return tiny_classifier(cv=3).fit(good_parts(30, seed=0), ["good"] * 30)
+
+
+def good_parts(n: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.stack([draw_part(rng, scratched=False) for _ in range(n)])
+
+
+def test_good_images_alone_find_defects_by_novelty(from_good, arrays):
+    assert from_good.classes_.tolist() == ["anomaly", "good"]
+    assert (from_good.good_label_, from_good.defect_labels_) == ("good", ["anomaly"])
+    assert from_good.threshold_ == 0.5
+    assert from_good.history_ == {name: [] for name in HISTORY_COLUMNS}
+    assert from_good.predict(arrays[5:]).tolist() == ["anomaly"] * 5
+    new = good_parts(20, seed=7)
+    assert (from_good.predict(new) == "good").mean() > 0.8
+    assert (from_good.evidence(arrays) == 0).all()
+    np.testing.assert_allclose(from_good.predict_proba(arrays).sum(1), 1)
+    assert from_good.score(arrays, Y) >= 0.8
+
+
+def test_the_probability_from_good_images_is_held_out_novelty(from_good):
+    held_out = from_good.held_out_probability_
+    assert held_out.shape == (30,)
+    assert np.median(held_out) == pytest.approx(0.01, abs=2e-3)
+    assert (held_out >= 0.5).mean() < 0.1
+    assert from_good.suspects_[0] == held_out.argmax()
+
+
+def test_the_heatmap_from_good_images_is_novelty_on_its_scale(from_good, arrays):
+    calm = np.stack([one.grid for one in from_good.localize(good_parts(20, seed=7))])
+    assert np.median(calm) == pytest.approx(0, abs=0.2)
+    assert (calm > 1).mean() < 0.02
+    for one in from_good.localize(arrays[5:]):
+        assert one.grid.max() > 1
+        assert one.is_defect
+        assert len(one.boxes)
+        assert one.label == "anomaly"
+
+
+@pytest.mark.parametrize(
+    ("good", "label", "defect"),
+    [("OK", None, "anomaly"), (False, None, True), (0, None, 1), ("A", "A", "anomaly")],
+)
+@pytest.mark.filterwarnings("ignore::defectcam.OnlyGoodImagesWarning")
+def test_labels_of_good_images_alone(tiny_classifier, arrays, good, label, defect):
+    classifier = tiny_classifier(good_label=label).fit(arrays[:5], [good] * 5)
+    assert classifier.good_label_ == good
+    assert classifier.defect_labels_ == [defect]
+    assert set(classifier.predict(arrays).tolist()) <= {good, defect}
+
+
+@pytest.mark.parametrize("layout", ["good", "train/good"])
+@pytest.mark.filterwarnings("ignore::defectcam.OnlyGoodImagesWarning")
+def test_a_folder_of_good_images_alone_and_the_same_call_with_defects(
+    tiny_classifier, parts, layout
+):
+    scratched = parts.parent / "scratch"
+    (parts / "scratch").rename(scratched)
+    root = parts.parent / "root"
+    (root / layout).parent.mkdir(parents=True)
+    (parts / "good").rename(root / layout)
+    classifier = tiny_classifier(max_epochs=1).fit(root)
+    assert classifier.classes_.tolist() == ["anomaly", "good"]
+    assert classifier.history_["epoch"] == []
+    scratched.rename((root / layout).parent / "scratch")
+    classifier.fit(root)
+    assert classifier.classes_.tolist() == ["good", "scratch"]
+    assert classifier.history_["epoch"] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"threshold": "recall>=0.9"}, "threshold='recall>=0.9': use 'balanced'"),
+        ({"threshold": "cost=20:1"}, "threshold='cost=20:1': use 'balanced'"),
+        ({"heatmap": "cam"}, "heatmap='cam': use 'fused'"),
+        ({"heatmap": "min_max_cam"}, "heatmap='min_max_cam': use 'fused'"),
+        ({"novelty_strides": ()}, "novelty_strides"),
+    ],
+)
+def test_what_needs_defective_images_is_refused_before_the_trunk_runs(
+    tiny_classifier, arrays, trunk_images, parameters, message
+):
+    with pytest.raises(ValueError, match=f"good images alone .*{message}"):
+        tiny_classifier(**parameters).fit(arrays[:5], Y[:5])
+    assert trunk_images == []
+
+
+@pytest.mark.filterwarnings("ignore::defectcam.OnlyGoodImagesWarning")
+def test_good_images_alone_are_seen_once_whatever_the_augmentation(
+    tiny_classifier, arrays, trunk_images
+):
+    for cv in (None, 3):
+        classifier = tiny_classifier(cv=cv, threshold=0.3).fit(arrays[:5], Y[:5])
+        assert classifier.threshold_ == 0.3
+    assert sum(trunk_images) == 10
+
+
+def test_a_single_good_image_is_enough_for_an_answer(tiny_classifier, arrays):
+    with (
+        pytest.warns(OnlyGoodImagesWarning),
+        pytest.warns(UserWarning, match="none can be held out"),
+    ):
+        classifier = tiny_classifier().fit(arrays[:1], Y[:1])
+    assert np.isfinite(classifier.predict_proba(arrays)).all()
 
 
 # --- Parameters ---------------------------------------------------------------------------------

@@ -88,6 +88,9 @@ def test_loaded_model_is_the_saved_one(clf: DefectCAMClassifier, path: Path) -> 
     assert loaded._heat_model == clf._heat_model
     assert loaded._preprocess.extra_repr() == clf._preprocess.extra_repr()
     np.testing.assert_array_equal(loaded.held_out_probability_, clf.held_out_probability_)
+    np.testing.assert_array_equal(loaded.suspects_, clf.suspects_)
+    assert loaded.suspects_.dtype == np.int64
+    assert loaded._familiarity_limit == clf._familiarity_limit
     assert not any(module.training for module in loaded.network_.modules())
     assert not any(p.requires_grad for p in loaded.network_.trunk.parameters())
 
@@ -181,11 +184,11 @@ def test_parameters_set_after_fit_do_not_change_the_network(
 def test_a_codebook_gets_its_size_from_the_file(clf: DefectCAMClassifier, tmp_path: Path) -> None:
     codebook = Codebook(n_channels=5, n_centres=3)
     codebook.centres.copy_(torch.arange(15.0).reshape(3, 5))
-    clf.network_.codebook = codebook
+    before, clf.network_.codebook = clf.network_.codebook, codebook
     try:
         save(clf, tmp_path / "m.safetensors")
     finally:
-        clf.network_.codebook = None
+        clf.network_.codebook = before
     restored = load(tmp_path / "m.safetensors").network_.codebook
     assert torch.equal(restored.centres, codebook.centres)
 
@@ -334,6 +337,25 @@ def test_tensors_that_do_not_fit(path: Path, change: Any, message: str) -> None:
     rewrite(path, change_tensors=change)
     with pytest.raises(ModelFileError, match=rf"(?s)part\.safetensors.*{message}"):
         load(path)
+
+
+def test_an_older_file_knows_no_suspects_and_finds_every_image_familiar(path: Path) -> None:
+    rewrite(path, lambda d: d.pop("familiarity_limit"), lambda t: t.pop("fitted.suspects_"))
+    loaded = load(path)
+    assert loaded.suspects_.tolist() == []
+    assert not any(found.unfamiliar for found in loaded.localize(255 - IMAGES))
+    loaded.save(path)
+    assert load(path).suspects_.dtype == np.int64
+
+
+def test_a_classifier_of_good_images_alone(tmp_path: Path) -> None:
+    with pytest.warns(defectcam.OnlyGoodImagesWarning):
+        clf = DefectCAMClassifier(**TINY).fit(IMAGES[:4], ["ok"] * 4)
+    clf.save(tmp_path / "good.safetensors")
+    loaded = load(tmp_path / "good.safetensors")
+    assert_same(loaded, clf)
+    assert loaded.history_ == clf.history_
+    assert (loaded.classes_.tolist(), loaded.good_label_) == (["anomaly", "ok"], "ok")
 
 
 def test_a_parameter_that_an_older_file_lacks_gets_its_default(path: Path) -> None:
