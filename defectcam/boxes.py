@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["component_mask", "find_boxes"]
 
+#: How far down a region reaches, as a share of the least peak that regions must have.
+_EXTENT = 2 / 3
+
 
 def find_boxes(
     heatmap: ArrayLike,
@@ -43,9 +46,11 @@ def find_boxes(
         vertical gap) become one box, until no such pair is left. 0 merges boxes that overlap or
         touch, `inf` gives one box around everything, None merges nothing.
     peak_fraction : float, default=0.0
-        A pixel must also reach this share, in [0, 1), of the map's highest value: what is much
-        weaker than the image's strongest spot is that spot's surroundings, or noise, more often
-        than another defect.
+        Regions whose highest value is less than this share, in [0, 1), of the map's highest are
+        dropped, and a region reaches only as far as two thirds of that share: what is much weaker
+        than the image's strongest spot is that spot's surroundings, or noise, more often than
+        another defect. A map without positive values is left as it is. Two thresholds, as in the
+        hysteresis of Canny (PAMI 1986).
 
     Returns
     -------
@@ -80,9 +85,7 @@ def find_boxes(
     >>> scores.tolist()
     [3.0, 2.0]
     """
-    regions = _find_regions(
-        heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction
-    )
+    regions = _find_regions(heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction)
     return regions.boxes, regions.scores
 
 
@@ -125,9 +128,7 @@ def component_mask(
     array([[0, 0, 1],
            [0, 0, 1]])
     """
-    regions = _find_regions(
-        heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction
-    )
+    regions = _find_regions(heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction)
     return regions.is_kept[regions.labels]
 
 
@@ -150,8 +151,11 @@ def _find_regions(
     _check_parameters(threshold, min_area, max_boxes, merge_distance, peak_fraction)
 
     above = values > float(threshold)
-    if peak_fraction > 0:
-        above &= values >= np.float32(peak_fraction) * values.max()
+    least_peak = -np.inf
+    peak = float(values.max())
+    if peak_fraction > 0 and peak > 0:
+        least_peak = peak_fraction * peak
+        above &= values >= _EXTENT * least_peak
     n_labels, labelled, stats, _ = cv2.connectedComponentsWithStats(
         above.view(np.uint8), connectivity=8, ltype=cv2.CV_32S
     )
@@ -160,7 +164,8 @@ def _find_regions(
     np.maximum.at(peaks, labels[above], values[above])
 
     areas = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
-    candidates = 1 + np.flatnonzero(areas[1:] >= min_area)  # label 0 is the background
+    is_region = (areas >= min_area) & (peaks >= least_peak)
+    candidates = 1 + np.flatnonzero(is_region[1:])  # label 0 is the background
     corners = stats[candidates, : cv2.CC_STAT_AREA].astype(np.int64)  # left, top, width, height
     corners[:, 2:] += corners[:, :2]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ GOOD_PIXEL_QUANTILE = 0.999
 
 #: Candidate shares of novelty in the fused map, and the price its sharpness may have.
 NOVELTY_SHARES = tuple(np.linspace(0, 1, 9).tolist())
-AUROC_TOLERANCE = 0.01
+AUROC_TOLERANCE = 0.02
 
 #: Share of the positions that make the peak of a map.
 PEAK_FRACTION = 0.0125
@@ -72,6 +73,10 @@ class HeatScale(NamedTuple):
         """Put maps on the scale, values of any shape."""
         return (maps - self.typical) / (self.limit - self.typical)
 
+    def shifted(self, offset: float) -> HeatScale:
+        """Scale of maps that are higher by ``offset``."""
+        return HeatScale(self.typical + offset, self.limit + offset)
+
 
 class HeatModel(NamedTuple):
     """How evidence becomes the map that is shown.
@@ -83,6 +88,8 @@ class HeatModel(NamedTuple):
         Index of the good class.
     cam_scale : HeatScale
         Of the signed class activation map.
+    level_scales : tuple of HeatScale
+        Of each evidence level's signed map.
     novelty_scale : HeatScale
         Of the smoothed novelty map.
     novelty_share : float
@@ -97,23 +104,25 @@ class HeatModel(NamedTuple):
     kind: str
     good: int
     cam_scale: HeatScale
+    level_scales: tuple[HeatScale, ...]
     novelty_scale: HeatScale
     novelty_share: float
     fused_scale: HeatScale
     input_size: tuple[int, int]
 
-    def grids(self, evidence: Tensor, novelty: Tensor | None) -> Tensor:
+    def grids(self, levels: Tensor, novelty: Tensor | None) -> Tensor:
         """Return maps on the network's grid, shape ``(n, height, width)``."""
+        evidence = levels.sum(1)
         if self.kind == "min_max_cam":
             defects = [c for c in range(evidence.shape[1]) if c != self.good]
             return min_max(class_cam(evidence, defects), self.input_size)
-        cam = self.cam_scale.apply(signed_cam(evidence, self.good))
         if self.kind == "cam" or novelty is None:
-            return cam
+            return self.cam_scale.apply(signed_cam(evidence, self.good))
+        cams = scaled_cams(levels, self.good, self.level_scales)
         smooth = self.novelty_scale.apply(smooth_novelty(novelty))
-        return self.fused_scale.apply(fuse(cam, smooth, self.novelty_share))
+        return self.fused_scale.apply(fuse(cams, smooth, self.novelty_share))
 
-    def type_grids(self, evidence: Tensor) -> Tensor:
+    def type_grids(self, levels: Tensor) -> Tensor:
         """Return a map per defect class, shape ``(n, n_classes - 1, height, width)``.
 
         Evidence of the class against the good one, on the evidence's own grid: 0 is typical of good
@@ -121,15 +130,24 @@ class HeatModel(NamedTuple):
         Novelty is left out, because it knows no types: fused with a large share of it, the maps of
         all types would be alike.
         """
-        return self.cam_scale.apply(defect_evidence(evidence, self.good))
+        return self.cam_scale.apply(defect_evidence(levels.sum(1), self.good))
+
+
+def scaled_cams(levels: Tensor, good: int, scales: Sequence[HeatScale]) -> Tensor:
+    """Put each level's signed map on its scale, shape ``(n, n_levels, height, width)``."""
+    cams = [
+        scale.apply(signed_cam(level, good))
+        for scale, level in zip(scales, levels.unbind(1), strict=True)
+    ]
+    return torch.stack(cams, dim=1)
 
 
 def fit_heat_model(
     kind: str,
     good: int,
-    evidence: Tensor,
+    levels: Tensor,
     novelty: Tensor | None,
-    typical_cam: float,
+    typical_cams: Sequence[float],
     is_defect: NDArray[np.bool_],
     input_size: tuple[int, int],
 ) -> HeatModel:
@@ -140,35 +158,48 @@ def fit_heat_model(
     kind : {"fused", "cam", "min_max_cam"}
     good : int
         Index of the good class.
-    evidence : Tensor of shape (n_images, n_classes, height, width)
-        Shifted so that the signed map of good images has median 0.
+    levels : Tensor of shape (n_images, n_levels, n_classes, height, width)
+        Evidence, shifted so that each level's signed map of good images has median 0.
     novelty : Tensor of shape (n_images, height', width') or None
-    typical_cam : float
-        Median of the final network's signed map on good images.
+    typical_cams : sequence of float
+        Median of the final network's signed map on good images, per level.
     is_defect : ndarray of shape (n_images,)
     input_size : (int, int)
         Height and width of the network's input.
     """
     identity = HeatScale(0.0, 1.0)
     good_rows = torch.as_tensor(~is_defect)
-    cam = signed_cam(evidence, good)
-    cam_scale = fit_heat_scale(cam[good_rows])
-    shifted = HeatScale(cam_scale.typical + typical_cam, cam_scale.limit + typical_cam)
-    model = HeatModel(kind, good, shifted, identity, 0.0, identity, input_size)
+    cam_scale = fit_heat_scale(signed_cam(levels[good_rows].sum(1), good))
+    level_scales = [
+        fit_heat_scale(signed_cam(level, good)) for level in levels[good_rows].unbind(1)
+    ]
+    model = HeatModel(
+        kind,
+        good,
+        cam_scale.shifted(sum(typical_cams)),
+        tuple(
+            scale.shifted(typical)
+            for scale, typical in zip(level_scales, typical_cams, strict=True)
+        ),
+        identity,
+        0.0,
+        identity,
+        input_size,
+    )
     if kind != "fused" or novelty is None:
         return model
     smooth = smooth_novelty(novelty)
     novelty_scale = fit_heat_scale(smooth[good_rows])
-    cam, smooth = cam_scale.apply(cam), novelty_scale.apply(smooth)
-    share = choose_novelty_share(cam, smooth, is_defect)
+    cams, smooth = scaled_cams(levels, good, level_scales), novelty_scale.apply(smooth)
+    share = choose_novelty_share(cams, smooth, is_defect)
     return model._replace(
         novelty_scale=novelty_scale,
         novelty_share=share,
-        fused_scale=fit_heat_scale(fuse(cam[good_rows], smooth[good_rows], share)),
+        fused_scale=fit_heat_scale(fuse(cams[good_rows], smooth[good_rows], share)),
     )
 
 
-def choose_novelty_share(cam: Tensor, novelty: Tensor, is_defect: NDArray[np.bool_]) -> float:
+def choose_novelty_share(cams: Tensor, novelty: Tensor, is_defect: NDArray[np.bool_]) -> float:
     """Choose how much novelty counts in the fused map: as much as the images' labels bear out.
 
     Novelty's map is the sharper one, so it should lead, but only where its peaks are defects. A
@@ -178,7 +209,8 @@ def choose_novelty_share(cam: Tensor, novelty: Tensor, is_defect: NDArray[np.boo
 
     Parameters
     ----------
-    cam, novelty : Tensor of shape (n_images, height, width)
+    cams : Tensor of shape (n_images, n_levels, height, width)
+    novelty : Tensor of shape (n_images, height', width')
         On their scales, as `fuse` takes them.
     is_defect : ndarray of shape (n_images,)
 
@@ -191,7 +223,7 @@ def choose_novelty_share(cam: Tensor, novelty: Tensor, is_defect: NDArray[np.boo
         return max(NOVELTY_SHARES)
     areas = []
     for share in NOVELTY_SHARES:
-        positions = fuse(cam, novelty, share).flatten(1)
+        positions = fuse(cams, novelty, share).flatten(1)
         n_peak = max(1, round(PEAK_FRACTION * positions.shape[1]))
         areas.append(roc_auc_score(is_defect, positions.topk(n_peak).values.mean(1)))
     enough = np.asarray(areas) >= max(areas) - AUROC_TOLERANCE

@@ -63,16 +63,17 @@ def class_cam(evidence: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 def fuse(cam: Tensor, novelty: Tensor, novelty_share: float) -> Tensor:
-    """Fuse evidence and novelty into one map: both must speak for a pixel to be hot.
+    """Fuse evidence and novelty into one map: all must speak for a pixel to be hot.
 
-    A weighted geometric mean of the two maps, each made positive by a softplus:
-    ``softplus(2 cam)^(1 - share) * softplus(2 novelty)^share``.
+    A weighted geometric mean of the maps, each made positive by a softplus. The evidence levels
+    share what novelty leaves: with ``n`` of them, ``softplus(2 cam_i)^((1 - share) / n)`` each,
+    times ``softplus(2 novelty)^share``.
 
     Parameters
     ----------
-    cam : Tensor of shape (n, height, width)
-        Signed class activation map, 0 = typical of good parts, 1 = their limit; up-sampled to
-        the grid of ``novelty``.
+    cam : Tensor of shape (n, n_levels, height, width)
+        Signed class activation map of each evidence level, 0 = typical of good parts, 1 = their
+        limit; up-sampled to the grid of ``novelty``.
     novelty : Tensor of shape (n, height', width')
         On the same scale.
     novelty_share : float
@@ -83,8 +84,9 @@ def fuse(cam: Tensor, novelty: Tensor, novelty_share: float) -> Tensor:
     Tensor of shape (n, height', width')
     """
     grid = (novelty.shape[1], novelty.shape[2])
-    cam = F.interpolate(cam[:, None], size=grid, mode="bilinear", align_corners=False)[:, 0]
-    return F.softplus(2 * cam) ** (1 - novelty_share) * F.softplus(2 * novelty) ** novelty_share
+    cam = F.interpolate(cam, size=grid, mode="bilinear", align_corners=False)
+    evidence = (F.softplus(2 * cam) ** (1 / cam.shape[1])).prod(1)
+    return evidence ** (1 - novelty_share) * F.softplus(2 * novelty) ** novelty_share
 
 
 def min_max(maps: Tensor, size: tuple[int, int] | None = None) -> Tensor:

@@ -92,6 +92,7 @@ VGG16_CAM: dict[str, Any] = {
     "max_epochs": 10,
     "batch_size": 10,
     "label_smoothing": 0.0,
+    "deep_supervision": False,
     "train_batch_norm": True,
     "stop_at_train_accuracy": 0.98,
     "augmentation": "none",
@@ -119,7 +120,7 @@ class _Batch(NamedTuple):
     """One forward pass over some images, on the CPU."""
 
     logits: torch.Tensor
-    evidence: torch.Tensor
+    levels: torch.Tensor
     novelty: torch.Tensor | None
     geometries: list[Geometry]
 
@@ -183,6 +184,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     batch_size : int, default=16
         Images per training step and per forward pass.
     label_smoothing : float, default=0.0
+    deep_supervision : bool, default=True
+        Whether each evidence level has a loss of its own (Lee et al., "Deeply-supervised nets",
+        2015) instead of one for their sum. The fine level then has to find the defects itself, and
+        the map is sharper; without it, the deepest level explains the labels best and leads.
     train_batch_norm : bool, default=True
         Whether the tail's batch normalisation uses the statistics of each batch while training.
     early_stopping : bool, default=False
@@ -307,6 +312,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "deep_supervision": ["boolean"],
         "train_batch_norm": ["boolean"],
         "early_stopping": ["boolean"],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
@@ -356,6 +362,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         max_epochs: int | str = "auto",
         batch_size: int = 16,
         label_smoothing: float = 0.0,
+        deep_supervision: bool = True,
         train_batch_norm: bool = True,
         early_stopping: bool = False,
         n_iter_no_change: int = 3,
@@ -401,6 +408,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.label_smoothing = label_smoothing
+        self.deep_supervision = deep_supervision
         self.train_batch_norm = train_batch_norm
         self.early_stopping = early_stopping
         self.n_iter_no_change = n_iter_no_change
@@ -640,9 +648,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self._heat_model = fit_heat_model(
             self.heatmap,
             good,
-            result.evidence,
+            result.levels,
             novelty,
-            result.typical_cam,
+            result.typical_cams,
             is_defect,
             self.image_size_,
         )
@@ -657,6 +665,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             max_epochs=max_epochs,
             batch_size=self.batch_size,
             label_smoothing=self.label_smoothing,
+            deep_supervision=self.deep_supervision,
             train_batch_norm=self.train_batch_norm,
             stop_at_train_accuracy=self.stop_at_train_accuracy,
             patience=self.n_iter_no_change if self.early_stopping else None,
@@ -941,7 +950,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             With ``pooling="average"``, ``network_(...)`` is its mean over positions plus
             ``network_.head.bias``.
         """
-        return np.concatenate([batch.evidence.numpy() for batch in self._forward(_many(X))])
+        return np.concatenate([batch.levels.sum(1).numpy() for batch in self._forward(_many(X))])
 
     def info(self) -> dict[str, Any]:
         """Return what the fitted classifier is made of, for logs and model cards.
@@ -994,7 +1003,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 output = self.network_.infer(pixels)
             novelty = None if output.novelty is None else output.novelty.float().cpu()
             yield _Batch(
-                output.logits.float().cpu(), output.evidence.float().cpu(), novelty, geometries
+                output.logits.float().cpu(), output.levels.float().cpu(), novelty, geometries
             )
 
     def _log_odds_of(self, batch: _Batch) -> NDArray[np.float64]:
@@ -1037,9 +1046,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         probabilities = self._defect_probabilities(batch)
         labels = self._labels_of(batch)
         defect_types = self._defect_types_of(batch)
-        grids = self._heat_model.grids(batch.evidence, batch.novelty).numpy()
+        grids = self._heat_model.grids(batch.levels, batch.novelty).numpy()
         types = self.defect_labels_ if len(self.defect_labels_) > 1 else None
-        type_grids = self._heat_model.type_grids(batch.evidence).numpy()
+        type_grids = self._heat_model.type_grids(batch.levels).numpy()
         unfamiliar = self._is_unfamiliar(batch)
         for i, item in enumerate(items):
             yield Localization(

@@ -173,6 +173,7 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
         ),
         _Parameter("batch_size", 16, int, "images per step"),
         _Parameter("label_smoothing", 0.0, float, "label smoothing of the loss"),
+        _Parameter("deep_supervision", True, None, "a loss for each evidence level"),
         _Parameter("train_batch_norm", True, None, "batch statistics while training"),
         _Parameter("early_stopping", False, None, "stop when the training loss stands still"),
         _Parameter("n_iter_no_change", 3, int, "for that many epochs"),

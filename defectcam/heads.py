@@ -100,7 +100,11 @@ class EvidenceHead(nn.Module):
             parameter.mul_(factor)
 
     def evidence(self, features: Sequence[Tensor]) -> Tensor:
-        """Sum the levels' evidence on the first level's grid.
+        """Sum the levels' evidence, shape (n, n_classes, h_0, w_0); see `level_evidence`."""
+        return self.level_evidence(features).sum(1)
+
+    def level_evidence(self, features: Sequence[Tensor]) -> Tensor:
+        """Evidence of each level on the first level's grid.
 
         Parameters
         ----------
@@ -110,19 +114,19 @@ class EvidenceHead(nn.Module):
         Returns
         -------
         Tensor
-            Shape (n, n_classes, h_0, w_0), without the bias.
+            Shape (n, n_levels, n_classes, h_0, w_0), without the bias.
         """
         if len(features) != len(self.convs):
             raise ValueError(f"got {len(features)} feature levels, expected {len(self.convs)}.")
         maps = [
             conv(norm(x)) for norm, conv, x in zip(self.norms, self.convs, features, strict=True)
         ]
-        total = maps[0]
-        for coarse in maps[1:]:
-            total = total + F.interpolate(
-                coarse, size=total.shape[-2:], mode="bilinear", align_corners=False
-            )
-        return total
+        grid = maps[0].shape[-2:]
+        coarser = [
+            F.interpolate(coarse, size=grid, mode="bilinear", align_corners=False)
+            for coarse in maps[1:]
+        ]
+        return torch.stack([maps[0], *coarser], dim=1)
 
     def logits(self, evidence: Tensor, novelty: Tensor | None = None) -> Tensor:
         """Pool evidence into class scores and add the bias.

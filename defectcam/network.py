@@ -41,15 +41,20 @@ class NetworkOutput(NamedTuple):
     ----------
     logits : Tensor of shape (n, n_classes)
         Class scores.
-    evidence : Tensor of shape (n, n_classes, height, width)
-        Evidence map per class, on the grid of the finest evidence level.
+    levels : Tensor of shape (n, n_levels, n_classes, height, width)
+        Evidence map per level and class, on the grid of the finest evidence level.
     novelty : Tensor of shape (n, height, width) or None
         Distance of each patch to the nearest good one.
     """
 
     logits: Tensor
-    evidence: Tensor
+    levels: Tensor
     novelty: Tensor | None
+
+    @property
+    def evidence(self) -> Tensor:
+        """Evidence map per class, summed over the levels, ``(n, n_classes, height, width)``."""
+        return self.levels.sum(1)
 
 
 class DefectCAMNetwork(nn.Module):
@@ -143,6 +148,10 @@ class DefectCAMNetwork(nn.Module):
 
     def evidence(self, deep: Sequence[Tensor]) -> Tensor:
         """Evidence maps from cached or fresh trunk features, shape ``(n, n_classes, h, w)``."""
+        return self.level_evidence(deep).sum(1)
+
+    def level_evidence(self, deep: Sequence[Tensor]) -> Tensor:
+        """Evidence maps of each level, shape ``(n, n_levels, n_classes, h, w)``."""
         levels = list(deep)
         if self.tail:
             x = levels.pop()
@@ -153,14 +162,14 @@ class DefectCAMNetwork(nn.Module):
                     outputs.append(x)
             n_from_tail = len(self.evidence_levels) - len(levels)
             levels += [level.float() for level in outputs[len(outputs) - n_from_tail :]]
-        return self.head.evidence(levels)
+        return self.head.level_evidence(levels)
 
     def infer(self, pixels: Tensor) -> NetworkOutput:
         """One pass from normalised images to scores, evidence and novelty."""
         features = self.trunk_features(pixels)
-        evidence = self.evidence(features.deep)
+        levels = self.level_evidence(features.deep)
         novelty = self.novelty(features.patches)
-        return NetworkOutput(self.head.logits(evidence, novelty), evidence, novelty)
+        return NetworkOutput(self.head.logits(levels.sum(1), novelty), levels, novelty)
 
     def novelty(self, patches: Tensor | None) -> Tensor | None:
         """Novelty maps of described patches, shape ``(n, h, w)``; None without a codebook."""

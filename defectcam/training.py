@@ -54,6 +54,7 @@ class TrainingOptions:
     max_epochs: int
     batch_size: int
     label_smoothing: float
+    deep_supervision: bool
     train_batch_norm: bool
     stop_at_train_accuracy: float | None
     patience: int | None
@@ -182,18 +183,19 @@ class FitResult(NamedTuple):
     logits : Tensor of shape (n_images, n_classes)
         Scores of the training images, each from a tail that did not train on it, where there are
         such; else from the final one.
-    evidence : Tensor of shape (n_images, n_classes, height, width)
-        Likewise; shifted so that the signed map of good training images has median 0.
-    typical_cam : float
-        Median of the final network's signed map over good training images.
+    levels : Tensor of shape (n_images, n_levels, n_classes, height, width)
+        Evidence of each level, likewise; shifted so that its signed map of good training images has
+        median 0.
+    typical_cams : tuple of float
+        Median of the final network's signed map over good training images, per level.
     history : dict of list
     interrupted : bool
         Whether a KeyboardInterrupt ended the training early.
     """
 
     logits: Tensor
-    evidence: Tensor
-    typical_cam: float
+    levels: Tensor
+    typical_cams: tuple[float, ...]
     history: History
     interrupted: bool
 
@@ -204,37 +206,40 @@ class CachedScores(NamedTuple):
     Attributes
     ----------
     logits : Tensor of shape (n_images, n_classes)
-    evidence : Tensor of shape (n_images, n_classes, height, width)
+    levels : Tensor of shape (n_images, n_levels, n_classes, height, width)
+        Evidence of each level.
     good : int
         Index of the good class.
     typical_margin : float
         Median log-odds of a defect over the reference's good images.
     class_distance : float
         How much higher that of its defective images is.
-    typical_cam : float
-        Median of the signed map over its good images.
+    typical_cams : tuple of float
+        Median of each level's signed map over its good images.
     """
 
     logits: Tensor
-    evidence: Tensor
+    levels: Tensor
     good: int
     typical_margin: float
     class_distance: float
-    typical_cam: float
+    typical_cams: tuple[float, ...]
 
-    def centred_evidence(self, rows: NDArray[np.intp]) -> Tensor:
-        """Evidence of some rows, shifted so that the signed map of the good has median 0."""
-        evidence = self.evidence[rows]
-        evidence[:, self.good] += self.typical_cam
-        return evidence
+    def centred_levels(self, rows: NDArray[np.intp]) -> Tensor:
+        """Evidence of some rows, each level's signed map of the good shifted to median 0."""
+        levels = self.levels[rows]
+        levels[:, :, self.good] += torch.tensor(self.typical_cams)[:, None, None]
+        return levels
 
     def scaled(self, factor: float) -> CachedScores:
         """Say what the network would say with all evidence and scores times a factor."""
         return CachedScores(
             self.logits * factor,
-            self.evidence * factor,
+            self.levels * factor,
             self.good,
-            *(factor * value for value in self[3:]),
+            self.typical_margin * factor,
+            self.class_distance * factor,
+            tuple(factor * value for value in self.typical_cams),
         )
 
 
@@ -263,7 +268,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     if not folds:
         training.run(everything, fold=0)
         scores = training.scores(everything)
-        return training.result(scores.logits, scores.centred_evidence(everything), scores)
+        return training.result(scores.logits, scores.centred_levels(everything), scores)
     start = copy.deepcopy(network.state_dict())
     states: list[dict[str, Tensor]] = []
     distances: list[float] = []
@@ -281,7 +286,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
         scores = training.centre_scores(train_rows)
         distances.append(scores.class_distance)
         held_out.append(
-            (held_out_rows, scores.logits[held_out_rows], scores.centred_evidence(held_out_rows))
+            (held_out_rows, scores.logits[held_out_rows], scores.centred_levels(held_out_rows))
         )
         if training.interrupted:
             break
@@ -295,10 +300,10 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
         network.head.scale_(factor)
         scores = scores.scaled(factor)
     if len(states) < len(folds):  # an interrupt left rows that no tail has scored
-        return training.result(scores.logits, scores.centred_evidence(everything), scores)
-    rows, all_logits, all_evidence = zip(*held_out, strict=True)
+        return training.result(scores.logits, scores.centred_levels(everything), scores)
+    rows, all_logits, all_levels = zip(*held_out, strict=True)
     order = np.argsort(np.concatenate(rows))
-    return training.result(torch.cat(all_logits)[order], torch.cat(all_evidence)[order], scores)
+    return training.result(torch.cat(all_logits)[order], torch.cat(all_levels)[order], scores)
 
 
 def fit_codebook(
@@ -396,7 +401,7 @@ class TailTraining:
 
     def scores(self, rows: NDArray[np.intp]) -> CachedScores:
         """Score all cached images; the reference is the good and defective among these rows."""
-        logits, evidence = predict_cached(self.network, self.cache, np.arange(self.cache.n_images))
+        logits, levels = predict_cached(self.network, self.cache, np.arange(self.cache.n_images))
         others = [c for c in range(logits.shape[1]) if c != self.good]
         margin = logits[:, others].logsumexp(1) - logits[:, self.good]
         good = self._good_among(rows)
@@ -404,11 +409,14 @@ class TailTraining:
         typical_margin = float(margin[good].quantile(0.5))
         return CachedScores(
             logits,
-            evidence,
+            levels,
             self.good,
             typical_margin=typical_margin,
             class_distance=float(margin[defective].quantile(0.5)) - typical_margin,
-            typical_cam=float(np.median(signed_cam(evidence[good], self.good).numpy())),
+            typical_cams=tuple(
+                float(np.median(signed_cam(level, self.good).numpy()))
+                for level in levels[good].unbind(1)
+            ),
         )
 
     def centre_scores(self, rows: NDArray[np.intp]) -> CachedScores:
@@ -422,9 +430,9 @@ class TailTraining:
         scores.logits[:, self.good] += scores.typical_margin
         return scores._replace(typical_margin=0.0)
 
-    def result(self, logits: Tensor, evidence: Tensor, final: CachedScores) -> FitResult:
+    def result(self, logits: Tensor, levels: Tensor, final: CachedScores) -> FitResult:
         """Sum up the fit: the training images' scores and evidence, and the final network's."""
-        return FitResult(logits, evidence, final.typical_cam, self.history, self.interrupted)
+        return FitResult(logits, levels, final.typical_cams, self.history, self.interrupted)
 
     def _good_among(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         return rows[self.targets.numpy()[rows] == self.good]
@@ -444,9 +452,14 @@ class TailTraining:
         order = rows[torch.randperm(len(rows), generator=generator)]
         for batch in _batches(order, self.options.batch_size):
             views = torch.randint(len(self.cache.views), (len(batch),), generator=generator)
-            evidence = network.evidence(self.cache.batch(batch, views))
-            logits = network.head.logits(evidence, self.cache.novelty_batch(batch, views))
-            loss = self._loss(logits, batch)
+            novelty = self.cache.novelty_batch(batch, views)
+            levels = network.level_evidence(self.cache.batch(batch, views))
+            logits = network.head.logits(levels.sum(1), novelty)
+            if self.options.deep_supervision:
+                scores = [network.head.logits(level, novelty) for level in levels.unbind(1)]
+                loss = torch.stack([self._loss(score, batch) for score in scores]).mean()
+            else:
+                loss = self._loss(logits, batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -492,17 +505,17 @@ def predict_cached(
     Returns
     -------
     logits : Tensor of shape (len(rows), n_classes)
-    evidence : Tensor of shape (len(rows), n_classes, height, width)
+    levels : Tensor of shape (len(rows), n_levels, n_classes, height, width)
     """
     outputs = []
     with torch.inference_mode():
         for batch in torch.as_tensor(rows).split(CACHE_BATCH):
             views = torch.zeros_like(batch)
-            evidence = network.evidence(cache.batch(batch, views))
+            levels = network.level_evidence(cache.batch(batch, views))
             novelty = cache.novelty_batch(batch, views)
-            outputs.append((network.head.logits(evidence, novelty), evidence))
-    logits, evidence = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-    return logits, evidence
+            outputs.append((network.head.logits(levels.sum(1), novelty), levels))
+    logits, levels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+    return logits, levels
 
 
 @torch.no_grad()
@@ -633,9 +646,13 @@ def _make_schedule(
 def result_of_good_only(network: DefectCAMNetwork, cache: FeatureCache) -> FitResult:
     """Sum up a fit to good images alone, which trains nothing: the evidence is zero everywhere."""
     network.head.scale_(0.0)
-    logits, evidence = predict_cached(network, cache, np.arange(1))
+    logits, levels = predict_cached(network, cache, np.arange(1))
     n = cache.n_images
     history: History = {name: [] for name in HISTORY_COLUMNS}
     return FitResult(
-        logits.expand(n, -1), evidence.expand(n, -1, -1, -1), 0.0, history, interrupted=False
+        logits.expand(n, -1),
+        levels.expand(n, -1, -1, -1, -1),
+        (0.0,) * levels.shape[1],
+        history,
+        interrupted=False,
     )

@@ -38,6 +38,7 @@ OPTIONS = TrainingOptions(
     max_epochs=2,
     batch_size=2,
     label_smoothing=0.0,
+    deep_supervision=True,
     train_batch_norm=True,
     stop_at_train_accuracy=None,
     patience=None,
