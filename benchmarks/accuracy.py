@@ -55,6 +55,12 @@ METHODS: dict[str, Callable[..., Any]] = {
     "default": DefectCAMClassifier,
     "cam": partial(DefectCAMClassifier, heatmap="cam"),
     "evidence": partial(DefectCAMClassifier, heatmap="cam", pooling="top_k"),
+    "joint-loss": partial(DefectCAMClassifier, deep_supervision=False),
+    "one-level": partial(DefectCAMClassifier, evidence_stages=1),
+    "top-k": partial(DefectCAMClassifier, pooling="top_k"),
+    "no-flips": partial(DefectCAMClassifier, augmentation="none"),
+    "no-folds": partial(DefectCAMClassifier, cv=None),
+    "all-boxes": partial(DefectCAMClassifier, box_peak_fraction=0.0),
     "patchcore": patchcore,
 }
 

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-from defectcam.cam import class_cam, defect_evidence, fuse, min_max, signed_cam
+from defectcam.cam import class_cam, defect_evidence, fuse, min_max, signed_cam, signed_cams
 from defectcam.novelty import novelty_peak, smooth_novelty
 
 #: Share of good pixels below the map's limit.
@@ -34,6 +34,9 @@ PEAK_FRACTION = 0.0125
 
 #: Of the logistic regression. scikit-learn's 1.0 flattens the probabilities of separable scores.
 INVERSE_REGULARISATION = 10.0
+
+#: Share that novelty keeps of the weight in the probability that held-out images give it.
+NOVELTY_TRUST = 0.5
 
 #: 99 % quantile of a Gumbel distribution, in median absolute deviations above its median.
 GUMBEL_DEVIATIONS = 5.5
@@ -88,8 +91,6 @@ class HeatModel(NamedTuple):
         Index of the good class.
     cam_scale : HeatScale
         Of the signed class activation map.
-    level_scales : tuple of HeatScale
-        Of each evidence level's signed map.
     novelty_scale : HeatScale
         Of the smoothed novelty map.
     novelty_share : float
@@ -99,26 +100,33 @@ class HeatModel(NamedTuple):
     input_size : tuple of int
         Height and width of the network's input, at which ``"min_max_cam"`` looks for minimum and
         maximum.
+    level_scales : tuple of HeatScale, default=()
+        Of each evidence level's signed map. Models that 0.1.0 saved have none: they fuse the
+        levels' sum.
     """
 
     kind: str
     good: int
     cam_scale: HeatScale
-    level_scales: tuple[HeatScale, ...]
     novelty_scale: HeatScale
     novelty_share: float
     fused_scale: HeatScale
     input_size: tuple[int, int]
+    level_scales: tuple[HeatScale, ...] = ()
 
     def grids(self, levels: Tensor, novelty: Tensor | None) -> Tensor:
         """Return maps on the network's grid, shape ``(n, height, width)``."""
-        evidence = levels.sum(1)
         if self.kind == "min_max_cam":
+            evidence = levels.sum(1)
             defects = [c for c in range(evidence.shape[1]) if c != self.good]
             return min_max(class_cam(evidence, defects), self.input_size)
         if self.kind == "cam" or novelty is None:
-            return self.cam_scale.apply(signed_cam(evidence, self.good))
-        cams = scaled_cams(levels, self.good, self.level_scales)
+            return self.cam_scale.apply(signed_cam(levels.sum(1), self.good))
+        cams = signed_cams(levels, self.good)
+        if self.level_scales:
+            cams = scaled(cams[:, 1:], self.level_scales)
+        else:
+            cams = self.cam_scale.apply(cams[:, :1])
         smooth = self.novelty_scale.apply(smooth_novelty(novelty))
         return self.fused_scale.apply(fuse(cams, smooth, self.novelty_share))
 
@@ -133,19 +141,16 @@ class HeatModel(NamedTuple):
         return self.cam_scale.apply(defect_evidence(levels.sum(1), self.good))
 
 
-def scaled_cams(levels: Tensor, good: int, scales: Sequence[HeatScale]) -> Tensor:
+def scaled(cams: Tensor, scales: Sequence[HeatScale]) -> Tensor:
     """Put each level's signed map on its scale, shape ``(n, n_levels, height, width)``."""
-    cams = [
-        scale.apply(signed_cam(level, good))
-        for scale, level in zip(scales, levels.unbind(1), strict=True)
-    ]
-    return torch.stack(cams, dim=1)
+    pairs = zip(scales, cams.unbind(1), strict=True)
+    return torch.stack([scale.apply(cam) for scale, cam in pairs], dim=1)
 
 
 def fit_heat_model(
     kind: str,
     good: int,
-    levels: Tensor,
+    cams: Tensor,
     novelty: Tensor | None,
     typical_cams: Sequence[float],
     is_defect: NDArray[np.bool_],
@@ -158,39 +163,38 @@ def fit_heat_model(
     kind : {"fused", "cam", "min_max_cam"}
     good : int
         Index of the good class.
-    levels : Tensor of shape (n_images, n_levels, n_classes, height, width)
-        Evidence, shifted so that each level's signed map of good images has median 0.
+    cams : Tensor of shape (n_images, 1 + n_levels, height, width)
+        Signed maps of the whole evidence and of each level's, shifted so that each has median 0 on
+        good images.
     novelty : Tensor of shape (n_images, height', width') or None
     typical_cams : sequence of float
-        Median of the final network's signed map on good images, per level.
+        Medians of the final network's signed maps on good images, in the same order.
     is_defect : ndarray of shape (n_images,)
     input_size : (int, int)
         Height and width of the network's input.
     """
     identity = HeatScale(0.0, 1.0)
     good_rows = torch.as_tensor(~is_defect)
-    cam_scale = fit_heat_scale(signed_cam(levels[good_rows].sum(1), good))
-    level_scales = [
-        fit_heat_scale(signed_cam(level, good)) for level in levels[good_rows].unbind(1)
-    ]
+    whole, *levels = cams[good_rows].unbind(1)
+    level_scales = [fit_heat_scale(level) for level in levels]
     model = HeatModel(
         kind,
         good,
-        cam_scale.shifted(sum(typical_cams)),
-        tuple(
-            scale.shifted(typical)
-            for scale, typical in zip(level_scales, typical_cams, strict=True)
-        ),
+        fit_heat_scale(whole).shifted(typical_cams[0]),
         identity,
         0.0,
         identity,
         input_size,
+        tuple(
+            scale.shifted(typical)
+            for scale, typical in zip(level_scales, typical_cams[1:], strict=True)
+        ),
     )
     if kind != "fused" or novelty is None:
         return model
     smooth = smooth_novelty(novelty)
     novelty_scale = fit_heat_scale(smooth[good_rows])
-    cams, smooth = scaled_cams(levels, good, level_scales), novelty_scale.apply(smooth)
+    cams, smooth = scaled(cams[:, 1:], level_scales), novelty_scale.apply(smooth)
     share = choose_novelty_share(cams, smooth, is_defect)
     return model._replace(
         novelty_scale=novelty_scale,
@@ -276,9 +280,15 @@ def fit_defect_probability(
 ) -> DefectProbability:
     """Fit the probability of a defect to scores of held-out images (Platt scaling).
 
+    A first regression weighs the scores against each other. Held-out evidence comes from networks
+    that have seen fewer images than the final one, so it makes novelty look more useful than it
+    will be: only `NOVELTY_TRUST` of novelty's weight is kept. A second regression turns the
+    weighted sum into a probability.
+
     Parameters
     ----------
     scores : ndarray of shape (n_images, n_scores)
+        As `defect_scores` gives them: evidence, then novelty, if any.
     is_defect : ndarray of shape (n_images,)
 
     References
@@ -287,13 +297,21 @@ def fit_defect_probability(
     regularised logistic regression on standardised scores instead of Platt's smoothed targets, for
     the same purpose: separable scores must not give infinite slopes.
     """
+    weights, _ = _logistic_regression(scores, is_defect)
+    weights[1:] *= NOVELTY_TRUST
+    (slope,), intercept = _logistic_regression((scores @ weights)[:, np.newaxis], is_defect)
+    return DefectProbability(tuple((slope * weights).tolist()), intercept)
+
+
+def _logistic_regression(
+    scores: NDArray[np.float64], is_defect: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], float]:
+    """Coefficients, none of them negative: more evidence is never less defect; and intercept."""
     mean, scale = scores.mean(0), scores.std(0)
     scale = np.where(scale > 0, scale, 1.0)
     model = LogisticRegression(C=INVERSE_REGULARISATION).fit((scores - mean) / scale, is_defect)
-    coefficients = np.maximum(model.coef_[0], 0) / scale  # more evidence is never less defect
-    return DefectProbability(
-        tuple(coefficients.tolist()), float(model.intercept_[0] - mean @ coefficients)
-    )
+    coefficients = np.maximum(model.coef_[0], 0) / scale
+    return coefficients, float(model.intercept_[0] - mean @ coefficients)
 
 
 def fit_novelty_probability(scores: NDArray[np.float64]) -> DefectProbability:

@@ -40,6 +40,18 @@ def signed_cam(evidence: Tensor, good: int) -> Tensor:
     return defect_evidence(evidence, good).amax(1)
 
 
+def signed_cams(levels: Tensor, good: int) -> Tensor:
+    """Signed maps of the levels' sum and of each level, ``(n, 1 + n_levels, height, width)``.
+
+    Parameters
+    ----------
+    levels : Tensor of shape (n, n_levels, n_classes, height, width)
+    good : int
+        Index of the good class.
+    """
+    return torch.stack([signed_cam(x, good) for x in (levels.sum(1), *levels.unbind(1))], dim=1)
+
+
 def defect_evidence(evidence: Tensor, good: int) -> Tensor:
     """Evidence of each defect class against the good one, ``(n, n_classes - 1, height, width)``."""
     defects = [c for c in range(evidence.shape[1]) if c != good]

@@ -12,6 +12,7 @@ import platform
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.utils import check_random_state, compute_class_weight
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from tqdm.auto import tqdm
 
@@ -50,15 +51,16 @@ from defectcam.diagnostics import (
 from defectcam.duplicates import duplicate_groups, duplicate_pairs, thumbnail
 from defectcam.evaluation import Evaluation, evaluate
 from defectcam.exceptions import warn_caller
+from defectcam.feature_store import FeatureStore, StoredImage, fingerprint, folder_of_memory
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
-from defectcam.images import check_readable, read_reduced_images
+from defectcam.images import check_readable, content_hashes, read_reduced_images
 from defectcam.labels import Classes, as_labels, find_classes
 from defectcam.network import DefectCAMNetwork
 from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
 from defectcam.results import Localization
-from defectcam.sources import Sources, as_sources, labelled_sources, paths_of
+from defectcam.sources import as_sources, labelled_sources, paths_of
 from defectcam.training import (
     VIEWS,
     FeatureCache,
@@ -226,6 +228,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Boxes at most this many pixels of the original image apart are merged; None: none are.
     cache_size : int, default=2**30
         Bytes of trunk features held in memory; a larger cache goes to a temporary file.
+    memory : str, PathLike, joblib.Memory or None, default=None
+        Where trunk features are kept on disk between fits, as in scikit-learn's `Pipeline`: the
+        folds and grid points of a search then share them where images, preprocessing and frozen
+        stages are the same. Changes no result. None: nowhere.
     device : str, default="auto"
         ``"auto"``: CUDA or Apple's MPS when present, else the processor; or a torch device.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
@@ -327,6 +333,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "max_boxes": [Interval(Integral, 1, None, closed="left"), None],
         "merge_distance": [Interval(Real, 0, None, closed="both"), None],
         "cache_size": [Interval(Integral, 0, None, closed="left")],
+        "memory": [str, os.PathLike, HasMethods("cache"), None],
         "device": [str],
         "precision": [StrOptions(set(PRECISIONS))],
         "n_jobs": [Integral, None],
@@ -377,6 +384,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         max_boxes: int | None = None,
         merge_distance: float | None = None,
         cache_size: int = 2**30,
+        memory: Any = None,
         device: str = "auto",
         precision: str = "auto",
         n_jobs: int | None = None,
@@ -423,6 +431,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.max_boxes = max_boxes
         self.merge_distance = merge_distance
         self.cache_size = cache_size
+        self.memory = memory
         self.device = device
         self.precision = precision
         self.n_jobs = n_jobs
@@ -499,6 +508,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """
         check_threshold(self.threshold)
         self._callbacks()
+        memory = folder_of_memory(self.memory)
         sources, labels = labelled_sources(X, y, self.good_label)
         classes = find_classes(labels, self.target, self.good_label)
         targets = classes.encode(labels)
@@ -516,9 +526,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             torch.manual_seed(seed)
             network, preprocess = self._build_network(len(classes.labels), classes.good)
             views = VIEWS["none" if only_good else self.augmentation]
-            with FeatureCache(len(sources.items), views, self.cache_size, torch.float16) as cache:
-                thumbnails: list[NDArray[np.uint8]] = []
-                cache.fill(network, self._pixels(sources, preprocess, thumbnails))
+            with FeatureCache(
+                len(sources.items), views, self.cache_size, torch.float16, self.batch_size
+            ) as cache:
+                store = self._feature_store(memory, network, preprocess, cache)
+                thumbnails = self._fill(cache, network, preprocess, sources.items, store)
                 pairs = duplicate_pairs(thumbnails)
                 warn_if_duplicates(pairs, is_defect, sources.items)
                 groups = duplicate_groups(pairs, len(targets))
@@ -648,7 +660,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self._heat_model = fit_heat_model(
             self.heatmap,
             good,
-            result.levels,
+            result.cams,
             novelty,
             result.typical_cams,
             is_defect,
@@ -737,13 +749,60 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _epoch_bar(self, n_epochs: int) -> tqdm:
         return tqdm(total=n_epochs, desc="training", unit="epoch", disable=not self.verbose)
 
+    def _feature_store(
+        self,
+        memory: Path | None,
+        network: DefectCAMNetwork,
+        preprocess: Preprocess,
+        cache: FeatureCache,
+    ) -> FeatureStore | None:
+        if memory is None:
+            return None
+        kind = fingerprint(
+            network,
+            preprocess,
+            backbone=self.backbone,
+            views=cache.views,
+            dtype=cache.dtype,
+            batch_size=cache.batch_size,
+        )
+        return FeatureStore(memory / kind)
+
+    def _fill(
+        self,
+        cache: FeatureCache,
+        network: DefectCAMNetwork,
+        preprocess: Preprocess,
+        items: list[Any],
+        store: FeatureStore | None,
+    ) -> list[NDArray[np.uint8]]:
+        """Fill the cache, by the trunk with what the store does not have; return thumbnails."""
+        hashes: list[str] = []
+        thumbnails: dict[int, NDArray[np.uint8]] = {}
+        if store is not None:
+            hashes += content_hashes(items, n_workers=self.n_jobs)
+            for row, image in enumerate(hashes):
+                if (kept := store.read(image)) is not None:
+                    cache.put(row, kept.features)
+                    thumbnails[row] = kept.thumbnail
+        missing = [row for row in range(len(items)) if row not in thumbnails]
+        fresh: list[NDArray[np.uint8]] = []
+
+        def keep(rows: Sequence[int]) -> None:
+            for row, small in zip(rows, fresh[-len(rows) :], strict=True):
+                thumbnails[row] = small
+                if store is not None:
+                    store.write(hashes[row], StoredImage(cache.image(row), small))
+
+        pixels = self._pixels([items[row] for row in missing], preprocess, fresh)
+        cache.fill(network, pixels, missing, keep)
+        return [thumbnails[row] for row in range(len(items))]
+
     def _pixels(
-        self, sources: Sources, preprocess: Preprocess, thumbnails: list[NDArray[np.uint8]]
+        self, items: list[Any], preprocess: Preprocess, thumbnails: list[NDArray[np.uint8]]
     ) -> Iterator[torch.Tensor]:
-        with tqdm(
-            total=len(sources.items), desc="features", unit="image", disable=not self.verbose
-        ) as bar:
-            for pixels, geometries in self._batches(sources.items, preprocess, thumbnails):
+        with tqdm(total=len(items), desc="features", unit="image", disable=not self.verbose) as bar:
+            for pixels, geometries in self._batches(items, preprocess, thumbnails):
                 yield pixels
                 bar.update(len(geometries))
 

@@ -209,6 +209,13 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
     ),
     "machine": (
         _Parameter("cache_size", 2**30, int, "bytes of features held in memory"),
+        _Parameter(
+            "memory",
+            None,
+            _or_none(str),
+            "folder where features are kept for the next fits on these images; none: nowhere",
+            metavar="DIR",
+        ),
         _Parameter("device", "auto", str, "auto, cpu, cuda, cuda:1, mps, ..."),
         _Parameter(
             "precision",

@@ -162,7 +162,7 @@ def warn_if_duplicates(
 
 def _name(items: Sequence[Any], index: int) -> str:
     item = items[index]
-    return repr(os.fspath(item)) if isinstance(item, (str, os.PathLike)) else f"image {index}"
+    return repr(str(os.fspath(item))) if isinstance(item, (str, os.PathLike)) else f"image {index}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ animation           its first frame
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -40,6 +41,7 @@ __all__ = [
     "ImageReadError",
     "ImageSource",
     "check_readable",
+    "content_hashes",
     "find_images",
     "read_image",
     "read_images",
@@ -238,6 +240,36 @@ def check_readable(
         raise ImageReadError(f"{len(problems)} images cannot be read:\n" + "\n".join(named))
 
 
+def content_hashes(
+    sources: Iterable[ImageSource], *, n_workers: int | None = None
+) -> Generator[str, None, None]:
+    """Hash what images consist of, in parallel, in order: equal images have equal hashes.
+
+    Parameters
+    ----------
+    sources : iterable
+        What `read_image` takes, one after the other.
+    n_workers : int, optional
+        As for `read_images`.
+
+    Yields
+    ------
+    str
+        Of a file's bytes, which are not decoded, whatever the file's name and place; of an array
+        and of a Pillow image, of its pixels in RGB. 32 hexadecimal digits.
+
+    Raises
+    ------
+    ImageReadError, TypeError
+        As `read_images`; a file that can be opened but not decoded passes here.
+    """
+
+    def of_numbered(item: tuple[int, ImageSource]) -> str:
+        return _numbered(item, _content_hash)
+
+    return _ordered_map(of_numbered, enumerate(_not_one_path(sources)), n_workers)
+
+
 def find_images(folder: str | os.PathLike[str]) -> list[str]:
     """List the image files below a folder, sorted.
 
@@ -274,6 +306,21 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
 
 
 # Files and Pillow images
+
+
+def _content_hash(source: ImageSource) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            with open(source, "rb") as file:
+                kind, content = "file", file.read()
+        except OSError as error:
+            raise ImageReadError(
+                f"{os.fspath(source)!r} {_what_is_wrong(source, error)}"
+            ) from error
+    else:
+        pixels = read_image(source)
+        kind, content = f"RGB {pixels.shape}", pixels.tobytes()
+    return hashlib.blake2b(content, digest_size=16, key=kind.encode()).hexdigest()
 
 
 def _looks_like_image(file_name: str) -> bool:

@@ -57,7 +57,8 @@ def save(clf: DefectCAMClassifier, path: str | os.PathLike[str], overwrite: bool
     Parameters
     ----------
     clf : DefectCAMClassifier
-        Fitted. Its callbacks, and a ``random_state`` that is not a number, are not saved.
+        Fitted. Its callbacks, its memory, and a ``random_state`` that is not a number, are not
+        saved.
     path : str or PathLike
         Usually ends with ``.safetensors``.
     overwrite : bool, default=True
@@ -216,6 +217,7 @@ def _versions() -> dict[str, str]:
 def _parameters_of(clf: DefectCAMClassifier) -> dict[str, Any]:
     parameters = clf.get_params(deep=False)
     del parameters["callbacks"]  # code
+    del parameters["memory"]  # a folder of this machine
     if not isinstance(parameters["random_state"], (int, np.integer)):
         parameters["random_state"] = None
     return parameters
@@ -339,7 +341,8 @@ def _restore_network(
         if name.startswith(_NETWORK)
     }
     builder = DefectCAMClassifier(**clf.get_params(deep=False))
-    builder.set_params(**description["network"], weights=None)
+    # 0.1.0, whose files name no precision, knew float32 alone.
+    builder.set_params(**{"precision": "float32", **description["network"]}, weights=None)
     if builder.precision != "float32":
         builder.precision = clf.precision  # this machine may lack what the other one had
     # The first weights, which the file's replace, are random: drawn where nobody notices.

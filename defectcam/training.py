@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from defectcam.cam import signed_cam
+from defectcam.cam import signed_cams
 from defectcam.network import DefectCAMNetwork, TrunkFeatures
 from defectcam.novelty import MAX_CODEBOOK_PATCHES, Codebook
 
@@ -74,6 +74,8 @@ class FeatureCache:
         disappears with the cache.
     dtype : torch.dtype
         Type the features are kept in.
+    batch_size : int, default=16
+        Most views that go through the trunk together, unless a single image has more.
 
     Attributes
     ----------
@@ -85,19 +87,30 @@ class FeatureCache:
     """
 
     def __init__(
-        self, n_images: int, views: Sequence[tuple[int, ...]], budget: int, dtype: torch.dtype
+        self,
+        n_images: int,
+        views: Sequence[tuple[int, ...]],
+        budget: int,
+        dtype: torch.dtype,
+        batch_size: int = 16,
     ) -> None:
         self.n_images = n_images
         self.views = views
         self.budget = budget
         self.dtype = dtype
+        self.batch_size = batch_size
         self.deep: list[Tensor] = []
         self.patches: Tensor | None = None
         self.novelty: Tensor | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    @torch.inference_mode()
-    def fill(self, network: DefectCAMNetwork, batches: Iterable[Tensor]) -> None:
+    def fill(
+        self,
+        network: DefectCAMNetwork,
+        batches: Iterable[Tensor],
+        rows: Sequence[int] | None = None,
+        on_filled: Callable[[Sequence[int]], None] | None = None,
+    ) -> None:
         """Run the trunk once per image and view.
 
         Parameters
@@ -105,22 +118,48 @@ class FeatureCache:
         network : DefectCAMNetwork
         batches : iterable of Tensor of shape (n, 3, height, width)
             Normalised images in order.
+        rows : sequence of int, optional
+            Where in the cache these images belong; by default they are all of its images.
+        on_filled : callable, optional
+            Called after each batch with its rows.
         """
+        rows = range(self.n_images) if rows is None else rows
         start = 0
         for pixels in batches:
-            rows = slice(start, start + len(pixels))
-            for view, dims in enumerate(self.views):
-                flipped = pixels.flip(dims) if dims else pixels
-                features = network.trunk_features(
-                    flipped.contiguous(memory_format=torch.channels_last)
-                )
-                if not self.deep:
-                    self._allocate(features)
-                for kept, fresh in zip(self.deep, features.deep, strict=True):
-                    kept[rows, view] = fresh.to(self.dtype)
-                if self.patches is not None and view == 0 and features.patches is not None:
-                    self.patches[rows] = features.patches.to(self.dtype)
+            filled = rows[start : start + len(pixels)]
+            self._run_trunk(network, torch.as_tensor(filled), pixels)
+            if on_filled is not None:
+                on_filled(filled)
             start += len(pixels)
+
+    @torch.inference_mode()
+    def _run_trunk(self, network: DefectCAMNetwork, rows: Tensor, pixels: Tensor) -> None:
+        """Run all views of some images, always as many at once.
+
+        Rounding depends on how many go through the trunk together, not on which: with the last
+        batch filled up, an image's features are the same bits in whatever company it comes.
+        """
+        n_views = len(self.views)
+        largest = max(1, self.batch_size // n_views)
+        n = next(n for n in range(largest, 0, -1) if self.batch_size % n == 0)
+        for places, images in zip(rows.split(n), pixels.split(n), strict=True):
+            full = F.pad(images, (0,) * 7 + (n - len(images),))
+            flipped = torch.cat([full.flip(dims) for dims in self.views])
+            features = network.trunk_features(flipped.contiguous(memory_format=torch.channels_last))
+            deep = [t.unflatten(0, (n_views, n))[:, : len(images)] for t in features.deep]
+            patches = None if features.patches is None else features.patches[: len(images)]
+            self._keep(places, [t.transpose(0, 1) for t in deep], patches)
+
+    def image(self, row: int) -> TrunkFeatures:
+        """Features of one image, in all views; a view of the cache."""
+        patches = None if self.patches is None else self.patches[row]
+        return TrunkFeatures([level[row] for level in self.deep], patches)
+
+    @torch.inference_mode()
+    def put(self, row: int, features: TrunkFeatures) -> None:
+        """Set the features of one image, as `image` gives them."""
+        patches = None if features.patches is None else features.patches[None]
+        self._keep(torch.tensor([row]), [level[None] for level in features.deep], patches)
 
     def batch(self, rows: Tensor, views: Tensor) -> list[Tensor]:
         """Deep features of some rows, each in one of its views, as float32 in channels_last."""
@@ -152,11 +191,18 @@ class FeatureCache:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _allocate(self, features: TrunkFeatures) -> None:
-        deep_shapes = [(self.n_images, len(self.views), *t.shape[1:]) for t in features.deep]
-        shapes = list(deep_shapes)
-        if features.patches is not None:
-            shapes.append((self.n_images, *features.patches.shape[1:]))
+    def _keep(self, rows: Tensor, deep: Sequence[Tensor], patches: Tensor | None) -> None:
+        """Copy features of some images, ``(n, n_views, ...)``, and of their first views."""
+        if not self.deep:
+            self._allocate(deep, patches)
+        for kept, fresh in zip(self.deep, deep, strict=True):
+            kept[rows] = fresh.to("cpu", self.dtype)
+        if self.patches is not None and patches is not None:
+            self.patches[rows] = patches.to("cpu", self.dtype)
+
+    def _allocate(self, deep: Sequence[Tensor], patches: Tensor | None) -> None:
+        given = [*deep] if patches is None else [*deep, patches]
+        shapes = [(self.n_images, *tensor.shape[1:]) for tensor in given]
         n_bytes = sum(int(np.prod(shape)) for shape in shapes) * self.dtype.itemsize
         if n_bytes <= self.budget:
             tensors = [torch.empty(shape, dtype=self.dtype) for shape in shapes]
@@ -171,8 +217,8 @@ class FeatureCache:
                 ).view(shape)
                 for i, shape in enumerate(shapes)
             ]
-        self.deep = tensors[: len(deep_shapes)]
-        self.patches = tensors[-1] if features.patches is not None else None
+        self.deep = tensors[: len(deep)]
+        self.patches = None if patches is None else tensors[-1]
 
 
 class FitResult(NamedTuple):
@@ -183,18 +229,18 @@ class FitResult(NamedTuple):
     logits : Tensor of shape (n_images, n_classes)
         Scores of the training images, each from a tail that did not train on it, where there are
         such; else from the final one.
-    levels : Tensor of shape (n_images, n_levels, n_classes, height, width)
-        Evidence of each level, likewise; shifted so that its signed map of good training images has
-        median 0.
+    cams : Tensor of shape (n_images, 1 + n_levels, height, width)
+        Signed maps of the whole evidence and of each level's, likewise; each shifted so that that
+        of good training images has median 0.
     typical_cams : tuple of float
-        Median of the final network's signed map over good training images, per level.
+        Medians of the final network's signed maps over good training images, in the same order.
     history : dict of list
     interrupted : bool
         Whether a KeyboardInterrupt ended the training early.
     """
 
     logits: Tensor
-    levels: Tensor
+    cams: Tensor
     typical_cams: tuple[float, ...]
     history: History
     interrupted: bool
@@ -206,37 +252,31 @@ class CachedScores(NamedTuple):
     Attributes
     ----------
     logits : Tensor of shape (n_images, n_classes)
-    levels : Tensor of shape (n_images, n_levels, n_classes, height, width)
-        Evidence of each level.
-    good : int
-        Index of the good class.
+    cams : Tensor of shape (n_images, 1 + n_levels, height, width)
+        Signed maps of the whole evidence and of each level's.
     typical_margin : float
         Median log-odds of a defect over the reference's good images.
     class_distance : float
         How much higher that of its defective images is.
     typical_cams : tuple of float
-        Median of each level's signed map over its good images.
+        Medians of the signed maps over its good images.
     """
 
     logits: Tensor
-    levels: Tensor
-    good: int
+    cams: Tensor
     typical_margin: float
     class_distance: float
     typical_cams: tuple[float, ...]
 
-    def centred_levels(self, rows: NDArray[np.intp]) -> Tensor:
-        """Evidence of some rows, each level's signed map of the good shifted to median 0."""
-        levels = self.levels[rows]
-        levels[:, :, self.good] += torch.tensor(self.typical_cams)[:, None, None]
-        return levels
+    def centred_cams(self, rows: NDArray[np.intp]) -> Tensor:
+        """Signed maps of some rows, shifted so that those of the good have median 0."""
+        return self.cams[rows] - self.cams.new_tensor(self.typical_cams)[:, None, None]
 
     def scaled(self, factor: float) -> CachedScores:
         """Say what the network would say with all evidence and scores times a factor."""
         return CachedScores(
             self.logits * factor,
-            self.levels * factor,
-            self.good,
+            self.cams * factor,
             self.typical_margin * factor,
             self.class_distance * factor,
             tuple(factor * value for value in self.typical_cams),
@@ -268,7 +308,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     if not folds:
         training.run(everything, fold=0)
         scores = training.scores(everything)
-        return training.result(scores.logits, scores.centred_levels(everything), scores)
+        return training.result(scores.logits, scores.centred_cams(everything), scores)
     start = copy.deepcopy(network.state_dict())
     states: list[dict[str, Tensor]] = []
     distances: list[float] = []
@@ -286,7 +326,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
         scores = training.centre_scores(train_rows)
         distances.append(scores.class_distance)
         held_out.append(
-            (held_out_rows, scores.logits[held_out_rows], scores.centred_levels(held_out_rows))
+            (held_out_rows, scores.logits[held_out_rows], scores.centred_cams(held_out_rows))
         )
         if training.interrupted:
             break
@@ -300,10 +340,10 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
         network.head.scale_(factor)
         scores = scores.scaled(factor)
     if len(states) < len(folds):  # an interrupt left rows that no tail has scored
-        return training.result(scores.logits, scores.centred_levels(everything), scores)
-    rows, all_logits, all_levels = zip(*held_out, strict=True)
+        return training.result(scores.logits, scores.centred_cams(everything), scores)
+    rows, all_logits, all_cams = zip(*held_out, strict=True)
     order = np.argsort(np.concatenate(rows))
-    return training.result(torch.cat(all_logits)[order], torch.cat(all_levels)[order], scores)
+    return training.result(torch.cat(all_logits)[order], torch.cat(all_cams)[order], scores)
 
 
 def fit_codebook(
@@ -404,19 +444,16 @@ class TailTraining:
         logits, levels = predict_cached(self.network, self.cache, np.arange(self.cache.n_images))
         others = [c for c in range(logits.shape[1]) if c != self.good]
         margin = logits[:, others].logsumexp(1) - logits[:, self.good]
+        cams = signed_cams(levels, self.good)
         good = self._good_among(rows)
         defective = np.setdiff1d(rows, good)
         typical_margin = float(margin[good].quantile(0.5))
         return CachedScores(
             logits,
-            levels,
-            self.good,
+            cams,
             typical_margin=typical_margin,
             class_distance=float(margin[defective].quantile(0.5)) - typical_margin,
-            typical_cams=tuple(
-                float(np.median(signed_cam(level, self.good).numpy()))
-                for level in levels[good].unbind(1)
-            ),
+            typical_cams=tuple(float(np.median(cam.numpy())) for cam in cams[good].unbind(1)),
         )
 
     def centre_scores(self, rows: NDArray[np.intp]) -> CachedScores:
@@ -430,9 +467,9 @@ class TailTraining:
         scores.logits[:, self.good] += scores.typical_margin
         return scores._replace(typical_margin=0.0)
 
-    def result(self, logits: Tensor, levels: Tensor, final: CachedScores) -> FitResult:
-        """Sum up the fit: the training images' scores and evidence, and the final network's."""
-        return FitResult(logits, levels, final.typical_cams, self.history, self.interrupted)
+    def result(self, logits: Tensor, cams: Tensor, final: CachedScores) -> FitResult:
+        """Sum up the fit: the training images' scores and maps, and the final network's."""
+        return FitResult(logits, cams, final.typical_cams, self.history, self.interrupted)
 
     def _good_among(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         return rows[self.targets.numpy()[rows] == self.good]
@@ -454,19 +491,18 @@ class TailTraining:
             views = torch.randint(len(self.cache.views), (len(batch),), generator=generator)
             novelty = self.cache.novelty_batch(batch, views)
             levels = network.level_evidence(self.cache.batch(batch, views))
-            logits = network.head.logits(levels.sum(1), novelty)
-            if self.options.deep_supervision:
-                scores = [network.head.logits(level, novelty) for level in levels.unbind(1)]
-                loss = torch.stack([self._loss(score, batch) for score in scores]).mean()
-            else:
-                loss = self._loss(logits, batch)
+            judged = levels.unbind(1) if self.options.deep_supervision else [levels.sum(1)]
+            scores = [network.head.logits(evidence, novelty) for evidence in judged]
+            losses = [self._loss(score, batch) for score in scores]
+            loss = torch.stack(losses).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             if schedule is not None:
                 schedule.step()
             loss_sum += loss.item() * len(batch)
-            n_correct += int((logits.detach().argmax(1) == self.targets[batch]).sum())
+            logits = torch.stack(scores).detach().mean(0)
+            n_correct += int((logits.argmax(1) == self.targets[batch]).sum())
         mean_loss = loss_sum / len(rows)
         if not np.isfinite(mean_loss):
             raise TrainingDivergedError(
@@ -647,12 +683,13 @@ def result_of_good_only(network: DefectCAMNetwork, cache: FeatureCache) -> FitRe
     """Sum up a fit to good images alone, which trains nothing: the evidence is zero everywhere."""
     network.head.scale_(0.0)
     logits, levels = predict_cached(network, cache, np.arange(1))
+    _, n_levels, _, height, width = levels.shape
     n = cache.n_images
     history: History = {name: [] for name in HISTORY_COLUMNS}
     return FitResult(
         logits.expand(n, -1),
-        levels.expand(n, -1, -1, -1, -1),
-        (0.0,) * levels.shape[1],
+        levels.new_zeros(1, 1 + n_levels, height, width).expand(n, -1, -1, -1),
+        (0.0,) * (1 + n_levels),
         history,
         interrupted=False,
     )

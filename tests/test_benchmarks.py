@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("accuracy", "figures", "patchcore", "printing", "protocols")
+MODULES = ("accuracy", "figures", "patchcore", "plain", "printing", "protocols", "speed")
 OPTIONS = argparse.Namespace(types=None, n_defects=[4, 8, 16], flipped=[0.05, 0.1])
 COUNTS = {"dent": 20, "good": 60, "hole": 5, "scratch": 35}
 
@@ -285,3 +285,33 @@ def test_patchcore_finds_bright_corners(script, plates):
     assert [f.is_defect for f in found] == (data.types[test] != "good").tolist()
     assert all(f.heatmap.shape == (20, 24) for f in found)
     assert all((len(f.boxes) > 0) == f.is_defect for f in found)
+
+
+# Speed -------------------------------------------------------------------------------------------
+
+TINY = {"backbone": "test_efficientnet", "weights": None, "image_size": 32, "codebook_size": 8}
+
+
+def test_speed_is_printed_and_kept_with_the_machine(script, plates, capsys):
+    kept = plates.parent / "results" / "speed.json"
+    common = [str(plates), "--repeats", "1", "--json", str(kept), "--set", json.dumps(TINY)]
+    for part in ("arrays", "files"):
+        script("speed").main([*common, "--only", part])
+    printed = capsys.readouterr().out
+    parts = json.loads(kept.read_text())
+    assert list(parts) == ["arrays", "files"]
+    for name, part in parts.items():
+        assert {"processor", "cores", "torch", "torch threads", "precision"} <= set(part["machine"])
+        assert part["figures"]["images"] == 5
+        times = {key: t for key, t in part["figures"].items() if key.endswith("ms per image")}
+        assert len(times) >= 3 and min(times.values()) > 0
+        assert f"| {name} | |" in printed
+        assert all(f"| {key} |" in printed for key in times)
+
+
+def test_any_first_images_have_the_labels_in_their_proportions(script):
+    labels = np.repeat(["anomaly", "good"], [20, 60])
+    order = script("speed").proportional(labels)
+    assert sorted(order) == list(range(80))
+    for n in (1, 4, 10, 37, 80):
+        assert abs((labels[order[:n]] == "anomaly").sum() - n / 4) <= 1

@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from defectcam.calibration import (
     GOOD_PIXEL_QUANTILE,
     LEAST_FAMILIARITY_LIMIT,
+    NOVELTY_TRUST,
     DefectProbability,
     HeatModel,
     HeatScale,
@@ -27,7 +29,7 @@ from defectcam.calibration import (
     fit_heat_scale,
     fit_novelty_probability,
 )
-from defectcam.cam import fuse
+from defectcam.cam import fuse, signed_cam, signed_cams
 from defectcam.novelty import smooth_novelty
 
 
@@ -152,9 +154,9 @@ def test_equal_good_images_give_a_usable_probability(n):
 @pytest.mark.parametrize("good", [0, 1])
 def test_the_heatmap_of_good_images_alone_is_novelty_on_its_scale(good):
     novelty = torch.from_numpy(normal(20, 12, 14))
-    evidence = torch.zeros(20, 2, 6, 7)
-    model = fit_heat_model("fused", good, evidence, novelty, 0.0, np.zeros(20, bool), (8, 10))
-    maps = model.grids(evidence, novelty)
+    cams, is_defect = torch.zeros(20, 3, 6, 7), np.zeros(20, bool)
+    model = fit_heat_model("fused", good, cams, novelty, (0.0,) * 3, is_defect, (8, 10))
+    maps = model.grids(torch.zeros(20, 2, 2, 6, 7), novelty)
     assert model.novelty_share == 1
     assert maps.median() == pytest.approx(0, abs=1e-2)
     assert np.quantile(maps.numpy(), GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-2)
@@ -259,18 +261,31 @@ def test_other_criteria_are_refused(criterion):
 # --- Scale of the map ---------------------------------------------------------------------------
 
 
+UNIT = HeatScale(0.0, 1.0)
+
+
 def heat_model(kind: str, good: int, **fields: Any) -> HeatModel:
-    unit = HeatScale(0.0, 1.0)
-    defaults = {"cam_scale": unit, "novelty_scale": unit, "novelty_share": 0.5, "fused_scale": unit}
-    return HeatModel(kind, good, **{**defaults, "input_size": (8, 10), **fields})
+    defaults = {
+        "cam_scale": UNIT,
+        "novelty_scale": UNIT,
+        "novelty_share": 0.5,
+        "fused_scale": UNIT,
+        "input_size": (8, 10),
+        "level_scales": (UNIT, UNIT),
+    }
+    return HeatModel(kind, good, **{**defaults, **fields})
+
+
+def levels(n_classes: int = 2, n_levels: int = 2) -> Tensor:
+    """Return evidence of 3 images."""
+    return torch.from_numpy(normal(3, n_levels, n_classes, 4, 5))
 
 
 def test_the_median_of_good_pixels_becomes_zero_and_their_quantile_one():
-    maps = torch.from_numpy(normal(20, 12, 15) * 3 + 5)
+    maps = torch.from_numpy(normal(20, 50, 60) * 3 + 5)
     scaled = fit_heat_scale(maps).apply(maps).numpy()
     assert np.median(scaled) == pytest.approx(0, abs=1e-5)
     assert np.quantile(scaled, GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-5)
-    assert (scaled > 1).mean() == pytest.approx(1 - GOOD_PIXEL_QUANTILE, abs=3e-4)
 
 
 def test_a_constant_map_gets_a_usable_scale():
@@ -278,65 +293,122 @@ def test_a_constant_map_gets_a_usable_scale():
     assert scale.apply(torch.tensor([2.0, 3.0])).tolist() == [0, 1]
 
 
-def test_the_cam_is_put_on_its_scale():
-    evidence = torch.from_numpy(normal(3, 2, 4, 5))
-    grids = heat_model("cam", 1, cam_scale=HeatScale(0.5, 2.5)).grids(evidence, None)
+def test_a_shifted_scale_is_that_of_maps_that_are_higher():
+    maps = torch.from_numpy(normal(3, 4, 5))
+    scale = HeatScale(0.5, 2.5)
+    torch.testing.assert_close(scale.shifted(7.0).apply(maps + 7), scale.apply(maps))
+
+
+@pytest.mark.parametrize("n_levels", [1, 3])
+def test_the_cam_of_all_levels_together_is_put_on_its_scale(n_levels):
+    maps = levels(n_levels=n_levels)
+    grids = heat_model("cam", 1, cam_scale=HeatScale(0.5, 2.5)).grids(maps, None)
+    evidence = maps.sum(1)
     torch.testing.assert_close(grids, (evidence[:, 0] - evidence[:, 1] - 0.5) / 2)
 
 
 def test_the_published_map_is_scaled_by_each_image_itself():
-    evidence = torch.from_numpy(normal(3, 2, 4, 5))
-    grids = heat_model("min_max_cam", 0, cam_scale=HeatScale(0.5, 2.5)).grids(evidence, None)
+    maps = levels()
+    grids = heat_model("min_max_cam", 0, cam_scale=HeatScale(0.5, 2.5)).grids(maps, None)
     enlarged = F.interpolate(grids[:, None], size=(8, 10), mode="bilinear")[:, 0]
-    own = F.interpolate(evidence[:, 1:], size=(8, 10), mode="bilinear")[:, 0]
+    own = F.interpolate(maps.sum(1)[:, 1:], size=(8, 10), mode="bilinear")[:, 0]
     for shown, map_ in zip(enlarged, own, strict=True):
         torch.testing.assert_close(shown, (map_ - map_.min()) / (map_.max() - map_.min()))
 
 
 def test_the_fused_map_lies_on_the_grid_of_the_novelty():
-    evidence, novelty = torch.from_numpy(normal(3, 2, 4, 5)), torch.from_numpy(normal(3, 8, 10))
-    grids = heat_model("fused", 0, fused_scale=HeatScale(0.5, 2.5)).grids(evidence, novelty)
-    expected = fuse(evidence[:, 1] - evidence[:, 0], smooth_novelty(novelty), 0.5)
+    maps, novelty = levels(), torch.from_numpy(normal(3, 8, 10))
+    grids = heat_model("fused", 0, fused_scale=HeatScale(0.5, 2.5)).grids(maps, novelty)
+    expected = fuse(maps[:, :, 1] - maps[:, :, 0], smooth_novelty(novelty), 0.5)
+    assert grids.shape == (3, 8, 10)
     torch.testing.assert_close(grids, (expected - 0.5) / 2)
+
+
+def test_each_level_is_fused_on_its_own_scale():
+    maps, novelty = levels(n_classes=3), torch.from_numpy(normal(3, 8, 10))
+    scales = (HeatScale(-1.0, 3.0), HeatScale(10.0, 10.5))
+    grids = heat_model("fused", 1, level_scales=scales).grids(maps, novelty)
+    strongest = maps[:, :, [0, 2]].amax(2) - maps[:, :, 1]
+    cams = torch.stack([(strongest[:, 0] + 1) / 4, (strongest[:, 1] - 10) / 0.5], dim=1)
+    torch.testing.assert_close(grids, fuse(cams, smooth_novelty(novelty), 0.5))
+
+
+def test_a_model_without_scales_of_the_levels_fuses_their_sum():
+    """As 0.1.0 did."""
+    maps, novelty = levels(), torch.from_numpy(normal(3, 8, 10))
+    scale = HeatScale(-1.0, 3.0)
+    older = heat_model("fused", 1, cam_scale=scale, level_scales=())
+    one_level = heat_model("fused", 1, level_scales=(scale,))
+    together = maps.sum(1, keepdim=True)
+    torch.testing.assert_close(older.grids(maps, novelty), one_level.grids(together, novelty))
+
+
+def test_scales_of_other_levels_are_not_mixed_up():
+    with pytest.raises(ValueError, match="zip"):
+        heat_model("fused", 0).grids(levels(n_levels=3), torch.zeros(3, 8, 10))
 
 
 @pytest.mark.parametrize("kind", ["cam", "fused", "min_max_cam"])
 @pytest.mark.parametrize("good", [0, 1, 2])
 def test_the_maps_of_the_types_are_the_cams_parts(kind, good):
-    evidence = torch.from_numpy(normal(3, 3, 4, 5))
+    maps = levels(n_classes=3)
     model = heat_model(kind, good, cam_scale=HeatScale(0.5, 2.5))
-    grids = model.type_grids(evidence)
-    assert torch.equal(grids.amax(1), model._replace(kind="cam").grids(evidence, None))
+    grids = model.type_grids(maps)
+    assert torch.equal(grids.amax(1), model._replace(kind="cam").grids(maps, None))
+    evidence = maps.sum(1)
     for grid, label in zip(grids.unbind(1), {0, 1, 2} - {good}, strict=True):
         torch.testing.assert_close(grid, (evidence[:, label] - evidence[:, good] - 0.5) / 2)
 
 
-def training_maps(kind: str, typical: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Fit a model to 20 good and 10 defective images; return the final maps of both.
+def trained_model(kind: str, shifts: tuple[float, float]) -> tuple[HeatModel, Tensor, Tensor]:
+    """Fit a model to 20 good and 10 defective images; return it, the final evidence and novelty.
 
-    The signed map of good images has the median `typical` in the final network; the maps that the
-    model is fitted to are shifted to 0. `offset` moves the whole novelty.
+    In the final network the evidence of the levels is higher by `shifts` than in the tails that the
+    model is fitted to, and these maps are shifted to a median of 0.
     """
     is_defect = np.arange(30) >= 20
-    evidence = torch.from_numpy(normal(30, 2, 6, 7))
-    evidence[20:, 1, 2:4, 2:4] += 20
-    evidence[:, 0] += (evidence[:20, 1] - evidence[:20, 0]).median()
-    novelty = torch.from_numpy(normal(30, 12, 14, seed=1)) + offset
+    final = torch.from_numpy(normal(30, 2, 2, 6, 7))
+    final[:, 1] *= 3
+    # Fewer than one half of the positions of either level, but more of the sum: the median of the
+    # sum is not the sum of the medians.
+    final[:, 0, 1, :, :3] += 20
+    final[:, 1, 1, :, 4:] += 20
+    final[20:, :, 1, 2:4, 2:4] += 400
+    cams = signed_cams(final, 0)
+    medians = torch.tensor([float(cam.quantile(0.5)) for cam in cams[:20].unbind(1)])
+    novelty = torch.from_numpy(normal(30, 12, 14, seed=1))
     novelty[20:, 4:8, 4:8] += 20
-    model = fit_heat_model(kind, 0, evidence, novelty, typical, is_defect, (8, 10))
-    final = evidence.clone()
-    final[:, 1] += typical
-    maps = model.grids(final, novelty)
-    return maps[:20], maps[20:]
+    typical = medians + torch.tensor([sum(shifts), *shifts])
+    final[:, :, 1] += torch.tensor(shifts)[:, None, None]
+    model = fit_heat_model(
+        kind, 0, cams - medians[:, None, None], novelty, typical.tolist(), is_defect, (8, 10)
+    )
+    return model, final, novelty
+
+
+SHIFTS = pytest.mark.parametrize("shifts", [(0.0, 0.0), (30.0, 0.0), (-30.0, 10.0)])
 
 
 @pytest.mark.parametrize("kind", ["cam", "fused"])
-@pytest.mark.parametrize("typical", [-30.0, 0.0, 30.0])
-def test_on_good_images_zero_is_typical_and_one_the_limit(kind, typical):
-    good, defective = training_maps(kind, typical)
+@SHIFTS
+def test_on_good_images_zero_is_typical_and_one_the_limit(kind, shifts):
+    model, final, novelty = trained_model(kind, shifts)
+    maps = model.grids(final, novelty)
+    good, defective = maps[:20], maps[20:]
     assert good.median() == pytest.approx(0, abs=1e-2)
     assert np.quantile(good.numpy(), GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-2)
     assert (defective.amax((1, 2)) > 1.5).all()
+
+
+@pytest.mark.parametrize("kind", ["cam", "fused"])
+@SHIFTS
+def test_each_level_of_the_final_network_has_its_typical_value_and_its_limit(kind, shifts):
+    model, final, _ = trained_model(kind, shifts)
+    assert len(model.level_scales) == 2
+    for scale, level in zip(model.level_scales, final[:20].unbind(1), strict=True):
+        good = scale.apply(signed_cam(level, 0)).numpy()
+        assert np.median(good) == pytest.approx(0, abs=1e-4)
+        assert np.quantile(good, GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-4)
 
 
 def maps_with(peaks: np.ndarray, seed: int) -> Tensor:
@@ -353,9 +425,33 @@ def maps_with(peaks: np.ndarray, seed: int) -> Tensor:
 def test_novelty_leads_the_fused_map_unless_its_peaks_mislead(evidence, novelty, expected):
     is_defect = np.arange(40) >= 20
     peaks = {"right": np.where(is_defect, 30, 0), "wrong": np.where(is_defect, 0, 30)}
-    share = choose_novelty_share(
-        maps_with(peaks[evidence], 0), maps_with(peaks[novelty], 1), is_defect
-    )
+    cams = torch.stack([maps_with(peaks[evidence], seed) for seed in (0, 2)], dim=1)
+    share = choose_novelty_share(cams, maps_with(peaks[novelty], 1), is_defect)
     assert (share > 0.5) == (expected > 0.5)
     if evidence == novelty or novelty == "right":
         assert share == 1
+
+
+@pytest.mark.parametrize(("wrong", "lasts"), [(0, True), (3, True), (12, False)])
+def test_the_largest_share_is_taken_that_costs_no_more_than_the_tolerance(wrong, lasts):
+    """Evidence tells all images apart; novelty overlooks some of 100 defective ones."""
+    is_defect = np.arange(200) >= 100
+    cam = maps_with(np.where(is_defect, 30, 0), 0)
+    peaks = np.where(is_defect, 30, 0)
+    peaks[100 : 100 + wrong] = 0
+    share = choose_novelty_share(cam[:, None], maps_with(peaks, 1), is_defect)
+    assert (share == 1) == lasts
+    if not lasts:
+        assert 0 < share < 1
+
+
+def test_novelty_keeps_half_of_its_weight_and_the_sum_is_calibrated_again():
+    rng = np.random.default_rng(0)
+    is_defect = np.repeat([False, True], 200)
+    scores = rng.normal(size=(400, 2)) + is_defect[:, None] * [2.0, 1.5]
+    standardised = (scores - scores.mean(0)) / scores.std(0)
+    weights = LogisticRegression(C=10.0).fit(standardised, is_defect).coef_[0] / scores.std(0)
+    model = fit_defect_probability(scores, is_defect)
+    evidence, novelty = model.coefficients
+    assert novelty / evidence == pytest.approx(NOVELTY_TRUST * weights[1] / weights[0])
+    assert model.probability(scores).mean() == pytest.approx(0.5, abs=1e-2)

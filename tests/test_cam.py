@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
-from defectcam.cam import class_cam, defect_evidence, fuse, min_max, signed_cam
+from defectcam.cam import class_cam, defect_evidence, fuse, min_max, signed_cam, signed_cams
 
 
 def evidence(n_classes: int) -> Tensor:
@@ -35,6 +35,15 @@ def test_of_several_types_the_strongest_speaks():
     against_good = torch.stack([maps[:, c] - maps[:, 2] for c in (0, 1, 3)], dim=1)
     assert torch.equal(defect_evidence(maps, good=2), against_good)
     assert torch.equal(signed_cam(maps, good=2), against_good.max(1).values)
+
+
+def test_signed_cams_are_that_of_the_sum_and_those_of_the_levels():
+    levels = normal(3, 2, 3, 4, 5)
+    whole, fine, coarse = signed_cams(levels, good=1).unbind(1)
+    assert torch.equal(whole, signed_cam(levels[:, 0] + levels[:, 1], good=1))
+    assert torch.equal(fine, signed_cam(levels[:, 0], good=1))
+    assert torch.equal(coarse, signed_cam(levels[:, 1], good=1))
+    assert not torch.allclose(whole, fine + coarse)  # each level has its own strongest type
 
 
 def test_the_class_cam_does_not_see_the_good_class():
@@ -77,33 +86,49 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
+def positive(maps: Tensor) -> np.ndarray:
+    return np.log1p(np.exp(2 * maps.numpy()))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_the_fused_map_is_the_geometric_mean_of_two_positive_maps(share):
-    cam, novelty = normal(2, 4, 5), normal(2, 4, 5, seed=1)
-    one, other = (np.log1p(np.exp(2 * m.numpy())) for m in (cam, novelty))
-    expected = np.exp((1 - share) * np.log(one) + share * np.log(other))
-    np.testing.assert_allclose(fuse(cam, novelty, share).numpy(), expected, rtol=1e-4)
+@pytest.mark.parametrize("n_levels", [1, 2, 3])
+def test_the_fused_map_is_the_geometric_mean_of_positive_maps(share, n_levels):
+    cams, novelty = normal(2, n_levels, 4, 5), normal(2, 4, 5, seed=1)
+    logarithm = share * np.log(positive(novelty))
+    for level in range(n_levels):
+        logarithm += (1 - share) / n_levels * np.log(positive(cams[:, level]))
+    np.testing.assert_allclose(fuse(cams, novelty, share).numpy(), np.exp(logarithm), rtol=1e-4)
 
 
-def test_both_maps_must_speak_for_a_pixel_to_be_hot():
-    cam, novelty = torch.tensor([[[4.0, 4.0, -4.0]]]), torch.tensor([[[4.0, -4.0, 4.0]]])
-    both, cam_only, novelty_only = fuse(cam, novelty, 0.5)[0, 0].tolist()
-    assert both > 20 * cam_only
-    assert both > 20 * novelty_only
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_equal_levels_count_as_one(share):
+    cam, novelty = normal(2, 1, 4, 5), normal(2, 8, 10, seed=1)
+    thrice = fuse(cam.expand(-1, 3, -1, -1), novelty, share)
+    torch.testing.assert_close(thrice, fuse(cam, novelty, share))
+
+
+def test_all_maps_must_speak_for_a_pixel_to_be_hot():
+    fine = torch.tensor([[[4.0, -4.0, 4.0, 4.0]]])
+    coarse = torch.tensor([[[4.0, 4.0, -4.0, 4.0]]])
+    novelty = torch.tensor([[[4.0, 4.0, 4.0, -4.0]]])
+    everywhere, *silent = fuse(torch.stack([fine, coarse], dim=1), novelty, 1 / 3)[0, 0].tolist()
+    assert all(everywhere > 10 * one for one in silent)
 
 
 def test_the_fused_map_lies_on_the_grid_of_the_novelty():
-    assert fuse(normal(2, 3, 4), normal(2, 12, 16), 0.5).shape == (2, 12, 16)
+    assert fuse(normal(2, 3, 3, 4), normal(2, 12, 16), 0.5).shape == (2, 12, 16)
 
 
 def test_far_values_give_finite_fused_maps():
     far = torch.tensor([[[-1e3, 1e3]]])
-    assert fuse(far, far, 0.5).isfinite().all()
-    assert fuse(far, far.flip(2), 0.5).isfinite().all()
+    cams = torch.stack([far, far, far.flip(2)], dim=1)
+    for share in (0.0, 0.5, 1.0):
+        assert fuse(cams, far, share).isfinite().all()
+        assert fuse(cams, far.flip(2), share).isfinite().all()
 
 
 def test_the_fused_maps_evidence_keeps_its_cells_centres():
-    cam = torch.tensor([[[0.0, 1.0]]])
+    cam = torch.tensor([[[[0.0, 1.0]]]])
     fused = fuse(cam, torch.zeros(1, 1, 4), novelty_share=0.0)
     expected = torch.tensor([0.0, 0.25, 0.75, 1.0])  # half a cell from the border, not on it
     torch.testing.assert_close(fused[0, 0], torch.log1p(torch.exp(2 * expected)))

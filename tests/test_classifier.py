@@ -29,7 +29,12 @@ from defectcam import (
     OnlyGoodImagesWarning,
     SuspectLabelsWarning,
 )
-from defectcam.calibration import GOOD_PIXEL_QUANTILE, DefectProbability, HeatModel
+from defectcam.calibration import (
+    GOOD_PIXEL_QUANTILE,
+    DefectProbability,
+    HeatModel,
+)
+from defectcam.cam import signed_cam
 from defectcam.geometry import Geometry
 from defectcam.images import ImageReadError
 from defectcam.network import DefectCAMNetwork
@@ -440,16 +445,20 @@ def test_a_single_good_image_is_enough_for_an_answer(tiny_classifier, arrays):
         ("learning_rate", 0),
         ("max_epochs", 0),
         ("batch_size", 0),
+        ("deep_supervision", "each"),
         ("schedule", "step"),
         ("augmentation", "mixup"),
         ("cv", 1),
         ("heatmap", "gradcam"),
         ("threshold", 1.5),
         ("box_threshold", "high"),
+        ("box_peak_fraction", 1.0),
         ("min_area", 0),
         ("max_boxes", 0),
         ("merge_distance", -1),
+        ("memory", 5),
         ("device", None),
+        ("precision", "float16"),
         ("random_state", "seed"),
         ("callbacks", 5),
     ],
@@ -647,9 +656,10 @@ def test_only_defective_images_have_boxes(all_defective, paths):
 
 
 def test_parameters_of_the_boxes_count_without_another_fit(all_defective, paths):
-    all_defective.set_params(max_boxes=1, min_area=2, merge_distance=5.0)
+    all_defective.set_params(max_boxes=1, min_area=2, merge_distance=5.0, box_peak_fraction=0.3)
     for one in all_defective.localize(paths[:3]):
         assert (one.max_boxes, one.min_area, one.merge_distance) == (1, 2, 5.0)
+        assert one.peak_fraction == 0.3
         assert one.threshold == all_defective.box_threshold
         assert len(one.boxes) <= 1
 
@@ -693,6 +703,46 @@ def test_without_folds_the_fused_map_has_its_fixed_scale_too(tiny_classifier, ar
     grids = np.stack([one.grid for one in classifier.localize(arrays[:5])])
     assert np.median(grids) == pytest.approx(0, abs=1e-3)
     assert np.quantile(grids, GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize("heatmap", ["fused", "cam"])
+def test_without_folds_each_level_has_its_fixed_scale_too(tiny_classifier, arrays, heatmap):
+    classifier = tiny_classifier(max_epochs=2, heatmap=heatmap, cv=None).fit(arrays, Y)
+    pixels = classifier._preprocess.batch(list(arrays[:5]))
+    with torch.no_grad():
+        levels = classifier.network_.infer(pixels).levels
+    scales = classifier._heat_model.level_scales
+    assert len(scales) == classifier.evidence_stages == 2
+    for scale, level in zip(scales, levels.unbind(1), strict=True):
+        good = scale.apply(signed_cam(level, 0)).numpy()
+        assert np.median(good) == pytest.approx(0, abs=5e-2)
+        assert np.quantile(good, GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize("evidence_stages", [1, 2])
+def test_deep_supervision_matters_where_there_are_levels(tiny_classifier, arrays, evidence_stages):
+    deep, joint = (
+        tiny_classifier(max_epochs=1, evidence_stages=evidence_stages, deep_supervision=deep)
+        for deep in (True, False)
+    )
+    states = {state_bytes(one.fit(arrays, Y)) for one in (deep, joint)}
+    assert len(states) == evidence_stages
+
+
+def test_answers_in_bfloat16_are_close_to_those_in_float32(tiny_classifier, arrays):
+    exact = tiny_classifier(precision="float32").fit(arrays, Y)
+    halved = copy.deepcopy(exact)
+    halved.network_.set_dtype(torch.bfloat16)
+    fitted_so = tiny_classifier(precision="bfloat16").fit(arrays, Y)
+    for one in (halved, fitted_so):
+        assert one.info()["precision"] == "bfloat16"
+        assert {p.dtype for p in one.network_.trunk.parameters()} == {torch.bfloat16}
+        assert {p.dtype for p in one.network_.tail.parameters()} == {torch.float32}
+        assert one.evidence(arrays).dtype == np.float32
+        np.testing.assert_allclose(one.predict_proba(arrays), exact.predict_proba(arrays), atol=0.1)
+    for one, other in zip(halved.localize(arrays), exact.localize(arrays), strict=True):
+        assert one.grid.dtype == np.float32
+        assert 0 < np.abs(one.grid - other.grid).max() < 0.3
 
 
 @pytest.mark.parametrize("heatmap", ["fused", "cam", "min_max_cam"])
@@ -849,12 +899,12 @@ def test_the_mode_is_given_back_after_an_error_too(fitted, monkeypatch, paths):
 
 @pytest.fixture
 def trunk_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that gets the number of images of each trunk pass."""
+    """Return a list that gets the number of images of each trunk pass, without its filling."""
     seen: list[int] = []
     trunk_features = DefectCAMNetwork.trunk_features
 
     def watched(self: DefectCAMNetwork, pixels: torch.Tensor) -> Any:
-        seen.append(len(pixels))
+        seen.append(int(pixels.flatten(1).any(1).sum()))
         return trunk_features(self, pixels)
 
     monkeypatch.setattr(DefectCAMNetwork, "trunk_features", watched)
@@ -913,13 +963,13 @@ def test_callbacks_get_each_row_and_may_end_a_fold(tiny_classifier, arrays):
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Interrupt the training step with this number, counted from 1."""
+    """Interrupt the training step with this number, counted from 1; each of 2 levels has a loss."""
     calls = {"n": 0}
     loss = TailTraining._loss
 
     def watched(self: TailTraining, *args: torch.Tensor) -> torch.Tensor:
         calls["n"] += 1
-        if calls["n"] == step:
+        if calls["n"] == 2 * step:
             raise KeyboardInterrupt
         return loss(self, *args)
 
@@ -1007,3 +1057,165 @@ def test_cross_validation_and_search_on_paths(tiny_classifier, paths):
     assert search.best_params_["pooling"] in ("average", "max")
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert isinstance(search.best_estimator_.localize(paths[0]), Localization)
+
+
+# --- Memory -------------------------------------------------------------------------------------
+
+
+def stored(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.features"))
+
+
+def no_score(classifier: DefectCAMClassifier, X: Any, y: Any) -> float:
+    return 0.0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["files", "arrays"])
+def test_with_memory_a_fit_gives_the_same_bits(
+    tiny_classifier, arrays, paths, tmp_path, precision, kind
+):
+    X, y = (arrays, Y) if kind == "arrays" else (paths, [Path(path).parent.name for path in paths])
+    settings = {"precision": precision, "max_epochs": 1, "batch_size": 8}
+    expected = tiny_classifier(**settings).fit(X, y)
+    remembering = tiny_classifier(**settings, memory=tmp_path)
+    remembering.fit([*X[:3], *X[-3:]], [*y[:3], *y[-3:]])
+    assert len(stored(tmp_path)) == 6
+    for _ in ("other batches", "no batch at all"):
+        remembering.fit(X, y)
+        assert len(stored(tmp_path)) == len(X)
+        assert state_bytes(remembering) == state_bytes(expected)
+        assert remembering.threshold_ == expected.threshold_
+        np.testing.assert_array_equal(
+            remembering.held_out_probability_, expected.held_out_probability_
+        )
+
+
+def test_a_search_runs_the_trunk_once_per_image_and_view(
+    tiny_classifier, paths, tmp_path, trunk_images
+):
+    search = GridSearchCV(
+        tiny_classifier(max_epochs=1, memory=str(tmp_path)),
+        [{"pooling_fraction": [0.2]}, {"learning_rate": [1e-3]}],
+        scoring=no_score,
+        cv=3,
+    ).fit(paths, [Path(path).parent.name for path in paths])
+    assert len(search.cv_results_["params"]) == 2
+    assert sum(trunk_images) == len(paths) * len(VIEWS["flips"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_shared"),
+    [
+        ({"pooling": "top_k", "heatmap": "fused"}, True),
+        ({"label_smoothing": 0.1, "deep_supervision": False, "target": "type"}, True),
+        ({"evidence_stages": 1, "cv": None, "codebook_size": 8, "head_init": "linear"}, True),
+        ({"image_size": (64, 96)}, False),
+        ({"resize": "pad"}, False),
+        ({"normalisation": "unit"}, False),
+        ({"augmentation": "none"}, False),
+        ({"trainable_stages": 1}, False),
+        ({"evidence_stages": 3}, False),
+        ({"novelty_strides": (4,)}, False),
+        ({"pooling": "top_k", "heatmap": "cam"}, False),
+        ({"random_state": 1}, False),  # other random weights
+        ({"precision": "bfloat16"}, False),
+        ({"batch_size": 8}, False),
+    ],
+    ids=str,
+)
+def test_features_are_shared_where_they_would_be_the_same(
+    tiny_classifier, arrays, tmp_path, trunk_images, changes, is_shared
+):
+    settings = {"precision": "float32", "max_epochs": 1, "memory": tmp_path}
+    tiny_classifier(**settings).fit(arrays, Y)
+    trunk_images.clear()
+    tiny_classifier(**(settings | changes)).fit(arrays, Y)
+    assert (sum(trunk_images) == 0) == is_shared
+    assert len(stored(tmp_path)) == (10 if is_shared else 20)
+
+
+def test_what_is_remembered_is_not_decoded_again(tiny_classifier, paths, tmp_path, monkeypatch):
+    y = [Path(path).parent.name for path in paths]
+    make = tiny_classifier(max_epochs=1, memory=tmp_path).fit
+    expected = make(paths, y)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("an image was decoded"))
+    assert state_bytes(make(paths, y)) == state_bytes(expected)
+
+
+def test_a_changed_file_is_noticed_and_a_moved_one_found_again(
+    tiny_classifier, parts, tmp_path, trunk_images
+):
+    make = tiny_classifier(max_epochs=1, augmentation="none", memory=tmp_path / "memory").fit
+    make(parts)
+    trunk_images.clear()
+    changed = parts / "good" / "003.png"
+    stat = changed.stat()
+    Image.fromarray(draw_part(np.random.default_rng(9), scratched=False)).save(changed)
+    os.utime(changed, (stat.st_atime, stat.st_mtime))
+    (parts / "good" / "004.png").rename(parts / "good" / "104.png")
+    after = make(parts)
+    assert sum(trunk_images) == 1
+    expected = tiny_classifier(max_epochs=1, augmentation="none").fit(parts)
+    assert state_bytes(after) == state_bytes(expected)
+
+
+@pytest.mark.parametrize("n_kept", [0, 5, 1000, None])
+def test_a_damaged_file_of_the_memory_is_computed_again(
+    tiny_classifier, arrays, tmp_path, trunk_images, n_kept
+):
+    make = tiny_classifier(max_epochs=1, augmentation="none", memory=tmp_path).fit
+    expected = state_bytes(make(arrays, Y))
+    trunk_images.clear()
+    damaged = stored(tmp_path)[4]
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:n_kept] if n_kept is not None else whole[:-1] + b"?")
+    assert state_bytes(make(arrays, Y)) == expected
+    assert sum(trunk_images) == 1
+    assert damaged.read_bytes() == whole
+
+
+def test_copies_are_found_among_remembered_images_too(tiny_classifier, arrays, tmp_path):
+    images, y = [*arrays, arrays[7] + 1], [*Y, "good"]
+    for _ in ("fresh", "remembered"):
+        with pytest.warns(NearDuplicateWarning, match="1 pair .*: image 10 and image 7"):
+            tiny_classifier(max_epochs=1, memory=tmp_path).fit(images, y)
+
+
+def test_a_wrong_array_is_named_by_its_place_among_all(tiny_classifier, arrays, tmp_path):
+    remembering = tiny_classifier(max_epochs=1, memory=tmp_path).fit(arrays, Y)
+    images = [*arrays[:-1], np.full((48, 48), np.nan)]
+    with pytest.raises(ImageReadError, match="Image at index 9"):
+        remembering.fit(images, Y)
+
+
+def test_where_nothing_can_be_kept_training_goes_on(tiny_classifier, arrays, tmp_path, monkeypatch):
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("defectcam.feature_store.write_atomically", full)
+    with pytest.warns(UserWarning, match="no features can be kept") as caught:
+        classifier = tiny_classifier(max_epochs=1, memory=tmp_path).fit(arrays, Y)
+    assert len([one for one in caught if "kept" in str(one.message)]) == 1
+    assert caught[0].filename == __file__
+    assert state_bytes(classifier) == state_bytes(tiny_classifier(max_epochs=1).fit(arrays, Y))
+
+
+def test_prediction_leaves_the_memory_alone(tiny_classifier, arrays, tmp_path):
+    classifier = tiny_classifier(max_epochs=1, memory=tmp_path).fit(arrays[1:], Y[1:])
+    classifier.localize(arrays)
+    assert len(stored(tmp_path)) == 9
+
+
+@pytest.mark.slow
+def test_processes_share_a_memory(tiny_classifier, arrays, tmp_path):
+    grid = {"pooling_fraction": [0.05, 0.2]}
+    results = []
+    for memory in (None, tmp_path):
+        one = tiny_classifier(max_epochs=1, precision="float32", memory=memory)
+        search = GridSearchCV(one, grid, cv=2, n_jobs=2, scoring="neg_log_loss", refit=False)
+        search.fit(arrays, Y == "scratch")
+        results.append(search.cv_results_["mean_test_score"].tolist())
+    assert results[0] == results[1]
+    assert len(stored(tmp_path)) == 10
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp"]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -41,6 +43,44 @@ def test_solar_cells(tmp_path: Path) -> None:
     assert "confusion matrix" in printed
     assert (tmp_path / "solar_cells.safetensors").is_file()
     assert len(list((tmp_path / "overlays").glob("*.png"))) == 12
+
+
+@pytest.mark.slow
+def test_cases(tmp_path: Path) -> None:
+    data = write_spotted_squares(tmp_path / "squares")
+    shared = (data, "--same-stem", "--output", tmp_path / "cases")
+    printed = run("cases.py", *shared, "--quick")
+    assert "best and" in printed
+    page = (tmp_path / "cases" / "index.md").read_text(encoding="utf-8")
+    titles = [line for line in page.splitlines() if line.startswith("## ")]
+    assert page.startswith("# Cases: squares")
+    assert len(titles) == len(list((tmp_path / "cases").glob("*.jpg"))) > 0
+    assert page.count("- verdict: ") == len(titles)
+    with Image.open(tmp_path / "cases" / "01.jpg") as picture:
+        assert picture.size == (2 * 64 + 8, 64)
+    # The model that was saved gives the same page again.
+    run("cases.py", *shared, "--model", tmp_path / "cases" / "model.safetensors")
+    assert (tmp_path / "cases" / "index.md").read_text(encoding="utf-8") == page
+    html = (tmp_path / "cases" / "index.html").read_text(encoding="utf-8")
+    assert html.count("<img ") == len(titles)
+
+
+def write_spotted_squares(root: Path) -> Path:
+    """Write 10 good images and 10 of the same stems with a bright spot, and masks of the spots."""
+    rng = np.random.default_rng(0)
+    folders = [root / name for name in ("train/good", "test/spot", "ground_truth/spot")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    good, spotted, masks = folders
+    for stem in range(10):
+        image = rng.integers(90, 110, size=(64, 64), dtype=np.uint8)
+        cv2.imwrite(str(good / f"{stem}.png"), image)
+        mask = np.zeros_like(image)
+        left, top = rng.integers(8, 44, size=2)
+        mask[top : top + 12, left : left + 12] = 255
+        cv2.imwrite(str(spotted / f"{stem}.png"), np.maximum(image, mask))
+        cv2.imwrite(str(masks / f"{stem}_mask.png"), mask)
+    return root
 
 
 def test_every_example_is_run_here() -> None:

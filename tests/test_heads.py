@@ -47,7 +47,7 @@ def test_average_pooling_makes_the_evidence_a_class_activation_map(normalise):
 def test_evidence_is_the_sum_of_the_levels_without_the_bias():
     made = head(normalise=False, init="linear")
     levels = features()
-    expected = sum(
+    expected = [
         F.interpolate(
             torch.einsum("kc,nchw->nkhw", conv.weight[:, :, 0, 0], x),
             size=(12, 16),
@@ -55,8 +55,24 @@ def test_evidence_is_the_sum_of_the_levels_without_the_bias():
             align_corners=False,
         )
         for conv, x in zip(made.convs, levels, strict=True)
-    )
-    torch.testing.assert_close(made.evidence(levels), expected)
+    ]
+    of_levels = made.level_evidence(levels)
+    assert of_levels.shape == (3, 3, 2, 12, 16)
+    for level, found in zip(expected, of_levels.unbind(1), strict=True):
+        torch.testing.assert_close(found, level)
+    torch.testing.assert_close(made.evidence(levels), sum(expected))
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_evidence_of_a_level_comes_from_its_features_alone(normalise):
+    made = head(normalise=normalise, init="linear").eval()
+    levels = features()
+    of_levels = made.level_evidence(levels)
+    for i, found in enumerate(of_levels.unbind(1)):
+        others_silent = [x if j == i else torch.zeros_like(x) for j, x in enumerate(levels)]
+        torch.testing.assert_close(made.evidence(others_silent), found)
+        assert found.abs().mean() > 0.1
+    assert torch.equal(made(levels)[1], of_levels.sum(1))
 
 
 def test_one_level_under_average_pooling_is_global_pooling_and_one_dense_layer():

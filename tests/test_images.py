@@ -16,6 +16,7 @@ from PIL import Image
 from defectcam.images import (
     ImageReadError,
     check_readable,
+    content_hashes,
     find_images,
     read_image,
     read_images,
@@ -715,3 +716,33 @@ def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ImageReadError, match="file' is a file: give a folder"):
         find_images(tmp_path / "file")
+
+
+# Hashes
+
+
+def test_equal_images_have_equal_hashes_and_others_have_not(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    pixels = rng.integers(0, 256, (5, 8, 3), dtype=np.uint8)
+    files = [tmp_path / name for name in ("a.png", "b.PNG", "c.png", "d.bmp")]
+    for file in (files[0], files[3]):
+        Image.fromarray(pixels).save(file)
+    files[1].write_bytes(files[0].read_bytes())
+    other = pixels.copy()
+    other[4, 7, 2] ^= 1
+    Image.fromarray(other).save(files[2])
+    same_file = {*content_hashes([files[0], str(files[1])])}
+    same_pixels = {*content_hashes([pixels, pixels[:, ::-1][:, ::-1], Image.fromarray(pixels)])}
+    same_pixels |= {*content_hashes([pixels.astype(np.uint16) * 257])}
+    others = {*content_hashes([files[2], files[3], other, pixels.reshape(8, 5, 3)])}
+    assert (len(same_file), len(same_pixels), len(others)) == (1, 1, 4)
+    assert len(same_file | same_pixels | others) == 6
+
+
+def test_hashing_names_what_cannot_be_hashed(tmp_path: Path) -> None:
+    good = np.zeros((2, 2), np.uint8)
+    with pytest.raises(ImageReadError, match=r"Image at index 1: .* NaN"):
+        list(content_hashes([good, np.full((2, 2), np.nan)]))
+    with pytest.raises(ImageReadError, match=r"nowhere\.png' does not exist"):
+        list(content_hashes([good, tmp_path / "nowhere.png"]))

@@ -76,10 +76,12 @@ def test_evidence_comes_from_the_last_stages_wherever_the_trunk_ends(trainable, 
     for stage in stages:
         x = stage(x)
         levels.append(x)
-    expected = net.head.evidence(levels[-evidence:])
+    expected = net.head.level_evidence(levels[-evidence:])
     output = net.infer(pixels())
-    assert output.evidence.shape == (2, 2, 64 // 2 ** (6 - evidence), 96 // 2 ** (6 - evidence))
-    torch.testing.assert_close(output.evidence, expected)
+    grid = (64 // 2 ** (6 - evidence), 96 // 2 ** (6 - evidence))
+    assert output.levels.shape == (2, evidence, 2, *grid)
+    torch.testing.assert_close(output.levels, expected)
+    torch.testing.assert_close(output.evidence, net.head.evidence(levels[-evidence:]))
 
 
 @pytest.mark.parametrize("pooling", ["average", "top_k", "max"])
@@ -95,8 +97,11 @@ def test_evidence_from_kept_features_is_that_of_the_whole_pass():
     net = network(trainable=1, evidence=3).eval()
     features = net.trunk_features(pixels())
     assert len(features.deep) == 3  # two evidence levels of the trunk, and the tail's input
-    assert torch.equal(net.evidence(features.deep), net.infer(pixels()).evidence)
+    output = net.infer(pixels())
+    assert torch.equal(net.level_evidence(features.deep), output.levels)
     assert len(features.deep) == 3  # not consumed
+    assert torch.equal(net.evidence(features.deep), output.evidence)
+    assert torch.equal(output.evidence, output.levels.sum(1))
 
 
 def test_the_pooling_that_opens_the_last_stage_of_vgg_happens_before_the_cache():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from sklearn.exceptions import NotFittedError
 
 import defectcam
 from defectcam import DefectCAMClassifier, load
+from defectcam.calibration import HeatScale
 from defectcam.novelty import Codebook
 from defectcam.persistence import ModelFileError, _decode, _encode, read_metadata, save
 
@@ -86,6 +88,7 @@ def test_loaded_model_is_the_saved_one(clf: DefectCAMClassifier, path: Path) -> 
     assert loaded.image_size_ == (32, 40)
     assert loaded._defect_probability == clf._defect_probability
     assert loaded._heat_model == clf._heat_model
+    assert [type(scale) for scale in loaded._heat_model.level_scales] == [HeatScale, HeatScale]
     assert loaded._preprocess.extra_repr() == clf._preprocess.extra_repr()
     np.testing.assert_array_equal(loaded.held_out_probability_, clf.held_out_probability_)
     np.testing.assert_array_equal(loaded.suspects_, clf.suspects_)
@@ -339,6 +342,39 @@ def test_tensors_that_do_not_fit(path: Path, change: Any, message: str) -> None:
         load(path)
 
 
+def test_an_older_file_fuses_the_sum_of_the_levels_in_float32(
+    clf: DefectCAMClassifier, path: Path
+) -> None:
+    def as_in_0_1_0(description: dict[str, Any]) -> None:
+        description["heat_model"]["novelty_share"] = 0.5
+        del description["heat_model"]["level_scales"]
+        del description["network"]["precision"]
+        for name in ("deep_supervision", "box_peak_fraction", "precision"):
+            del description["parameters"][name]
+
+    rewrite(path, as_in_0_1_0)
+    loaded = load(path)
+    assert loaded.network_.dtype == torch.float32
+    newer = copy.deepcopy(clf)
+    newer.network_.set_dtype(torch.float32)
+    newer._heat_model = clf._heat_model._replace(novelty_share=0.5)
+    older = copy.deepcopy(newer)
+    older._heat_model = newer._heat_model._replace(level_scales=())
+    assert_same(loaded, older)
+    grids = [np.stack([one.grid for one in c.localize(IMAGES)]) for c in (loaded, newer)]
+    assert not np.allclose(*grids, atol=1e-2)
+    loaded.save(path)
+    assert_same(load(path), older)
+
+
+def test_a_network_keeps_its_precision(tmp_path: Path) -> None:
+    clf = DefectCAMClassifier(**TINY, precision="bfloat16").fit(IMAGES, NAMES)
+    clf.save(tmp_path / "m.safetensors")
+    loaded = load(tmp_path / "m.safetensors")
+    assert loaded.network_.dtype == torch.bfloat16
+    assert_same(loaded, clf)
+
+
 def test_an_older_file_knows_no_suspects_and_finds_every_image_familiar(path: Path) -> None:
     rewrite(path, lambda d: d.pop("familiarity_limit"), lambda t: t.pop("fitted.suspects_"))
     loaded = load(path)
@@ -371,3 +407,12 @@ def test_device(path: Path) -> None:
     rewrite(path, lambda d: d["parameters"].update(device="cuda:99"))
     with pytest.warns(UserWarning, match="now 'auto'"):
         assert load(path).device == "auto"
+
+
+def test_the_memory_is_not_saved(tmp_path: Path) -> None:
+    clf = DefectCAMClassifier(**TINY, memory=tmp_path / "memory").fit(IMAGES, NAMES)
+    clf.save(tmp_path / "m.safetensors")
+    assert "memory" not in read_metadata(tmp_path / "m.safetensors")["parameters"]
+    loaded = load(tmp_path / "m.safetensors")
+    assert loaded.memory is None
+    assert_same(loaded, clf)

@@ -102,6 +102,7 @@ def answers(draw):
         is_defect=draw(st.booleans()),
         min_area=draw(st.integers(1, 20)),
         merge_distance=draw(st.sampled_from([None, 0, 3, math.inf])),
+        peak_fraction=draw(st.sampled_from([0.0, 0.6])),
     )
 
 
@@ -130,6 +131,15 @@ def test_boxes_lie_inside_the_image_and_hold_the_mask(found):
     assert found.mask().any() == (len(boxes) > 0)
 
 
+def test_another_peak_fraction_gives_other_boxes():
+    found = make(peak_fraction=0.9)  # of two spots, one three quarters as high as the other
+    both = found.with_threshold(peak_fraction=0)
+    assert (len(found.boxes), len(both.boxes)) == (1, 2)
+    assert found.mask().sum() < both.mask().sum()
+    assert same(both, make())
+    assert found.with_threshold(1.5).peak_fraction == 0.9
+
+
 @COMMON
 @given(answers())
 def test_an_image_called_good_has_no_boxes_and_no_mask(found):
@@ -138,7 +148,7 @@ def test_an_image_called_good_has_no_boxes_and_no_mask(found):
     assert good.boxes.shape == (0, 4) and good.boxes.dtype == np.int64
     assert good.box_scores.shape == (0,) and good.box_scores.dtype == np.float32
     assert not good.mask().any()
-    bad = good.with_threshold(decision_threshold=0.1)
+    bad = good.with_threshold(decision_threshold=0.1, peak_fraction=0)
     assert bad.mask().all() == (bad.mask().size >= bad.min_area)
 
 

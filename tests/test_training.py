@@ -14,7 +14,7 @@ from torch import Tensor
 
 from defectcam import training
 from defectcam.backbones import create_backbone
-from defectcam.cam import signed_cam
+from defectcam.cam import signed_cam, signed_cams
 from defectcam.network import DefectCAMNetwork
 from defectcam.training import (
     VIEWS,
@@ -24,6 +24,7 @@ from defectcam.training import (
     TrainingOptions,
     average_states,
     predict_cached,
+    result_of_good_only,
     train_with_folds,
     update_batch_norm,
 )
@@ -55,13 +56,13 @@ def pixels(n: int = N_IMAGES) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def network(**options: Any) -> DefectCAMNetwork:
+def network(evidence_stages: int = 2, **options: Any) -> DefectCAMNetwork:
     head_options = {"n_classes": 2, "pooling": "average", **options}
     return DefectCAMNetwork(
         create_backbone("test_efficientnet", None),
         head_options=head_options,
         trainable_stages=1,
-        evidence_stages=2,
+        evidence_stages=evidence_stages,
     ).eval()
 
 
@@ -175,31 +176,39 @@ def test_training_on_a_file_gives_the_weights_of_training_in_memory():
 
 def test_scores_from_the_cache_are_those_of_the_network():
     net = network()
-    logits, evidence = predict_cached(net, filled(net), np.array([4, 1]))
+    logits, levels = predict_cached(net, filled(net), np.array([4, 1]))
     with torch.no_grad():
         expected = net.infer(pixels()[[4, 1]])
     torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(evidence, expected.evidence, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(levels, expected.levels, atol=1e-5, rtol=1e-5)
 
 
 # --- One training -------------------------------------------------------------------------------
 
 
-def test_the_loss_is_the_weighted_cross_entropy():
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_the_loss_is_the_weighted_cross_entropy(deep_supervision):
+    """Of the levels' sum, or the mean of that of each level."""
     run = tail_training(
+        deep_supervision=deep_supervision,
         class_weight=torch.tensor([1.0, 3.0]),
         sample_weight=torch.tensor([1.0, 1, 2, 1, 1, 1]),
         max_epochs=1,
         batch_size=N_IMAGES,
     )
     net = run.network.train()
-    logits = net.head.logits(net.evidence(run.cache.batch(torch.as_tensor(ROWS), 0 * run.targets)))
+    levels = net.level_evidence(run.cache.batch(torch.as_tensor(ROWS), 0 * run.targets))
     repeated = torch.tensor([0, 1, 2, 2, 3, 4, 5])  # a weight of 2 is the image given twice
-    expected = F.cross_entropy(
-        logits[repeated], run.targets[repeated], weight=torch.tensor([1.0, 3.0])
-    )
+    expected = [
+        F.cross_entropy(
+            net.head.logits(evidence)[repeated],
+            run.targets[repeated],
+            weight=torch.tensor([1.0, 3.0]),
+        ).item()
+        for evidence in (levels.unbind(1) if deep_supervision else [levels.sum(1)])
+    ]
     run.run(ROWS, fold=0)
-    assert run.history["loss"][0] == pytest.approx(expected.item(), rel=1e-4)
+    assert run.history["loss"][0] == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 def test_training_lowers_the_loss_and_leaves_the_trunk():
@@ -211,6 +220,60 @@ def test_training_lowers_the_loss_and_leaves_the_trunk():
     for name, value in run.network.trunk.state_dict().items():
         assert torch.equal(value, trunk[name])
     assert not run.network.training
+
+
+def trained(start: DefectCAMNetwork, n_levels: int, **settings: Any) -> TailTraining:
+    net = network(n_levels)
+    net.load_state_dict(start.state_dict())
+    run = tail_training(net, max_epochs=15, learning_rate=1e-2, **settings)
+    run.run(ROWS, fold=0)
+    return run
+
+
+def test_deep_supervision_of_a_single_level_is_the_training_without_it():
+    start = network(1)
+    deep, joint = (trained(start, 1, deep_supervision=deep) for deep in (True, False))
+    assert torch.equal(weights(deep.network), weights(joint.network))
+    assert deep.history["loss"] == joint.history["loss"]
+    start = network(2)
+    deep, joint = (trained(start, 2, deep_supervision=deep) for deep in (True, False))
+    assert not torch.equal(weights(deep.network), weights(joint.network))
+
+
+def losses_of_levels(run: TailTraining) -> list[float]:
+    levels = predict_cached(run.network, run.cache, ROWS)[1]
+    with torch.no_grad():
+        scores = [run.network.head.logits(level) for level in levels.unbind(1)]
+    return [F.cross_entropy(score, run.targets).item() for score in scores]
+
+
+def test_under_deep_supervision_each_level_tells_the_classes_apart_by_itself():
+    start = network()
+    deep, joint = (
+        losses_of_levels(trained(start, 2, deep_supervision=deep)) for deep in (True, False)
+    )
+    assert max(deep) < 0.5
+    assert all(one < other for one, other in zip(deep, joint, strict=True))
+
+
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_a_level_with_a_loss_of_its_own_learns_though_another_one_knows_all(deep_supervision):
+    net = DefectCAMNetwork(
+        create_backbone("test_efficientnet", None),
+        head_options={"n_classes": 2, "normalise": False, "pooling": "average"},
+        trainable_stages=0,
+        evidence_stages=2,
+    ).eval()
+    run = tail_training(net, deep_supervision=deep_supervision, max_epochs=1)
+    fine, coarse = net.head.convs[0].weight, net.head.convs[1].weight
+    side = (2.0 * run.targets - 1)[:, None, None, None, None]  # the coarse level's features
+    run.cache.deep[1] = side.expand_as(run.cache.deep[1])
+    with torch.no_grad():  # its scores differ by 200: no loss is left
+        coarse.zero_()
+        coarse[:, 0, 0, 0] = torch.tensor([-100.0, 100.0])
+    before = fine.detach().clone()
+    run.run(ROWS, fold=0)
+    assert torch.equal(fine, before) != deep_supervision
 
 
 def test_the_seed_decides_the_weights(generators_untouched_by_training):
@@ -376,7 +439,7 @@ def test_only_true_ends_the_training(answer, n_epochs):
 
 @pytest.fixture
 def trained_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Return a list that gets, for each fold, the rows whose loss was computed."""
+    """Return a list that gets, for each fold, the rows whose loss was computed, once per level."""
     seen: list[list[int]] = []
     run, loss = TailTraining.run, TailTraining._loss
 
@@ -393,11 +456,13 @@ def trained_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return seen
 
 
-def test_no_tail_trains_on_its_held_out_rows(trained_rows):
-    result = train_with_folds(tail_training(), FOLDS)
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_no_tail_trains_on_its_held_out_rows(trained_rows, deep_supervision):
+    result = train_with_folds(tail_training(deep_supervision=deep_supervision), FOLDS)
     assert len(trained_rows) == 3
+    n_losses = 2 if deep_supervision else 1
     for rows, (train, held_out) in zip(trained_rows, FOLDS, strict=True):
-        assert sorted(rows) == sorted([*train, *train])  # once in each of two epochs
+        assert sorted(rows) == sorted(2 * n_losses * train.tolist())  # once in each of two epochs
         assert not set(rows) & set(held_out.tolist())
     assert result.history["fold"] == [0, 0, 1, 1, 2, 2]
 
@@ -410,11 +475,15 @@ def test_held_out_scores_are_in_order_and_from_the_tail_that_has_not_seen_the_im
         run.network.load_state_dict(start)
         run.run(train, fold)
         run.centre_scores(train)
-        logits, evidence = predict_cached(run.network, run.cache, held_out)
+        logits, levels = predict_cached(run.network, run.cache, held_out)
         torch.testing.assert_close(result.logits[held_out], logits)
-        shift = run.scores(train).typical_cam
-        signed = signed_cam(evidence, good=0) - shift
-        torch.testing.assert_close(signed_cam(result.evidence[held_out], good=0), signed)
+        good = predict_cached(run.network, run.cache, train[train % 2 == 0])[1]
+        for i, maps in enumerate([levels.sum(1), *levels.unbind(1)]):
+            of_good = [good.sum(1), *good.unbind(1)][i]
+            shift = signed_cam(of_good, good=0).quantile(0.5)
+            torch.testing.assert_close(
+                result.cams[held_out, i], signed_cam(maps, good=0) - shift, atol=1e-5, rtol=1e-5
+            )
 
 
 def test_the_network_gets_the_mean_of_the_tails_weights():
@@ -449,22 +518,37 @@ def test_the_averaged_network_keeps_the_classes_as_far_apart_as_the_tails_do():
     assert run.scores(ROWS).class_distance == pytest.approx(np.mean(distances), rel=1e-3)
 
 
+def medians(cams: Tensor) -> list[float]:
+    return [float(cam.quantile(0.5)) for cam in cams.unbind(1)]
+
+
 @pytest.mark.parametrize("folds", [FOLDS, []])
-def test_the_typical_map_value_is_that_of_good_images(folds):
+def test_the_typical_map_values_are_those_of_good_images(folds):
     run = tail_training(max_epochs=3, learning_rate=1e-2)
     result = train_with_folds(run, folds)
-    logits, evidence = predict_cached(run.network, run.cache, np.array([0, 2, 4]))
-    typical = signed_cam(evidence, good=0).quantile(0.5)
-    assert result.typical_cam == pytest.approx(typical.item(), abs=1e-4)
+    logits, levels = predict_cached(run.network, run.cache, np.array([0, 2, 4]))
+    typical = medians(signed_cams(levels, good=0))
+    assert result.typical_cams == pytest.approx(typical, abs=1e-4)
     if folds:
         assert (logits[:, 1] - logits[:, 0]).quantile(0.5) == pytest.approx(0, abs=1e-4)
 
 
-def test_without_folds_the_evidence_is_centred_as_it_is_with_them():
+def test_without_folds_the_maps_are_centred_as_they_are_with_them():
     run = tail_training(max_epochs=3, learning_rate=1e-2)
     result = train_with_folds(run, [])
-    good = result.evidence[[0, 2, 4]]
-    assert signed_cam(good, good=0).quantile(0.5) == pytest.approx(0, abs=1e-4)
+    assert result.cams.shape[:2] == (N_IMAGES, 3)
+    assert medians(result.cams[[0, 2, 4]]) == pytest.approx([0, 0, 0], abs=1e-4)
+
+
+def test_of_good_images_alone_the_maps_and_the_final_evidence_are_zero():
+    net = network()
+    cache = filled(net)
+    result = result_of_good_only(net, cache)
+    levels = predict_cached(net, cache, ROWS)[1]
+    assert not levels.any()
+    assert result.cams.shape == signed_cams(levels, 0).shape
+    assert not result.cams.any()
+    assert result.typical_cams == (0, 0, 0)
 
 
 def test_statistics_are_measured_anew_for_averaged_weights():
@@ -501,7 +585,8 @@ def test_a_last_image_alone_does_not_outweigh_the_others(monkeypatch):
 def test_without_folds_one_tail_trains_on_everything(trained_rows):
     run = tail_training()
     result = train_with_folds(run, [])
-    assert [sorted(rows) for rows in trained_rows] == [sorted([*ROWS, *ROWS])]
+    n_losses = 2  # one for each level
+    assert [sorted(rows) for rows in trained_rows] == [sorted(2 * n_losses * ROWS.tolist())]
     torch.testing.assert_close(result.logits, predict_cached(run.network, run.cache, ROWS)[0])
 
 
@@ -524,10 +609,11 @@ def interrupt_in_epoch(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Interrupt the last step of the epoch with this number, counted from 1 over all folds."""
     calls = {"n": 0}
     loss = TailTraining._loss
+    losses_per_epoch = 2 * -(-4 // OPTIONS.batch_size)  # one for each level and batch
 
     def watched(self: TailTraining, logits: Tensor, batch: Tensor) -> Tensor:
         calls["n"] += 1
-        if calls["n"] == number * -(-4 // OPTIONS.batch_size):
+        if calls["n"] == number * losses_per_epoch:
             raise KeyboardInterrupt
         return loss(self, logits, batch)
 
@@ -576,3 +662,24 @@ def test_an_interrupt_between_two_epochs_leaves_a_usable_result(folds):
         pytest.fail("the finished epoch is lost")
     assert result.interrupted
     assert result.logits.isfinite().all()
+
+
+# --- The cache, piece by piece ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("views", ["none", "flips"])
+@pytest.mark.parametrize("batch_size", [1, 4, 6, 16])
+def test_features_are_the_same_bits_in_any_company(views, batch_size):
+    net = network()
+    settings = {"budget": 2**30, "dtype": torch.float32, "batch_size": batch_size}
+    caches = [FeatureCache(N_IMAGES, VIEWS[views], **settings) for _ in range(3)]
+    caches[0].fill(net, pixels().split(batch_size))
+    caches[1].fill(net, pixels()[[5]].split(batch_size), [5])
+    rest: list[int] = []
+    caches[1].fill(net, pixels()[[3, 0, 4, 1, 2]].split(batch_size), [3, 0, 4, 1, 2], rest.extend)
+    assert rest == [3, 0, 4, 1, 2]
+    for row in reversed(range(N_IMAGES)):
+        caches[2].put(row, caches[1].image(row))
+    for cache in caches[1:]:
+        for mine, level in zip(cache.deep, caches[0].deep, strict=True):
+            assert torch.equal(mine, level)
