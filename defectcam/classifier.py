@@ -236,7 +236,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ``"auto"``: CUDA or Apple's MPS when present, else the processor; or a torch device.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         What convolutions compute in. ``"auto"``: bfloat16 where the device has instructions for it,
-        which takes a half to a third of the time, else float32.
+        which is faster, else float32.
     n_jobs : int or None, default=None
         Threads that read images; None: one per processor, at most 8.
     random_state : int, RandomState instance or None, default=None
@@ -906,8 +906,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ----------
         X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
         y : array-like of shape (n,), optional
-            Labels; left out when ``X`` is a folder with one sub-folder per class. Defect types that
-            training did not know count as defects.
+            Labels; left out when ``X`` is a folder with one sub-folder per class. A defect type
+            that training did not know is right when it is called any defect.
         sample_weight : array-like of shape (n,), optional
 
         Returns
@@ -916,13 +916,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         sources, labels = labelled_sources(X, y, self.good_label_)
-        return float(
-            accuracy_score(
-                self._classes.merge(labels),
-                self.predict(sources.items),
-                sample_weight=sample_weight,
-            )
-        )
+        truth, predicted = self._classes.merge(labels), self.predict(sources.items)
+        is_unknown = ~np.isin(truth, self.classes_)
+        truth = np.where(is_unknown & (predicted != self.good_label_), predicted, truth)
+        return float(accuracy_score(truth, predicted, sample_weight=sample_weight))
 
     def evaluate(
         self, X: Any, y: ArrayLike | None = None, masks: Any = None, *, good_label: Any = None
@@ -1106,8 +1103,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         labels = self._labels_of(batch)
         defect_types = self._defect_types_of(batch)
         grids = self._heat_model.grids(batch.levels, batch.novelty).numpy()
-        types = self.defect_labels_ if len(self.defect_labels_) > 1 else None
-        type_grids = self._heat_model.type_grids(batch.levels).numpy()
+        types, type_grids = None, None
+        if len(self.defect_labels_) > 1:
+            types = self.defect_labels_
+            type_grids = self._heat_model.type_grids(batch.levels).numpy()
         unfamiliar = self._is_unfamiliar(batch)
         for i, item in enumerate(items):
             yield Localization(
@@ -1125,7 +1124,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 source=item,
                 good_label=self.good_label_,
                 defect_label=defect_types[i],
-                type_grids=None if types is None else type_grids[i],
+                type_grids=None if type_grids is None else type_grids[i],
                 defect_labels=types,
                 unfamiliar=unfamiliar[i],
             )

@@ -93,13 +93,13 @@ class FeatureStore:
 
     def write(self, image: str, kept: StoredImage) -> None:
         """Keep an image's features. Where that fails, training goes on: a warning says so once."""
+        if not self._can_write:
+            return
         tensors = {f"deep.{level}": tensor for level, tensor in enumerate(kept.features.deep)}
         if kept.features.patches is not None:
             tensors["patches"] = kept.features.patches
         tensors["thumbnail"] = torch.from_numpy(kept.thumbnail)
         content = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
-        if not self._can_write:
-            return
         try:
             write_atomically(self._path(image), _digest(content) + content)
         except OSError as error:

@@ -346,6 +346,22 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     return training.result(torch.cat(all_logits)[order], torch.cat(all_cams)[order], scores)
 
 
+def result_of_good_only(network: DefectCAMNetwork, cache: FeatureCache) -> FitResult:
+    """Sum up a fit to good images alone, which trains nothing: the evidence is zero everywhere."""
+    network.head.scale_(0.0)
+    logits, levels = predict_cached(network, cache, np.arange(1))
+    _, n_levels, _, height, width = levels.shape
+    n = cache.n_images
+    history: History = {name: [] for name in HISTORY_COLUMNS}
+    return FitResult(
+        logits.expand(n, -1),
+        levels.new_zeros(1, 1 + n_levels, height, width).expand(n, -1, -1, -1),
+        (0.0,) * (1 + n_levels),
+        history,
+        interrupted=False,
+    )
+
+
 def fit_codebook(
     cache: FeatureCache, good_rows: NDArray[np.intp], n_centres: int, seed: int
 ) -> Codebook:
@@ -676,20 +692,4 @@ def _make_schedule(
         optimizer,
         [group["lr"] for group in optimizer.param_groups],
         total_steps=options.max_epochs * n_batches,
-    )
-
-
-def result_of_good_only(network: DefectCAMNetwork, cache: FeatureCache) -> FitResult:
-    """Sum up a fit to good images alone, which trains nothing: the evidence is zero everywhere."""
-    network.head.scale_(0.0)
-    logits, levels = predict_cached(network, cache, np.arange(1))
-    _, n_levels, _, height, width = levels.shape
-    n = cache.n_images
-    history: History = {name: [] for name in HISTORY_COLUMNS}
-    return FitResult(
-        logits.expand(n, -1),
-        levels.new_zeros(1, 1 + n_levels, height, width).expand(n, -1, -1, -1),
-        (0.0,) * (1 + n_levels),
-        history,
-        interrupted=False,
     )

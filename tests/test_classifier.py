@@ -597,6 +597,20 @@ def test_score_takes_a_folder_and_unknown_defect_types(fitted, fitted_parts, arr
     assert fitted.score(arrays, Y, weights) == pytest.approx(np.average(right, weights=weights))
 
 
+def test_an_unknown_type_is_right_where_it_is_called_any_defect(tiny_classifier, arrays):
+    y = np.array(["good"] * 5 + ["scratch"] * 3 + ["dent"] * 2)
+    classifier = tiny_classifier(max_epochs=1, target="type").fit(arrays, y)
+    predicted = classifier.predict(arrays)
+    unknown = np.where(y == "good", "good", "stain")
+    is_right = (predicted == "good") == (y == "good")
+    assert classifier.score(arrays, unknown) == is_right.mean()
+    assert classifier.score(arrays, y) == (predicted == y).mean()
+    classifier.threshold_ = 0.0  # all are called defective
+    assert classifier.score(arrays, unknown) == 0.5
+    classifier.threshold_ = 1.1  # none is
+    assert classifier.score(arrays, unknown) == 0.5
+
+
 def test_single_images_many_images_and_folders(fitted, fitted_parts, paths):
     many = fitted.localize(paths)
     assert isinstance(many, list)
