@@ -55,7 +55,7 @@ from defectcam.feature_store import FeatureStore, StoredImage, fingerprint, fold
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
 from defectcam.images import check_readable, content_hashes, read_reduced_images
-from defectcam.labels import Classes, as_labels, find_classes
+from defectcam.labels import Classes, as_labels, find_classes, plain_label
 from defectcam.network import DefectCAMNetwork
 from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
@@ -1030,7 +1030,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "precision": str(self.network_.dtype).removeprefix("torch."),
             "image_size": list(self.image_size_),
             "classes": self.classes_.tolist(),
-            "good_label": _plain(self.good_label_),
+            "good_label": plain_label(self.good_label_),
             "n_training_images": len(self.held_out_probability_),
             "epochs": len(self.history_["epoch"]),
             "threshold": self.threshold_,
@@ -1162,7 +1162,3 @@ def _evaluating(network: DefectCAMNetwork) -> Iterator[None]:
 
 def _log_odds(probability: float) -> float:
     return float(logit(np.clip(probability, 1e-300, 1 - 1e-16)))
-
-
-def _plain(label: Any) -> Any:
-    return label.item() if isinstance(label, np.generic) else label

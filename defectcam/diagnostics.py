@@ -23,6 +23,8 @@ from defectcam.exceptions import (
     SuspectLabelsWarning,
     warn_caller,
 )
+from defectcam.labels import plain_label
+from defectcam.sources import is_path
 
 #: Defective images below which figures that rest on them are called uncertain.
 ENOUGH_DEFECTS = 10
@@ -132,7 +134,7 @@ def warn_if_suspects(
     suspects = contradicted_labels(is_defect, probability)
     if not len(suspects):
         return
-    named = _listed([f"{_name(items, i)} ({_plain(labels[i])!r})" for i in suspects])
+    named = _listed([f"{_name(items, i)} ({plain_label(labels[i])!r})" for i in suspects])
     images = "1 training image" if len(suspects) == 1 else f"{len(suspects)} training images"
     warn_caller(
         f"The label of {images} is contradicted by predictions that did not see it: {named}. "
@@ -162,13 +164,9 @@ def warn_if_duplicates(
 
 def _name(items: Sequence[Any], index: int) -> str:
     item = items[index]
-    return repr(str(os.fspath(item))) if isinstance(item, (str, os.PathLike)) else f"image {index}"
+    return repr(str(os.fspath(item))) if is_path(item) else f"image {index}"
 
 
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - _MAX_NAMED
     return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _plain(label: Any) -> Any:
-    return label.item() if isinstance(label, np.generic) else label

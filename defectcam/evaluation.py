@@ -46,7 +46,7 @@ from defectcam.metrics import (
     pointing_game_score,
 )
 from defectcam.results import Localization
-from defectcam.sources import Sources, labelled_sources, paths_of
+from defectcam.sources import Sources, is_path, labelled_sources, paths_of
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -412,12 +412,12 @@ def _list_masks(
     masks: Any, X: Any, sources: Sources, types: NDArray[Any], is_defect: NDArray[np.bool_]
 ) -> Sequence[Any]:
     """Mask of each defective image, as file or array; None where there is none."""
-    if masks is None and _is_path(X):
+    if masks is None and is_path(X):
         places = (Path(X, _MASK_FOLDER), Path(X).resolve().parent / _MASK_FOLDER)
         masks = next((place for place in places if place.is_dir()), None)
     if masks is None:
         return [None] * len(types)
-    if _is_path(masks):
+    if is_path(masks):
         listed: Iterable[Any] = _masks_in(Path(masks), sources, types)
     else:
         listed = list(masks)
@@ -447,9 +447,9 @@ def _masks_in(folder: Path, sources: Sources, types: NDArray[Any]) -> list[Path 
 def _read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] | None:
     if mask is None:
         return None
-    marked = read_image(mask).any(axis=2) if _is_path(mask) else np.asarray(mask).astype(bool)
+    marked = read_image(mask).any(axis=2) if is_path(mask) else np.asarray(mask).astype(bool)
     if marked.shape != found.image_size:
-        name = repr(str(os.fspath(mask))) if _is_path(mask) else f"masks[{index}]"
+        name = repr(str(os.fspath(mask))) if is_path(mask) else f"masks[{index}]"
         raise ImageReadError(
             f"{name} has size (H, W) = {marked.shape}, but its image has {found.image_size}: masks "
             "must have the size of their images."
@@ -457,15 +457,11 @@ def _read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] 
     return marked
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, (str, os.PathLike))
-
-
 # --- Figures and text -------------------------------------------------------------------------
 
 
 def _name(item: Any, index: int) -> str | int:
-    return str(os.fspath(item)) if _is_path(item) else index
+    return str(os.fspath(item)) if is_path(item) else index
 
 
 def _defined(score: float) -> float | None:

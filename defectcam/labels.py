@@ -151,3 +151,8 @@ def _kind(label: Any) -> str:
     if isinstance(label, (np.ndarray, list, tuple)):
         return "array"
     return type(label.item() if isinstance(label, np.generic) else label).__name__
+
+
+def plain_label(label: Any) -> Any:
+    """Turn NumPy's strings, booleans and integers into Python's, as JSON and messages want them."""
+    return label.item() if isinstance(label, np.generic) else label

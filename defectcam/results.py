@@ -26,7 +26,8 @@ from defectcam.boxes import component_mask, find_boxes
 from defectcam.files import write_atomically
 from defectcam.geometry import Geometry
 from defectcam.images import read_image
-from defectcam.labels import ANOMALY
+from defectcam.labels import ANOMALY, plain_label
+from defectcam.sources import is_path
 
 __all__ = ["Localization"]
 
@@ -142,10 +143,10 @@ class Localization:
         labels = self.defect_labels
         plain = {
             "grid": _checked_grid("grid", self.grid, ("h", "w")),
-            "defect_labels": None if labels is None else tuple(map(_plain, labels)),
-            "label": _plain(self.label),
-            "good_label": _plain(self.good_label),
-            "defect_label": _plain(self.defect_label),
+            "defect_labels": None if labels is None else tuple(map(plain_label, labels)),
+            "label": plain_label(self.label),
+            "good_label": plain_label(self.good_label),
+            "defect_label": plain_label(self.defect_label),
             "probability": float(self.probability),
             "is_defect": bool(self.is_defect),
             "unfamiliar": bool(self.unfamiliar),
@@ -432,7 +433,7 @@ class Localization:
             "boxes": self.boxes.tolist(),
             "box_scores": self.box_scores.tolist(),
             "box_labels": self.box_labels,
-            "source": _path_text(self.source) if _is_path(self.source) else None,
+            "source": _path_text(self.source) if is_path(self.source) else None,
         }
 
     def __repr__(self) -> str:
@@ -441,7 +442,7 @@ class Localization:
         if len(self.boxes):
             parts.append(f"best_score={self.box_scores[0]:.3g}")
         parts.append(f"image_size={self.image_size}")
-        if _is_path(self.source):
+        if is_path(self.source):
             parts.append(f"source={_path_text(self.source)!r}")
         return f"Localization({', '.join(parts)})"
 
@@ -534,18 +535,9 @@ class Localization:
 
     @property
     def _source_name(self) -> str:
-        if _is_path(self.source):
+        if is_path(self.source):
             return _path_text(self.source)
         return "none" if self.source is None else "an image in memory"
-
-
-def _plain(label: Any) -> Any:
-    """Turn NumPy's strings, booleans and integers into Python's, as JSON wants them."""
-    return label.item() if isinstance(label, np.generic) else label
-
-
-def _is_path(source: Any) -> bool:
-    return isinstance(source, (str, os.PathLike))
 
 
 def _path_text(path: str | os.PathLike[str]) -> str:

@@ -32,7 +32,7 @@ class Sources(NamedTuple):
 
 def labelled_sources(X: Any, y: Any, good_label: Any) -> tuple[Sources, Any]:
     """Images and labels: a folder brings its own, else ``y`` must."""
-    if _is_path(X) and os.path.isdir(X):
+    if is_path(X) and os.path.isdir(X):
         if y is None:
             paths, types = labelled_folder(X, good_label)
             return Sources(list(paths), single=False), types
@@ -74,7 +74,7 @@ def as_sources(X: Any) -> Sources:
     ValueError
         If ``X`` is empty.
     """
-    if _is_path(X):
+    if is_path(X):
         if os.path.isdir(X):
             return _non_empty(find_images(X), X)
         return Sources([X], single=True)
@@ -98,15 +98,16 @@ def as_sources(X: Any) -> Sources:
 
 def paths_of(sources: Sources) -> list[Any]:
     """Return those sources that are files."""
-    return [item for item in sources.items if _is_path(item)]
+    return [item for item in sources.items if is_path(item)]
 
 
-def _is_path(X: Any) -> bool:
+def is_path(X: Any) -> bool:
+    """Whether a source is a file or a folder, by its type alone."""
     return isinstance(X, (str, os.PathLike))
 
 
 def _named(X: Any) -> str:
-    return repr(os.fspath(X)) if _is_path(X) else type(X).__name__
+    return repr(os.fspath(X)) if is_path(X) else type(X).__name__
 
 
 def _non_empty(items: list[Any], X: Any) -> Sources:
