@@ -60,7 +60,7 @@ SEED = 0
 NO_STEP = 1e-30  # a learning rate that leaves the first weights as they are
 N_SHOWN = 32  # images that a classifier is fitted on where only its localize is timed
 N_WARM_UP = 10  # images of a fit that is not measured
-GRID = {"pooling_fraction": [0.02, 0.05], "learning_rate": [1e-4, 3e-4]}
+GRID = {"pooling_fraction": [0.01, 0.02], "learning_rate": [1e-4, 3e-4]}
 
 
 class Subject:

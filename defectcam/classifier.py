@@ -103,6 +103,7 @@ VGG16_CAM: dict[str, Any] = {
     "threshold": 0.5,
     "box_threshold": 0.8,
     "box_peak_fraction": 0.0,
+    "tighten_boxes": False,
     "min_area": 1,
     "max_boxes": 1,
     "merge_distance": float("inf"),
@@ -157,11 +158,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     novelty_strides : sequence of int, default=(4, 8)
         Strides of the frozen stages whose features describe a patch; of those given, the frozen
         ones are used. Novelty maps lie on the grid of the coarsest.
-    codebook_size : int, default=500
+    codebook_size : int, default=1000
         Number of k-means centres that stand for all good patches.
     pooling : {"novelty_top_k", "top_k", "average", "max"}, default="novelty_top_k"
         How an evidence map becomes a class score, see `defectcam.heads.pool_evidence`.
-    pooling_fraction : float, default=0.05
+    pooling_fraction : float, default=0.02
         Share of the positions that the top-k poolings average.
     head_init : {"normal", "linear"}, default="normal"
         Initial weights of the head: small normal ones, or those of a PyTorch linear layer.
@@ -220,6 +221,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Boxes are drawn only where the heatmap also reaches this share of the highest value in the
         image: weaker regions of a defective image are mostly echoes of the strongest. Lower it to
         see more of them, to 0 for all.
+    tighten_boxes : bool, default=True
+        Whether the region of a small defect is cut back to where the heatmap falls most steeply,
+        see `defectcam.boxes.find_boxes`. The grid of the map blurs it, so that plain regions are
+        too large.
     min_area : int, default=16
         Smallest region that gets a box, in pixels of the original image.
     max_boxes : int or None, default=None
@@ -329,6 +334,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "threshold": [str, Interval(Real, 0, 1, closed="both")],
         "box_threshold": [Interval(Real, None, None, closed="neither")],
         "box_peak_fraction": [Interval(Real, 0, 1, closed="left")],
+        "tighten_boxes": ["boolean"],
         "min_area": [Interval(Integral, 1, None, closed="left")],
         "max_boxes": [Interval(Integral, 1, None, closed="left"), None],
         "merge_distance": [Interval(Real, 0, None, closed="both"), None],
@@ -354,9 +360,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         evidence_stages: int = 2,
         normalise_evidence: bool = True,
         novelty_strides: Sequence[int] = (4, 8),
-        codebook_size: int = 500,
+        codebook_size: int = 1000,
         pooling: str = "novelty_top_k",
-        pooling_fraction: float = 0.05,
+        pooling_fraction: float = 0.02,
         head_init: str = "normal",
         target: str = "anomaly",
         good_label: str | bool | int | None = None,
@@ -380,6 +386,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         threshold: str | float = "balanced",
         box_threshold: float = 1.0,
         box_peak_fraction: float = 0.6,
+        tighten_boxes: bool = True,
         min_area: int = 16,
         max_boxes: int | None = None,
         merge_distance: float | None = None,
@@ -427,6 +434,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.threshold = threshold
         self.box_threshold = box_threshold
         self.box_peak_fraction = box_peak_fraction
+        self.tighten_boxes = tighten_boxes
         self.min_area = min_area
         self.max_boxes = max_boxes
         self.merge_distance = merge_distance
@@ -1121,6 +1129,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 max_boxes=self.max_boxes,
                 merge_distance=self.merge_distance,
                 peak_fraction=self.box_peak_fraction,
+                tighten=self.tighten_boxes,
                 source=item,
                 good_label=self.good_label_,
                 defect_label=defect_types[i],

@@ -124,7 +124,7 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
             "how a map becomes a class score",
             ("average", "max", "novelty_top_k", "top_k"),
         ),
-        _Parameter("pooling_fraction", 0.05, float, "share of positions in the top k"),
+        _Parameter("pooling_fraction", 0.02, float, "share of positions in the top k"),
         _Parameter(
             "novelty_strides",
             (4, 8),
@@ -132,7 +132,7 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
             "frozen stages that describe a patch",
             metavar="N,N",
         ),
-        _Parameter("codebook_size", 500, int, "patches that stand for all good ones"),
+        _Parameter("codebook_size", 1000, int, "patches that stand for all good ones"),
         _Parameter("head_init", "normal", str, "first weights of the head", ("linear", "normal")),
     ),
     "labels": (
@@ -203,6 +203,7 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
         ),
         _Parameter("box_threshold", 1.0, float, "boxes are where the heatmap is above this"),
         _Parameter("box_peak_fraction", 0.6, float, "and at least this share of its peak"),
+        _Parameter("tighten_boxes", True, None, "cut back to where the heatmap falls most steeply"),
         _Parameter("min_area", 16, int, "smallest region with a box, in pixels of the image"),
         _Parameter("max_boxes", None, _INT_OR_NONE, "most boxes per image"),
         _Parameter("merge_distance", None, _FLOAT_OR_NONE, "boxes this near become one, in pixels"),

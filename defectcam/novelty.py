@@ -154,10 +154,10 @@ class Codebook(nn.Module):
         -------
         Tensor of shape (n, height, width)
         """
-        scaled = patches / self.scale[:, None, None]
-        # |x - c|^2 = |x|^2 + (|c|^2 - 2 x.c): the bracket is one 1x1 convolution, which exports.
-        bracket = F.conv2d(
-            scaled, -2 * self.centres[:, :, None, None], self.centres.square().sum(1)
-        )
-        squared = scaled.square().sum(1) + bracket.amin(1)
+        scaled = (patches / self.scale[:, None, None]).permute(0, 2, 3, 1)
+        # |x - c|^2 = |x|^2 + (|c|^2 - 2 x.c): the bracket is one linear layer, which exports. One
+        # image at a time, so that the brackets of all centres stay in the processor's cache.
+        weight, bias = -2 * self.centres, self.centres.square().sum(1)
+        bracket = torch.stack([F.linear(image, weight, bias).amin(-1) for image in scaled])
+        squared = scaled.square().sum(-1) + bracket
         return (squared.clamp_min(0).sqrt() - self.typical) / (self.limit - self.typical)

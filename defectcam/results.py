@@ -78,6 +78,8 @@ class Localization:
         The defect types, in the order of `type_grids`.
     peak_fraction : float, default=0.0
         Boxes are drawn only where the heatmap also reaches this share of its highest value.
+    tighten : bool, default=False
+        Whether regions are cut back to where the heatmap falls most steeply, see `find_boxes`.
     unfamiliar : bool, default=False
         Whether the image is unlike all training images, good and defective: another product, a
         covered lens, another exposure. Its label and probability then mean little.
@@ -137,6 +139,7 @@ class Localization:
     type_grids: NDArray[np.float32] | None = None
     defect_labels: Sequence[Any] | None = None
     peak_fraction: float = 0.0
+    tighten: bool = False
     unfamiliar: bool = False
 
     def __post_init__(self) -> None:
@@ -150,6 +153,7 @@ class Localization:
             "probability": float(self.probability),
             "is_defect": bool(self.is_defect),
             "unfamiliar": bool(self.unfamiliar),
+            "tighten": bool(self.tighten),
             "threshold": float(self.threshold),
             "decision_threshold": float(self.decision_threshold),
         }
@@ -258,6 +262,7 @@ class Localization:
         decision_threshold: float | None = None,
         *,
         peak_fraction: float | None = None,
+        tighten: bool | None = None,
     ) -> Localization:
         """Answer again with another threshold, without another forward pass.
 
@@ -271,6 +276,8 @@ class Localization:
         peak_fraction : float, optional
             The new share of the map's highest value that boxes must reach, 0 for none. None keeps
             the present one.
+        tighten : bool, optional
+            Whether boxes are cut back to the steepest slopes from now on. None keeps it as it is.
 
         Returns
         -------
@@ -282,6 +289,8 @@ class Localization:
             changes["threshold"] = threshold
         if peak_fraction is not None:
             changes["peak_fraction"] = peak_fraction
+        if tighten is not None:
+            changes["tighten"] = tighten
         if decision_threshold is not None:
             is_defect = self.probability >= decision_threshold
             changes["decision_threshold"] = decision_threshold
@@ -531,6 +540,7 @@ class Localization:
             "max_boxes": self.max_boxes,
             "merge_distance": self.merge_distance,
             "peak_fraction": self.peak_fraction,
+            "tighten": self.tighten,
         }
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -256,6 +257,65 @@ def test_what_is_weaker_than_the_peak_fraction_gets_no_box():
     boxes, _ = find_boxes(heatmap, 1.0, peak_fraction=0.6)
     assert boxes.tolist() == [[1, 0, 2, 1], [4, 0, 6, 1]]
     assert len(find_boxes(heatmap, 1.0)[0]) == 3
+
+
+def blurred(shape, box, sigma):
+    """Draw a bright box, blurred as a coarse grid blurs what it shows."""
+    heatmap = np.zeros(shape, dtype=np.float32)
+    left, top, right, bottom = box
+    heatmap[top:bottom, left:right] = 4.0
+    return cv2.GaussianBlur(heatmap, (0, 0), sigma)
+
+
+@pytest.mark.parametrize("box", [(40, 50, 64, 62), (0, 0, 20, 30), (108, 60, 120, 72)])
+def test_a_tightened_box_is_the_one_that_was_blurred(box):
+    heatmap = blurred((100, 120), box, sigma=3)
+    (loose,), _ = find_boxes(heatmap, 0.2)
+    (tight,), _ = find_boxes(heatmap, 0.2, tighten=True)
+    assert np.abs(tight - box).max() <= 1
+    assert np.abs(loose - box).max() >= 4
+
+
+def test_tightening_parts_what_the_blur_joined():
+    heatmap = blurred((100, 120), (30, 40, 40, 50), 4) + blurred((100, 120), (52, 40, 62, 50), 4)
+    assert len(find_boxes(heatmap, 0.3)[0]) == 1
+    boxes, _ = find_boxes(heatmap, 0.3, tighten=True)
+    assert sorted(boxes[:, 0] < 45) == [False, True]
+
+
+def test_a_plateau_is_not_tightened():
+    heatmap = blurred((100, 120), (20, 20, 80, 80), sigma=3)
+    heatmap[40:44, 40:44] = 9.0  # a steep spot on it
+    np.testing.assert_array_equal(
+        find_boxes(heatmap, 0.2, tighten=True)[0], find_boxes(heatmap, 0.2)[0]
+    )
+
+
+@COMMON
+@given(maps(max_side=24), thresholds, min_areas, st.sampled_from([0.0, 0.6]))
+def test_tightening_loses_no_region_and_adds_no_pixel(heatmap, threshold, min_area, fraction):
+    options = dict(min_area=min_area, peak_fraction=fraction)
+    loose, loose_scores = find_boxes(heatmap, threshold, **options)
+    tight, tight_scores = find_boxes(heatmap, threshold, tighten=True, **options)
+    loose_mask = component_mask(heatmap, threshold, **options)
+    tight_mask = component_mask(heatmap, threshold, tighten=True, **options)
+    assert not (tight_mask & ~loose_mask).any()
+    assert set(loose_scores.tolist()) <= set(tight_scores.tolist())
+    for left, top, right, bottom in tight.tolist():
+        inside = (
+            (loose[:, 0] <= left)
+            & (loose[:, 1] <= top)
+            & (right <= loose[:, 2])
+            & (bottom <= loose[:, 3])
+        )
+        assert inside.any()
+
+
+def test_tightening_keeps_a_region_of_one_pixel():
+    heatmap = np.zeros((9, 9))
+    heatmap[0, 0] = heatmap[4, 5] = 2.0
+    boxes, _ = find_boxes(heatmap, 1.0, tighten=True)
+    assert boxes.tolist() == [[0, 0, 1, 1], [5, 4, 6, 5]]
 
 
 def test_gap_of_exactly_merge_distance_merges_and_one_more_does_not():

@@ -671,9 +671,10 @@ def test_only_defective_images_have_boxes(all_defective, paths):
 
 def test_parameters_of_the_boxes_count_without_another_fit(all_defective, paths):
     all_defective.set_params(max_boxes=1, min_area=2, merge_distance=5.0, box_peak_fraction=0.3)
+    all_defective.set_params(tighten_boxes=False)
     for one in all_defective.localize(paths[:3]):
         assert (one.max_boxes, one.min_area, one.merge_distance) == (1, 2, 5.0)
-        assert one.peak_fraction == 0.3
+        assert (one.peak_fraction, one.tighten) == (0.3, False)
         assert one.threshold == all_defective.box_threshold
         assert len(one.boxes) <= 1
 

@@ -88,7 +88,8 @@ def test_options_are_parsed_into_the_types_of_the_api() -> None:
     text = "fit folder -o m --image-size 64x48 --class-weight 3 --threshold recall>=0.9 --cv none "
     text += "--merge-distance inf --max-boxes 2 --no-train-batch-norm --early-stopping "
     text += "--good-label none --novelty-strides 4,16 --head-learning-rate none "
-    text += "--no-deep-supervision --box-peak-fraction 0.3 --precision float32 --memory some/folder"
+    text += "--no-deep-supervision --box-peak-fraction 0.3 --no-tighten-boxes "
+    text += "--precision float32 --memory some/folder"
     args = vars(cli._make_parser().parse_args(text.split()))
     expected: dict[str, Any] = {
         "image_size": (64, 48),
@@ -104,6 +105,7 @@ def test_options_are_parsed_into_the_types_of_the_api() -> None:
         "head_learning_rate": None,
         "deep_supervision": False,
         "box_peak_fraction": 0.3,
+        "tighten_boxes": False,
         "precision": "float32",
         "memory": "some/folder",
     }

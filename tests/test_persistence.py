@@ -349,7 +349,7 @@ def test_an_older_file_fuses_the_sum_of_the_levels_in_float32(
         description["heat_model"]["novelty_share"] = 0.5
         del description["heat_model"]["level_scales"]
         del description["network"]["precision"]
-        for name in ("deep_supervision", "box_peak_fraction", "precision"):
+        for name in ("deep_supervision", "box_peak_fraction", "tighten_boxes", "precision"):
             del description["parameters"][name]
 
     rewrite(path, as_in_0_1_0)
