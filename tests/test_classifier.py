@@ -171,12 +171,18 @@ def test_defect_types_become_one_class_or_stay_apart(tiny_classifier, arrays):
     probability = apart.predict_proba(arrays)
     assert probability.shape == (10, 3)
     np.testing.assert_allclose(probability.sum(1), 1)
-    assert apart.decision_function(arrays).shape == (10, 3)
-    np.testing.assert_allclose(np.exp(apart.decision_function(arrays)), probability, atol=1e-300)
+    apart.threshold_ = float(np.median(1 - probability[:, 1]))  # so that both are predicted
     defective = 1 - probability[:, 1] >= apart.threshold_
     types = np.array(["dent", "scratch"])[probability[:, [0, 2]].argmax(1)]
-    assert apart.predict(arrays).tolist() == np.where(defective, types, "good").tolist()
-    assert apart.predict(arrays).tolist() == [one.label for one in apart.localize(arrays)]
+    predicted = apart.predict(arrays)
+    assert predicted.tolist() == np.where(defective, types, "good").tolist()
+    assert predicted.tolist() == [one.label for one in apart.localize(arrays)]
+    decision = apart.decision_function(arrays)
+    assert decision.shape == (10, 3)
+    assert predicted.tolist() == apart.classes_[decision.argmax(1)].tolist()
+    np.testing.assert_allclose(  # odds between types are those of the probabilities
+        decision[:, 0] - decision[:, 2], np.log(probability[:, 0] / probability[:, 2]), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("heatmap", ["cam", "fused", "min_max_cam"])
@@ -250,7 +256,7 @@ def test_of_several_types_the_probability_of_the_own_one_ranks_suspects(
 def test_labels_that_held_out_predictions_contradict_are_named(
     tiny_classifier, arrays, monkeypatch
 ):
-    def confident(scores: np.ndarray, is_defect: np.ndarray) -> DefectProbability:
+    def confident(*_: np.ndarray) -> DefectProbability:
         return DefectProbability((0.0, 0.0), 20.0)  # everything is a defect
 
     monkeypatch.setattr("defectcam.classifier.fit_defect_probability", confident)
