@@ -6,6 +6,7 @@ itself is done by the modules below it.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import platform
@@ -54,7 +55,13 @@ from defectcam.exceptions import warn_caller
 from defectcam.feature_store import FeatureStore, StoredImage, fingerprint, folder_of_memory
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
-from defectcam.images import check_readable, content_hashes, read_reduced_images
+from defectcam.images import (
+    ImageReadError,
+    check_readable,
+    content_hashes,
+    read_images,
+    read_reduced_images,
+)
 from defectcam.labels import Classes, as_labels, find_classes, plain_label
 from defectcam.network import DefectCAMNetwork
 from defectcam.precision import PRECISIONS, resolve_precision
@@ -558,7 +565,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 len(items), views, self.cache_size, torch.float16, self.batch_size
             ) as cache:
                 store = self._feature_store(memory, network, preprocess, cache)
-                thumbnails = self._fill(cache, network, preprocess, items, store)
+                try:
+                    thumbnails = self._fill(cache, network, preprocess, items, store)
+                except ImageReadError:
+                    if sample_weight is not None:
+                        _complain_in_place(sources.items, weighed.rows)
+                    raise
                 pairs = duplicate_pairs(thumbnails)
                 warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
                 groups = duplicate_groups(pairs, len(targets))
@@ -1185,6 +1197,14 @@ def _many(X: Any) -> list[Any]:
             "localize."
         )
     return sources.items
+
+
+def _complain_in_place(items: Sequence[Any], rows: NDArray[np.intp]) -> None:
+    """Raise the complaint about an image again, with its index among all that were given."""
+    fitted = set(rows.tolist())
+    unused = np.zeros((1, 1), dtype=np.uint8)
+    read = read_images(item if i in fitted else unused for i, item in enumerate(items))
+    collections.deque(read, maxlen=0)
 
 
 def _resolve_device(device: str) -> torch.device:

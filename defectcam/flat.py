@@ -75,7 +75,7 @@ class FlatImages(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         features: a pixel's value has to mean the same everywhere.
     n_features_in_ : int
         Number of features seen in `fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the features, where ``X`` was a data frame with names that are strings.
 
     See Also

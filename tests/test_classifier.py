@@ -19,6 +19,7 @@ from scipy.special import expit
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.utils import get_tags
 
 from defectcam import (
     ChanceLevelWarning,
@@ -514,6 +515,17 @@ def test_parameters_can_be_read_set_and_cloned(tiny_classifier, fitted):
     assert is_classifier(classifier)
     with pytest.raises(NotFittedError):
         clone(fitted).predict([np.zeros((9, 9), dtype=np.uint8)])
+
+
+def test_tags_say_that_it_takes_images_and_paths(tiny_classifier):
+    tags = get_tags(tiny_classifier())
+    assert not tags.input_tags.two_d_array
+    assert tags.input_tags.three_d_array
+    assert tags.input_tags.string
+    assert not tags.input_tags.allow_nan
+    assert not tags.input_tags.sparse
+    assert tags.classifier_tags.multi_class
+    assert not tags.no_validation
 
 
 def test_fit_does_not_change_the_parameters(tiny_classifier, fitted):
@@ -1057,6 +1069,104 @@ def test_rare_defect_types_are_spread_over_the_folds(tiny_classifier, arrays):
 
 def test_a_large_cache_gives_the_same_weights_from_a_file(tiny_classifier, fitted, fitted_parts):
     assert state_bytes(tiny_classifier(cache_size=0).fit(fitted_parts)) == state_bytes(fitted)
+
+
+# --- Sample weights -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"cv": None, "heatmap": "cam", "pooling": "average"},
+        {"threshold": "recall>=0.9", "class_weight": None, "augmentation": "none"},
+    ],
+    ids=str,
+)
+def test_an_integer_weight_is_repetition_and_zero_leaves_out(tiny_classifier, arrays, parameters):
+    weights = np.array([1, 3, 0, 1, 1, 0, 2, 1, 1, 1])
+    weighted = tiny_classifier(**parameters).fit(arrays, Y, sample_weight=weights)
+    repeated = tiny_classifier(**parameters).fit(arrays.repeat(weights, 0), Y.repeat(weights))
+    assert state_bytes(weighted) == state_bytes(repeated)
+    assert weighted.threshold_ == repeated.threshold_
+    for answer in ("predict_proba", "evidence"):
+        found, expected = (getattr(c, answer)(arrays) for c in (weighted, repeated))
+        np.testing.assert_array_equal(found, expected)
+    maps = [[one.heatmap for one in c.localize(arrays)] for c in (weighted, repeated)]
+    np.testing.assert_array_equal(*maps)
+
+
+def test_attributes_speak_of_the_images_that_were_given(tiny_classifier, arrays):
+    weights = np.array([1, 3, 0, 1, 1, 0, 2, 1, 1, 1])
+    weighted = tiny_classifier().fit(arrays, Y, sample_weight=weights)
+    repeated = tiny_classifier().fit(arrays.repeat(weights, 0), Y.repeat(weights))
+    assert np.flatnonzero(np.isnan(weighted.held_out_probability_)).tolist() == [2, 5]
+    np.testing.assert_array_equal(
+        weighted.held_out_probability_.repeat(weights), repeated.held_out_probability_
+    )
+    assert sorted(weighted.suspects_) == [0, 1, 3, 4, 6, 7, 8, 9]
+    own = np.where(Y == "good", 1 - weighted.held_out_probability_, weighted.held_out_probability_)
+    assert (np.diff(own[weighted.suspects_]) >= 0).all()
+    assert weighted.info()["n_training_images"] == 8
+
+
+def test_equal_weights_change_nothing(tiny_classifier, fitted, fitted_parts):
+    assert state_bytes(tiny_classifier().fit(fitted_parts, sample_weight=[1] * 14)) == state_bytes(
+        fitted
+    )
+    halves = tiny_classifier().fit(fitted_parts, sample_weight=np.full(14, 0.5))
+    assert state_bytes(halves) == state_bytes(fitted)  # the loss is a weighted mean
+    assert halves.threshold_ == fitted.threshold_
+
+
+def test_a_fraction_weighs_in_loss_classes_and_threshold(tiny_classifier, arrays):
+    weights = np.where(Y == "good", 0.5, 1.5)
+    classifier = tiny_classifier().fit(arrays, Y, sample_weight=weights)
+    assert classifier.threshold_ == 0.75
+    # "balanced" takes back what the weights gave to a class: 0.5 * 2 and 1.5 * 2/3 are both 1.
+    assert state_bytes(classifier) == state_bytes(tiny_classifier().fit(arrays, Y))
+    within = tiny_classifier().fit(arrays, Y, sample_weight=np.linspace(0.25, 1.75, 10))
+    assert state_bytes(within) != state_bytes(classifier)
+    plain = {"class_weight": None, "cv": None, "heatmap": "cam", "max_epochs": 1}
+    unweighted = tiny_classifier(**plain).fit(arrays, Y)
+    weighted = tiny_classifier(**plain).fit(arrays, Y, sample_weight=weights**3)
+    assert weighted.held_out_probability_.mean() > unweighted.held_out_probability_.mean()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0] * 9, "sample_weight"),
+        ([-1] + [1] * 9, "Negative values"),
+        ([0] * 10, "at least one non-zero"),
+        ([np.nan] * 10, "NaN"),
+        ([0] * 5 + [1] * 5, r"one class only \(\['scratch'\]\)"),
+    ],
+)
+def test_weights_that_do_not_do_are_refused(tiny_classifier, arrays, weights, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_classifier().fit(arrays, Y, sample_weight=weights)
+
+
+def test_complaints_name_images_by_their_place_among_all(tiny_classifier, arrays, monkeypatch):
+    weights = [0, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    copied = arrays.copy()
+    copied[7] = copied[3]
+    with pytest.warns(NearDuplicateWarning, match="1 pair .*: image 3 and image 7"):
+        tiny_classifier(max_epochs=1).fit(copied, Y, sample_weight=weights)
+    images: list[Any] = [np.zeros((0, 5)), *arrays[1:]]
+    tiny_classifier(max_epochs=1).fit(images, Y, sample_weight=weights)  # left out, so never read
+    images[7] = np.full((5, 5), np.nan)
+    with pytest.raises(ImageReadError, match=r"^Image at index 7: .* NaN"):
+        tiny_classifier().fit(images, Y, sample_weight=weights)
+    monkeypatch.setattr(
+        "defectcam.classifier.fit_defect_probability",
+        lambda *_: DefectProbability((0.0, 0.0), 20.0),
+    )
+    with pytest.warns(
+        SuspectLabelsWarning, match=r"4 training images .*image 1 \('good'\), image 2"
+    ):
+        tiny_classifier().fit(arrays, Y, sample_weight=weights)
 
 
 # --- scikit-learn around it ---------------------------------------------------------------------
