@@ -314,7 +314,8 @@ def _logistic_regression(
     sample_weight: NDArray[np.float64] | None,
 ) -> tuple[NDArray[np.float64], float]:
     """Coefficients, none of them negative: more evidence is never less defect; and intercept."""
-    mean, scale = scores.mean(0), scores.std(0)
+    mean = np.average(scores, axis=0, weights=sample_weight)
+    scale = np.sqrt(np.average((scores - mean) ** 2, axis=0, weights=sample_weight))
     scale = np.where(scale > 0, scale, 1.0)
     model = LogisticRegression(C=INVERSE_REGULARISATION)
     model.fit((scores - mean) / scale, is_defect, sample_weight)

@@ -181,6 +181,7 @@ def test_defect_types_become_one_class_or_stay_apart(tiny_classifier, arrays):
     decision = apart.decision_function(arrays)
     assert decision.shape == (10, 3)
     assert predicted.tolist() == apart.classes_[decision.argmax(1)].tolist()
+    np.testing.assert_array_equal(decision[:, 1], -decision[:, [0, 2]].max(1))
     np.testing.assert_allclose(  # odds between types are those of the probabilities
         decision[:, 0] - decision[:, 2], np.log(probability[:, 0] / probability[:, 2]), rtol=1e-6
     )
@@ -1149,7 +1150,7 @@ def test_weights_that_do_not_do_are_refused(tiny_classifier, arrays, weights, me
 
 
 def test_complaints_name_images_by_their_place_among_all(tiny_classifier, arrays, monkeypatch):
-    weights = [0, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    weights = [0, 3, 1, 1, 1, 1, 1, 1, 1, 1]
     copied = arrays.copy()
     copied[7] = copied[3]
     with pytest.warns(NearDuplicateWarning, match="1 pair .*: image 3 and image 7"):

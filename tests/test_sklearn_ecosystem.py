@@ -35,6 +35,7 @@ from sklearn.model_selection import (
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.semi_supervised import SelfTrainingClassifier
+from sklearn.utils.fixes import parse_version
 
 from defectcam import DefectCAMClassifier, FlatImages
 
@@ -294,6 +295,9 @@ def test_a_fitted_classifier_carries_no_image_with_it(quick, paths, types):
     assert sizes[1] - sizes[0] < 1000  # eight images more, of 48 x 48 x 3 bytes each
 
 
+@pytest.mark.skipif(
+    parse_version(sklearn.__version__) < parse_version("1.7"), reason="scikit-learn shows no table"
+)
 def test_html_shows_the_parameters(quick):
     html = Pipeline([("clf", quick(backbone="test_resnet"))])._repr_html_()
     assert "DefectCAMClassifier" in html
