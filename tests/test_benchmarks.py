@@ -16,7 +16,16 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("accuracy", "figures", "patchcore", "plain", "printing", "protocols", "speed")
+MODULES = (
+    "accuracy",
+    "figures",
+    "patchcore",
+    "plain",
+    "printing",
+    "profiling",
+    "protocols",
+    "speed",
+)
 OPTIONS = argparse.Namespace(types=None, n_defects=[4, 8, 16], flipped=[0.05, 0.1])
 COUNTS = {"dent": 20, "good": 60, "hole": 5, "scratch": 35}
 
@@ -307,6 +316,20 @@ def test_speed_is_printed_and_kept_with_the_machine(script, plates, capsys):
         assert len(times) >= 3 and min(times.values()) > 0
         assert f"| {name} | |" in printed
         assert all(f"| {key} |" in printed for key in times)
+
+
+def test_the_profile_knows_every_step_by_its_present_name(script, plates):
+    kept = plates.parent / "results" / "speed.json"
+    tiny = json.dumps(TINY | {"max_epochs": 1, "cv": 2})
+    script("speed").main(
+        [str(plates), "--only", "profile", "--json", str(kept), "--epochs", "1", "--set", tiny]
+    )
+    figures = json.loads(kept.read_text())["profile"]["figures"]
+    for call in ("fit", "localize"):
+        times = {key: t for key, t in figures.items() if key.startswith(f"{call}: ")}
+        *steps, whole = times.values()
+        assert min(steps) > 0, times
+        assert sum(steps) == pytest.approx(whole)
 
 
 def test_any_first_images_have_the_labels_in_their_proportions(script):
