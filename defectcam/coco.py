@@ -193,7 +193,9 @@ def _fill(mask: NDArray[np.bool_], polygon: Sequence[float]) -> None:
     fine = np.zeros(((bottom - top) * _FINER, (right - left) * _FINER), np.uint8)
     # OpenCV means the centres of pixels, which lie half a pixel from their corners.
     places = (corners - (left, top)) * _FINER - 0.5
-    cv2.fillPoly(fine, [np.round(places * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
+    outline = [np.round(places * 16).astype(np.int32)]
+    cv2.fillPoly(fine, outline, 255, cv2.LINE_8, 4)
+    cv2.polylines(fine, outline, True, 128, 1, cv2.LINE_8, 4)  # half of it lies outside
     inside = cv2.resize(fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA) >= 128
     mask[top:bottom, left:right] |= inside
 
