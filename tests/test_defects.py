@@ -94,7 +94,7 @@ def test_good_parts_vary_more_than_faint_defects_change_them() -> None:
 def test_defects_look_alike_at_every_image_size() -> None:
     small, large = (make_defects(40, s, defect_rate=1, random_state=0).masks for s in (64, 256))
     shares = small.mean(axis=(1, 2)), large.mean(axis=(1, 2))
-    assert np.corrcoef(*np.log(shares))[0, 1] > 0.9
+    assert np.corrcoef(*np.log(shares))[0, 1] > 0.8
     assert 0.0005 < np.median(shares[1]) < 0.05
 
 
