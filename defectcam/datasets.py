@@ -303,7 +303,8 @@ def load_csv(
     >>> import tempfile
     >>> from pathlib import Path
     >>> from PIL import Image
-    >>> folder = Path(tempfile.mkdtemp())
+    >>> temporary = tempfile.TemporaryDirectory()
+    >>> folder = Path(temporary.name)
     >>> for name in ("a.png", "b.png"):
     ...     Image.new("L", (8, 8)).save(folder / name)
     >>> rows = "file,verdict,serial\na.png,ok,17\nb.png,dent,18\n"
@@ -311,6 +312,7 @@ def load_csv(
     >>> data = load_csv(folder / "parts.csv", "file", "verdict", group_column="serial")
     >>> data.target.tolist(), data.groups.tolist()
     ([False, True], ['17', '18'])
+    >>> temporary.cleanup()
     """
     columns = {"path_column": path_column, "label_column": label_column}
     columns |= {"mask_column": mask_column} if mask_column is not None else {}
