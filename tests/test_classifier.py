@@ -29,6 +29,8 @@ from defectcam import (
     NearDuplicateWarning,
     OnlyGoodImagesWarning,
     SuspectLabelsWarning,
+    images,
+    results,
 )
 from defectcam.calibration import (
     GOOD_PIXEL_QUANTILE,
@@ -960,6 +962,54 @@ def test_the_trunk_sees_each_image_once_per_prediction(fitted, paths, trunk_imag
     for one in fitted.localize(paths):
         _ = one.heatmap, one.boxes
     assert sum(trunk_images) == 2 * len(paths)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that gets the size of each image file that is decoded."""
+    seen: list[Any] = []
+    to_rgb = images._pillow_to_rgb
+
+    def watched(image: Image.Image) -> np.ndarray:
+        seen.append(image.size)
+        return to_rgb(image)
+
+    monkeypatch.setattr(images, "_pillow_to_rgb", watched)
+    return seen
+
+
+@pytest.mark.parametrize("max_epochs", [1, 3])
+def test_each_file_is_decoded_once_in_a_fit(tiny_classifier, paths, decoded, max_epochs):
+    y = [Path(path).parent.name for path in paths]
+    tiny_classifier(max_epochs=max_epochs).fit(paths, y)
+    assert len(decoded) == len(paths)
+
+
+def test_each_file_is_decoded_once_per_answer(fitted, paths, decoded):
+    for answer in (fitted.predict, fitted.predict_proba, fitted.localize):
+        decoded.clear()
+        answer(paths)
+        assert len(decoded) == len(paths)
+
+
+def test_predicting_makes_no_map(fitted, paths, monkeypatch):
+    monkeypatch.setattr(HeatModel, "grids", lambda *_: pytest.fail("a map was made"))
+    fitted.predict(paths)
+    fitted.predict_proba(paths)
+    fitted.decision_function(paths)
+
+
+def test_full_size_maps_and_boxes_are_made_when_asked_for(all_defective, paths, monkeypatch):
+    calls = []
+    restore, find = Geometry.restore, results.find_boxes
+    monkeypatch.setattr(Geometry, "restore", lambda *a: calls.append("map") or restore(*a))
+    monkeypatch.setattr(
+        results, "find_boxes", lambda *a, **k: calls.append("boxes") or find(*a, **k)
+    )
+    found = all_defective.localize(paths[:3])
+    assert calls == []
+    _ = [one.boxes for one in found], [one.box_scores for one in found]
+    assert calls == ["map", "boxes"] * 3
 
 
 def test_an_unreadable_file_is_named_before_the_trunk_runs(tiny_classifier, parts, trunk_images):
