@@ -147,13 +147,17 @@ def component_mask(
     regions = _find_regions(
         heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction, tighten
     )
-    return regions.is_kept[regions.labels]
+    mask = np.zeros(regions.shape, dtype=bool)
+    mask[regions.place] = regions.is_kept[regions.labels]
+    return mask
 
 
 class _Regions(NamedTuple):
     boxes: NDArray[np.int64]
     scores: NDArray[np.float32]
-    labels: NDArray[np.int32]  # (H, W), 0 = not above the threshold
+    shape: tuple[int, int]  # of the map
+    place: tuple[slice, slice]  # the part of the map that holds all regions
+    labels: NDArray[np.int32]  # of that part, 0 = not above the threshold
     is_kept: NDArray[np.bool_]  # per label
 
 
@@ -175,11 +179,14 @@ def _find_regions(
     if peak_fraction > 0 and peak > 0:
         least_peak = peak_fraction * peak
         above &= values >= _EXTENT * least_peak
+    shape, largest_blob = values.shape, _PLATEAU_SHARE * values.size
+    place = _rectangle_around(above)  # mostly a small part of the map, and all that matters
+    values, above = values[place], above[place]
     labels, areas, corners, peaks = _label_regions(above, values)
     is_region = (areas >= min_area) & (peaks >= least_peak)
     if tighten:
         whole, whole_peaks = labels, np.where(is_region, peaks, np.inf)
-        is_blob = is_region & (areas <= _PLATEAU_SHARE * values.size)
+        is_blob = is_region & (areas <= largest_blob)
         levels = _steepest_levels(values, labels, corners, is_blob, min_area)
         labels, areas, corners, peaks = _label_regions(above & (values >= levels[labels]), values)
         # The part with the peak stays, however small: tightening loses no region.
@@ -190,6 +197,7 @@ def _find_regions(
     candidates = 1 + np.flatnonzero(is_region[1:])  # label 0 is the background
     groups = _group_near_boxes(corners[candidates], merge_distance, values.shape)
     boxes = _bounding_boxes(corners[candidates], groups)
+    boxes += np.tile([place[1].start, place[0].start], 2)
     scores = np.full(len(boxes), -np.inf, dtype=np.float32)
     np.maximum.at(scores, groups, peaks[candidates])
     box_areas = np.zeros(len(boxes), dtype=np.int64)
@@ -198,7 +206,16 @@ def _find_regions(
     order = np.lexsort((boxes[:, 0], boxes[:, 1], -box_areas, -scores))[:max_boxes]
     is_kept = np.zeros(len(areas), dtype=bool)
     is_kept[candidates[np.isin(groups, order)]] = True
-    return _Regions(boxes[order], scores[order], labels, is_kept)
+    return _Regions(boxes[order], scores[order], shape, place, labels, is_kept)
+
+
+def _rectangle_around(is_marked: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Rows and columns around what is marked, with a margin of one pixel for its slopes."""
+    left, top, width, height = cv2.boundingRect(is_marked.view(np.uint8))
+    return (
+        slice(max(top - 1, 0), top + height + 1),
+        slice(max(left - 1, 0), left + width + 1),
+    )
 
 
 def _label_regions(
