@@ -62,7 +62,7 @@ from defectcam.network import DefectCAMNetwork
 from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
 from defectcam.results import Localization
-from defectcam.sources import as_sources, labelled_sources, paths_of
+from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 from defectcam.training import (
     VIEWS,
     FeatureCache,
@@ -265,6 +265,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         The other classes.
     network_ : DefectCAMNetwork
         The trained network, an ordinary `torch.nn.Module` from normalised pixels to class scores.
+    preprocess_ : Preprocess
+        Makes its input: ``clf.network_(clf.preprocess_.batch([image]))``, the image RGB uint8.
     history_ : dict of list
         A table of the training: fold, epoch, loss, train_accuracy, seconds.
     threshold_ : float
@@ -1011,7 +1013,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             method = None
         if method is not None:
             check_method(method)
-        stream = as_sources(X).items if isinstance(X, (str, os.PathLike)) else X
+        stream = X if is_stream(X) else as_sources(X).items
         items: list[Any] = []
 
         def remembered() -> Iterator[Any]:
@@ -1082,6 +1084,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         from defectcam.persistence import save  # persistence knows the classifier, not the reverse
 
         save(self, path, overwrite=overwrite)
+
+    @property
+    def preprocess_(self) -> Preprocess:
+        """What makes the network's input of RGB images, the same in training and prediction."""
+        check_is_fitted(self, "_preprocess")
+        return self._preprocess
 
     def _forward(self, items: Iterable[Any]) -> Iterator[_Batch]:
         """Run the network over images; the one path to every score and map."""
