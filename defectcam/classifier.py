@@ -491,9 +491,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ----------
         X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
             Training images. A folder brings its labels: one sub-folder per class, or the MVTec AD
-            layout.
+            layout. Here and wherever many images are taken, a PyTorch `Dataset` or `DataLoader` and
+            a Hugging Face data set or column will do too, see `defectcam.dataset_images`.
         y : array-like of shape (n,), optional
-            Labels: strings, booleans or integers; left out when ``X`` is a folder.
+            Labels: strings, booleans or integers; left out when ``X`` is a folder, or a data set
+            whose items have labels.
         sample_weight : array-like of shape (n,), optional
             Weights of the images in the loss.
 
@@ -998,7 +1000,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : iterable of paths, arrays or Pillow images, or a folder
+        X : iterable of paths, arrays or Pillow images, or a folder, or a data set
             An iterable is taken lazily, a few batches ahead.
         method : str or None, default=None
             As for `localize`.
