@@ -68,8 +68,8 @@ def predictions(is_defect: np.ndarray, found: list) -> dict[str, list]:
     return kept
 
 
-def pixel_figures(mask_paths: list[str | None], found: list) -> dict[str, float]:
-    masks = [None if path is None else read_image(path)[..., 0] > 0 for path in mask_paths]
+def pixel_figures(listed: list[str | np.ndarray | None], found: list) -> dict[str, float]:
+    masks = [read_image(mask)[..., 0] > 0 if isinstance(mask, str) else mask for mask in listed]
     boxes_true = [np.zeros((0, 4), int) if mask is None else mask_boxes(mask) for mask in masks]
 
     def maps():

@@ -30,7 +30,8 @@ NAMES = ("set", "protocol", "variant", "method")
 
 def title(run: dict[str, Any]) -> str:
     protocol = [] if run["protocol"] == "split" else [run["protocol"], run["variant"]]
-    return " ".join(map(str, [run["set"], *protocol, run["method"], "split", run["split"]]))
+    method = run.get("configuration", run["method"])
+    return " ".join(map(str, [run["set"], *protocol, method, "split", run["split"]]))
 
 
 def print_row(run: dict[str, Any]) -> None:

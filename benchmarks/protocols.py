@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from defectcam.datasets import load_elpv, load_mvtec, train_test_split_by_type
+from defectcam.datasets import load_elpv, load_mvtec, make_defects, train_test_split_by_type
 
 GOOD, DEFECT = "good", "anomaly"
 
@@ -27,7 +27,7 @@ class DataSet:
         name: str,
         images: Any,
         types: np.ndarray,
-        masks: list[str | None] | None = None,
+        masks: list[str | np.ndarray | None] | None = None,  # files, or bool arrays (H, W)
         groups: np.ndarray | None = None,
     ):
         self.name = name
@@ -48,6 +48,14 @@ class DataSet:
         types = np.where(parts.is_defect, parts.types, GOOD)
         groups = stems if name in same_stem else None
         return cls(name, np.asarray(parts.paths), types, list(parts.masks), groups)
+
+    @classmethod
+    def generated(cls, kind: str, n_samples: int, size: int) -> DataSet:
+        """Parts of a kind of surface, always the same ones: the split has the seed."""
+        parts = make_defects(n_samples, size, kind=kind, random_state=0)
+        name = f"generated-{kind}-{n_samples}x{size}"
+        masks = [mask if bad else None for mask, bad in zip(parts.masks, parts.target, strict=True)]
+        return cls(name, parts.images, parts.types, masks)
 
     @property
     def defect_types(self) -> list[str]:

@@ -14,6 +14,7 @@ leave it alone meanwhile. --only picks parts:
   peak     peak memory of fit above the imported libraries, for N and 10 N images
   search   GridSearchCV, 5 folds by 4 settings, with and without `memory`
   growth   fit and localize for more and more images
+  profile  where the time of fit and of localize with boxes goes
 
 --images and --epochs shorten `recipe` and `default`: times are then scaled up to all images and
 epochs, those of epochs by images times epochs, the rest of a fit by images. The figures say so.
@@ -40,6 +41,7 @@ from typing import Any
 import joblib
 import numpy as np
 import plain
+import profiling
 import torch
 from PIL import Image
 from protocols import GOOD, DataSet
@@ -305,6 +307,25 @@ def growth(subject: Subject) -> Figures:
     return figures
 
 
+def profile(subject: Subject) -> Figures:
+    images, labels = subject.shortened()
+    clf = subject.classifier(
+        **{"max_epochs": subject.options.epochs} if subject.options.epochs else {}
+    )
+    clf.fit(*subject.shortened(N_WARM_UP))  # warm-up
+    fit = profiling.profile(lambda: clf.fit(images, labels), profiling.FIT_STEPS)
+    localize = profiling.profile(
+        lambda: [found.boxes for found in clf.localize(subject.test)], profiling.LOCALIZE_STEPS
+    )
+    n_epochs = len(clf.history_["epoch"])
+    figures: Figures = {"fit": f"{len(images)} images, {n_epochs} epochs of all tails"}
+    figures |= {f"fit: {step}, seconds": seconds for step, seconds in fit.items()}
+    figures["localize"] = f"{len(subject.test)} images"
+    for step, seconds in localize.items():
+        figures[f"localize: {step}, ms per image"] = 1000 * seconds / len(subject.test)
+    return figures
+
+
 PARTS: dict[str, Callable[[Subject], Figures]] = {
     "recipe": recipe,
     "default": default,
@@ -313,6 +334,7 @@ PARTS: dict[str, Callable[[Subject], Figures]] = {
     "peak": peak,
     "search": search,
     "growth": growth,
+    "profile": profile,
 }
 
 

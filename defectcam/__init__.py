@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         OnlyGoodImagesWarning,
         SuspectLabelsWarning,
     )
+    from defectcam.flat import FlatImages
     from defectcam.persistence import load
     from defectcam.results import Localization
 
@@ -27,6 +28,7 @@ __all__ = [
     "ChanceLevelWarning",
     "DefectCAMClassifier",
     "FewDefectsWarning",
+    "FlatImages",
     "Localization",
     "NearDuplicateWarning",
     "OnlyGoodImagesWarning",
@@ -40,6 +42,7 @@ _MODULE_OF = {
     "ChanceLevelWarning": "defectcam.exceptions",
     "DefectCAMClassifier": "defectcam.classifier",
     "FewDefectsWarning": "defectcam.exceptions",
+    "FlatImages": "defectcam.flat",
     "Localization": "defectcam.results",
     "NearDuplicateWarning": "defectcam.exceptions",
     "OnlyGoodImagesWarning": "defectcam.exceptions",

@@ -276,7 +276,9 @@ class DefectProbability(NamedTuple):
 
 
 def fit_defect_probability(
-    scores: NDArray[np.float64], is_defect: NDArray[np.bool_]
+    scores: NDArray[np.float64],
+    is_defect: NDArray[np.bool_],
+    sample_weight: NDArray[np.float64] | None = None,
 ) -> DefectProbability:
     """Fit the probability of a defect to scores of held-out images (Platt scaling).
 
@@ -290,6 +292,7 @@ def fit_defect_probability(
     scores : ndarray of shape (n_images, n_scores)
         As `defect_scores` gives them: evidence, then novelty, if any.
     is_defect : ndarray of shape (n_images,)
+    sample_weight : ndarray of shape (n_images,), optional
 
     References
     ----------
@@ -297,19 +300,25 @@ def fit_defect_probability(
     regularised logistic regression on standardised scores instead of Platt's smoothed targets, for
     the same purpose: separable scores must not give infinite slopes.
     """
-    weights, _ = _logistic_regression(scores, is_defect)
+    weights, _ = _logistic_regression(scores, is_defect, sample_weight)
     weights[1:] *= NOVELTY_TRUST
-    (slope,), intercept = _logistic_regression((scores @ weights)[:, np.newaxis], is_defect)
+    (slope,), intercept = _logistic_regression(
+        (scores @ weights)[:, np.newaxis], is_defect, sample_weight
+    )
     return DefectProbability(tuple((slope * weights).tolist()), intercept)
 
 
 def _logistic_regression(
-    scores: NDArray[np.float64], is_defect: NDArray[np.bool_]
+    scores: NDArray[np.float64],
+    is_defect: NDArray[np.bool_],
+    sample_weight: NDArray[np.float64] | None,
 ) -> tuple[NDArray[np.float64], float]:
     """Coefficients, none of them negative: more evidence is never less defect; and intercept."""
-    mean, scale = scores.mean(0), scores.std(0)
+    mean = np.average(scores, axis=0, weights=sample_weight)
+    scale = np.sqrt(np.average((scores - mean) ** 2, axis=0, weights=sample_weight))
     scale = np.where(scale > 0, scale, 1.0)
-    model = LogisticRegression(C=INVERSE_REGULARISATION).fit((scores - mean) / scale, is_defect)
+    model = LogisticRegression(C=INVERSE_REGULARISATION)
+    model.fit((scores - mean) / scale, is_defect, sample_weight)
     coefficients = np.maximum(model.coef_[0], 0) / scale
     return coefficients, float(model.intercept_[0] - mean @ coefficients)
 
@@ -370,7 +379,10 @@ def fit_familiarity_limit(novelty: Tensor) -> float:
 
 
 def choose_threshold(
-    criterion: float | str, is_defect: NDArray[np.bool_], probability: NDArray[np.float64]
+    criterion: float | str,
+    is_defect: NDArray[np.bool_],
+    probability: NDArray[np.float64],
+    sample_weight: NDArray[np.float64] | None = None,
 ) -> float:
     """Probability of a defect at and above which an image is called defective.
 
@@ -386,6 +398,8 @@ def choose_threshold(
     is_defect : ndarray of shape (n_images,)
     probability : ndarray of shape (n_images,)
         Of held-out images.
+    sample_weight : ndarray of shape (n_images,), optional
+        How much each image counts in shares and recalls.
 
     Raises
     ------
@@ -396,8 +410,10 @@ def choose_threshold(
     if kind in ("probability", "cost"):
         return number
     if kind == "balanced":
-        return float(is_defect.mean())
-    _, recall, thresholds = roc_curve(is_defect, probability, drop_intermediate=False)
+        return float(np.average(is_defect, weights=sample_weight))
+    _, recall, thresholds = roc_curve(
+        is_defect, probability, sample_weight=sample_weight, drop_intermediate=False
+    )
     return float(thresholds[np.flatnonzero(recall >= number)[0]])
 
 

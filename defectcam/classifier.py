@@ -6,6 +6,7 @@ itself is done by the modules below it.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -23,9 +24,9 @@ from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-from sklearn.utils import check_random_state, compute_class_weight
+from sklearn.utils import Tags, check_random_state, compute_class_weight
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 import defectcam
@@ -56,12 +57,19 @@ from defectcam.exceptions import warn_caller
 from defectcam.feature_store import FeatureStore, StoredImage, fingerprint, folder_of_memory
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
-from defectcam.images import check_readable, content_hashes, read_reduced_images
+from defectcam.images import (
+    ImageReadError,
+    check_readable,
+    content_hashes,
+    read_images,
+    read_reduced_images,
+)
 from defectcam.labels import Classes, as_labels, find_classes, plain_label
 from defectcam.network import DefectCAMNetwork
 from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
 from defectcam.results import Localization
+from defectcam.sample_weights import weigh_rows
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 from defectcam.training import (
     VIEWS,
@@ -353,6 +361,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "callbacks": [list, tuple, callable, None],
     }
 
+    held_out_probability_: NDArray[np.float64]
+    suspects_: NDArray[np.int64]
+
     def __init__(
         self,
         backbone: str = "efficientnet_lite0",
@@ -452,6 +463,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.verbose = verbose
         self.callbacks = callbacks
 
+    def __sklearn_tags__(self) -> Tags:
+        """Say what it takes: paths and images, not rows of numbers (for those, `FlatImages`)."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        return tags
+
     @classmethod
     def from_recipe(cls, name: str, **overrides: Any) -> DefectCAMClassifier:
         """Make a classifier with the parameters of a named configuration.
@@ -497,7 +516,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             Labels: strings, booleans or integers; left out when ``X`` is a folder, or a data set
             whose items have labels.
         sample_weight : array-like of shape (n,), optional
-            Weights of the images in the loss.
+            Weights of the images, 0 or more. Integers are repetition, exactly: the fit is the one
+            on ``np.repeat(X, sample_weight, axis=0)``, and costs as much. If any weight is a
+            fraction, they count in the loss, ``class_weight="balanced"``, the calibration of the
+            probability and ``threshold_``, but neither in the codebook nor in the heatmap's scale.
+            An image of weight 0 is left out: ``held_out_probability_`` is NaN there.
 
         Returns
         -------
@@ -525,16 +548,20 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self._callbacks()
         memory = folder_of_memory(self.memory)
         sources, labels = labelled_sources(X, y, self.good_label)
+        weighed = weigh_rows(sample_weight, len(sources.items))
+        items, labels = (
+            [sources.items[row] for row in weighed.rows],
+            as_labels(labels)[weighed.rows],
+        )
         classes = find_classes(labels, self.target, self.good_label)
         targets = classes.encode(labels)
         is_defect = targets != classes.good
         only_good = not is_defect.any()
         if only_good:
             self._check_for_good_only(classes.good_label)
-        weights = np.asarray(_check_sample_weight(sample_weight, targets, dtype=np.float32))
         check_readable(paths_of(sources), n_workers=self.n_jobs)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        class_weight = None if only_good else self._class_weight(classes, targets)
+        class_weight = None if only_good else self._class_weight(classes, targets, weighed.weights)
         warn_if_only_good(is_defect)
         warn_if_few_defects(is_defect)
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
@@ -542,14 +569,19 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             network, preprocess = self._build_network(len(classes.labels), classes.good)
             views = VIEWS["none" if only_good else self.augmentation]
             with FeatureCache(
-                len(sources.items), views, self.cache_size, torch.float16, self.batch_size
+                len(items), views, self.cache_size, torch.float16, self.batch_size
             ) as cache:
                 store = self._feature_store(memory, network, preprocess, cache)
-                thumbnails = self._fill(cache, network, preprocess, sources.items, store)
+                try:
+                    thumbnails = self._fill(cache, network, preprocess, items, store)
+                except ImageReadError:
+                    if sample_weight is not None:
+                        _complain_in_place(sources.items, weighed.rows)
+                    raise
                 pairs = duplicate_pairs(thumbnails)
-                warn_if_duplicates(pairs, is_defect, sources.items)
+                warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
                 groups = duplicate_groups(pairs, len(targets))
-                folds = self._folds(as_labels(labels), targets, groups, seed)
+                folds = self._folds(labels, targets, groups, seed)
                 novelty = None
                 if network.novelty_levels:
                     novelty = add_codebook(
@@ -558,7 +590,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 if class_weight is None:
                     result = result_of_good_only(network, cache)
                 else:
-                    max_epochs = self._max_epochs(len(sources.items))
+                    max_epochs = self._max_epochs(len(items))
                     with self._epoch_bar(max(1, len(folds)) * max_epochs) as bar:
                         training = TailTraining(
                             network=network,
@@ -566,7 +598,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                             targets=torch.as_tensor(targets),
                             good=classes.good,
                             class_weight=class_weight,
-                            sample_weight=torch.as_tensor(weights),
+                            sample_weight=torch.as_tensor(weighed.weights, dtype=torch.float32),
                             options=self._training_options(max_epochs),
                             seed=seed,
                             on_epoch=lambda record: self._on_epoch(record, bar),
@@ -579,12 +611,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
         self._set_network(network, preprocess, classes)
         self.history_ = result.history
-        self._calibrate(result, novelty, targets, calibrated=bool(folds))
+        self._calibrate(result, novelty, targets, weighed.weights, calibrated=bool(folds))
         if folds and not (only_good or result.interrupted):
             warn_if_chance(is_defect, self.held_out_probability_)
             warn_if_suspects(
-                is_defect, self.held_out_probability_, as_labels(labels), sources.items
+                is_defect, self.held_out_probability_, labels, sources.items, weighed.rows
             )
+        self.held_out_probability_ = weighed.per_given(self.held_out_probability_)
+        self.suspects_ = weighed.given(self.suspects_)
         return self
 
     def _check_for_good_only(self, good_label: Any) -> None:
@@ -649,6 +683,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         result: FitResult,
         novelty: torch.Tensor | None,
         targets: NDArray[np.int64],
+        weights: NDArray[np.float64],
         calibrated: bool,
     ) -> None:
         """Learn from the training images' scores what a score and a map value mean."""
@@ -659,7 +694,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         if only_good:
             self._defect_probability = fit_novelty_probability(scores)
         elif calibrated:
-            self._defect_probability = fit_defect_probability(scores, is_defect)
+            self._defect_probability = fit_defect_probability(scores, is_defect, weights)
         else:
             uncalibrated = (1.0,) + (0.0,) * (scores.shape[1] - 1)
             self._defect_probability = DefectProbability(uncalibrated, 0.0)
@@ -668,7 +703,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         # of good images alone it is one half at their limit.
         is_half = self.threshold == "balanced" and (only_good or not calibrated)
         threshold = 0.5 if is_half else self.threshold
-        self.threshold_ = choose_threshold(threshold, is_defect, self.held_out_probability_)
+        self.threshold_ = choose_threshold(
+            threshold, is_defect, self.held_out_probability_, weights
+        )
         classes = self._class_probabilities(self.held_out_probability_, result.logits)
         self.suspects_ = rank_suspects(np.take_along_axis(classes, targets[:, None], 1)[:, 0])
         self._familiarity_limit = None if novelty is None else fit_familiarity_limit(novelty)
@@ -698,8 +735,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             patience=self.n_iter_no_change if self.early_stopping else None,
         )
 
-    def _class_weight(self, classes: Classes, targets: NDArray[np.int64]) -> torch.Tensor:
-        if isinstance(self.class_weight, Real):
+    def _class_weight(
+        self, classes: Classes, targets: NDArray[np.int64], weights: NDArray[np.float64]
+    ) -> torch.Tensor:
+        if self.class_weight == "balanced":
+            totals = np.bincount(targets, weights, minlength=len(classes.labels))
+            weights = totals.sum() / (len(totals) * totals)
+        elif isinstance(self.class_weight, Real):
             weights = np.full(len(classes.labels), float(self.class_weight))
             weights[classes.good] = 1.0
         else:
@@ -891,13 +933,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ndarray of shape (n,) or (n, n_classes)
             For two classes, positive means ``classes_[1]``, as everywhere in scikit-learn,
             whichever of them is the defect: see `defect_score` for a score that always grows with
-            the defect. For more, the logarithm of each class's probability.
+            the defect. For more, the class that `predict` names has the highest: the likeliest type
+            has half the distance of a defect from the decision, the good class the negative of it,
+            and other types less than the likeliest, by how much less likely they are.
         """
-        check_is_fitted(self)
-        if len(self.classes_) > 2:
-            return np.log(np.clip(self.predict_proba(X), np.finfo(np.float64).tiny, None))
-        score = self.defect_score(X) - _log_odds(self.threshold_)
-        return -score if self._classes.good == 1 else score
+        return np.concatenate([self._decision_of(batch) for batch in self._forward(_many(X))])
 
     def defect_score(self, X: Any) -> NDArray[np.float64]:
         """Log-odds of a defect: the higher, the more defective.
@@ -1067,7 +1107,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "image_size": list(self.image_size_),
             "classes": self.classes_.tolist(),
             "good_label": plain_label(self.good_label_),
-            "n_training_images": len(self.held_out_probability_),
+            "n_training_images": int(np.isfinite(self.held_out_probability_).sum()),
             "epochs": len(self.history_["epoch"]),
             "threshold": self.threshold_,
             "box_threshold": float(self.box_threshold),
@@ -1107,6 +1147,16 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 geometries,
                 pixels,
             )
+
+    def _decision_of(self, batch: _Batch) -> NDArray[np.float64]:
+        score = self._log_odds_of(batch) - _log_odds(self.threshold_)
+        if len(self.classes_) == 2:
+            return -score if self._classes.good == 1 else score
+        types = batch.logits[:, self._classes.defects].double().numpy()
+        result = np.empty((len(score), len(self.classes_)))
+        result[:, self._classes.good] = -score / 2
+        result[:, self._classes.defects] = (score / 2)[:, None] + types - types.max(1)[:, None]
+        return result
 
     def _log_odds_of(self, batch: _Batch) -> NDArray[np.float64]:
         novelty = batch.novelty if self._heat_model.kind == "fused" else None
@@ -1207,6 +1257,14 @@ def _many(X: Any) -> list[Any]:
             "localize."
         )
     return sources.items
+
+
+def _complain_in_place(items: Sequence[Any], rows: NDArray[np.intp]) -> None:
+    """Raise the complaint about an image again, with its index among all that were given."""
+    fitted = set(rows.tolist())
+    unused = np.zeros((1, 1), dtype=np.uint8)
+    read = read_images(item if i in fitted else unused for i, item in enumerate(items))
+    collections.deque(read, maxlen=0)
 
 
 def _resolve_device(device: str) -> torch.device:

@@ -1,64 +1,105 @@
-"""Loads labelled images, from folders and from a package, and splits them by defect type.
+"""Loads labelled images, from folders, tables and a package, and splits them by defect type.
 
 This module owns what is handed back for it: scikit-learn's `Bunch` of arrays. It downloads nothing
 and decodes no files (paths are valid input of the estimator).
+
+Every loader's `Bunch` has the same keys, which hold one entry per image:
+
+- ``paths``: str, the image files;
+- ``types``: str, what each image shows: the good label, or the type of defect;
+- ``target`` and, as another name of it, ``is_defect``: bool, the type is not the good one;
+- ``masks``: object, what marks the defect: a file, something that `numpy.asarray` turns into a mask
+  of shape (H, W), or None for good images and where nothing is marked;
+- ``groups``: what images of one part have in common, for splitters; None where nothing is known;
+
+and ``good_label``, one name. `make_defects` and `load_elpv` hold their pixels in ``images``; those
+of `make_defects` are no files, so it has no ``paths``.
 """
 
 from __future__ import annotations
 
+import csv
 import os
+import re
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 from sklearn.utils import Bunch
 
+from defectcam.coco import CocoImage, read_coco
+from defectcam.defects import make_defects
 from defectcam.folders import find_good_label, labelled_folder
-from defectcam.images import ImageReadError
+from defectcam.images import ImageReadError, find_images
 
-__all__ = ["load_elpv", "load_folder", "load_mvtec", "train_test_split_by_type"]
+__all__ = [
+    "load_coco",
+    "load_csv",
+    "load_elpv",
+    "load_folder",
+    "load_mvtec",
+    "load_visa",
+    "make_defects",
+    "train_test_split_by_type",
+]
 
 _MAX_FOLDS = 20
+_MAX_NAMES = 20
+_VISA_IMAGES = Path("Data", "Images")
+_VISA_LAYOUT = (
+    "one product's folder of VisA, with Data/Images/Normal, Data/Images/Anomaly and, for masks, "
+    "Data/Masks/Anomaly"
+)
 
 
-def load_folder(root: str | os.PathLike[str], good_label: str | None = None) -> Bunch:
-    """List the images of a folder with a sub-folder per class.
+def load_folder(
+    root: str | os.PathLike[str],
+    good_label: str | None = None,
+    group_pattern: str | None = None,
+) -> Bunch:
+    r"""List the images of a folder with a sub-folder per class.
 
     Parameters
     ----------
     root : str or PathLike
-        As `defectcam.folders.labelled_folder` takes it.
+        As `defectcam.folders.labelled_folder` takes it. Masks, where there are any, are files
+        ``ground_truth/<type>/<stem>_mask.png``.
     good_label : str, optional
         Name of the sub-folder of good parts; by default found by its name.
+    group_pattern : str, optional
+        A regular expression that finds the part's name in an image's file name: its first group, or
+        all that it matches. ``r"^(\d+)_"`` takes ``17_left.png`` and ``17_right.png`` for pictures
+        of one part.
 
     Returns
     -------
     Bunch
-        Arrays of one entry per image, and one name:
-
-        - ``paths``: str, the image files;
-        - ``types``: str, the name of each image's class;
-        - ``is_defect``: bool, the class is not the good one;
-        - ``good_label``: the name of the good class.
+        The keys that every loader has: ``paths``, ``types`` (the names of the sub-folders),
+        ``target``, ``is_defect``, ``masks``, ``groups`` (str, None without `group_pattern`) and
+        ``good_label``.
 
     Raises
     ------
     ImageReadError
         If the folder does not exist or has another layout.
+    ValueError
+        If `group_pattern` is not found in a file name.
     """
     paths, types = labelled_folder(root, good_label)
     good = find_good_label(types, good_label)
-    return Bunch(
-        paths=np.array(paths),
-        types=np.array(types),
-        is_defect=np.array(types) != good,
-        good_label=good,
-    )
+    masks = [
+        None if name == good else _mask_of(root, path, name)
+        for path, name in zip(paths, types, strict=True)
+    ]
+    return _bunch(paths, types, good, masks, _groups_of(paths, group_pattern))
 
 
-def load_mvtec(root: str | os.PathLike[str]) -> Bunch:
+def load_mvtec(root: str | os.PathLike[str], group_pattern: str | None = None) -> Bunch:
     """List the images and masks of a data set in the MVTec AD layout.
 
     Parameters
@@ -66,15 +107,15 @@ def load_mvtec(root: str | os.PathLike[str]) -> Bunch:
     root : str or PathLike
         One product's folder, with ``train/good``, ``test/<type>`` and, for masks,
         ``ground_truth/<type>/<stem>_mask.png``.
+    group_pattern : str, optional
+        As in `load_folder`.
 
     Returns
     -------
     Bunch
-        Arrays of one entry per image, train before test, and one name:
+        As `load_folder` returns it, train before test, and
 
-        - ``paths``, ``types``, ``is_defect``, ``good_label``: as `load_folder` gives them;
-        - ``split``: str, ``"train"`` or ``"test"``, the folder the image is in;
-        - ``masks``: object, the mask's file, or None for good images and where there is no file.
+        - ``split``: str, ``"train"`` or ``"test"``, the folder the image is in.
 
     Raises
     ------
@@ -90,19 +131,207 @@ def load_mvtec(root: str | os.PathLike[str]) -> Bunch:
     if missing:
         raise ImageReadError(
             f"{os.fspath(root)!r} must have train/good and test/<type> (the MVTec AD layout), but "
-            f"has no folder {' and no folder '.join(missing)}. For a sub-folder per class use "
-            "load_folder."
+            f"has no folder {' and no folder '.join(missing)}. Found: {_folders_in(root)}. For a "
+            "sub-folder per class use load_folder."
         )
-    data = load_folder(root)
+    data = load_folder(root, group_pattern=group_pattern)
     data.split = np.array([Path(path).relative_to(root).parts[0] for path in data.paths])
-    data.masks = np.array(
-        [
-            _mask_of(root, path, name) if is_defect else None
-            for path, name, is_defect in zip(data.paths, data.types, data.is_defect, strict=True)
-        ],
-        dtype=object,
-    )
     return data
+
+
+def load_visa(
+    root: str | os.PathLike[str],
+    split_csv: str | os.PathLike[str] | None = None,
+    group_pattern: str | None = None,
+) -> Bunch:
+    """List the images and masks of one product of the VisA data set, as it is distributed.
+
+    Parameters
+    ----------
+    root : str or PathLike
+        One product's folder, with ``Data/Images/Normal``, ``Data/Images/Anomaly`` and, for masks,
+        ``Data/Masks/Anomaly/<stem>.png``.
+    split_csv : str or PathLike, optional
+        The table of the split, with the columns ``object``, ``split`` and ``image``. By default
+        ``split_csv/1cls.csv`` or ``1cls.csv``, in `root` or beside it.
+    group_pattern : str, optional
+        As in `load_folder`.
+
+    Returns
+    -------
+    Bunch
+        As `load_folder` returns it, with the types ``"Normal"`` and ``"Anomaly"``, and
+
+        - ``split``: str, ``"train"`` or ``"test"`` (or what the table says); None where there is no
+          table;
+        - ``descriptions``: str, what `root`'s ``image_anno.csv`` says of each image, several
+          defects with commas between; None where there is no such file.
+
+    Raises
+    ------
+    ImageReadError
+        If the folder or the table has another layout, or the table lacks images of the folder.
+
+    References
+    ----------
+    Y. Zou, J. Jeong, L. Pemula, D. Zhang, O. Dabeer, "SPot-the-Difference Self-Supervised
+    Pre-training for Anomaly Detection and Segmentation", ECCV 2022.
+    """
+    root = Path(root)
+    images = root / _VISA_IMAGES
+    if not images.is_dir():
+        raise ImageReadError(
+            f"{str(root)!r} has another layout than expected. Expected: {_VISA_LAYOUT}. Found: "
+            f"{_folders_in(root)}. If those are products, pass the folder of one; for train/good "
+            "and test/<type> use load_mvtec."
+        )
+    data = load_folder(images, group_pattern=group_pattern)
+    files = [Path(path).relative_to(images) for path in data.paths]
+    masks = [root / "Data" / "Masks" / file.with_suffix(".png") for file in files]
+    data.masks = _objects(
+        str(mask) if bad and mask.is_file() else None
+        for mask, bad in zip(masks, data.is_defect, strict=True)
+    )
+    places = [root / "split_csv" / "1cls.csv", root / "1cls.csv"]
+    places += [root.parent / "split_csv" / "1cls.csv", root.parent / "1cls.csv"]
+    table = split_csv or next((place for place in places if place.is_file()), None)
+    data.split = None if table is None else _visa_column(table, "split", root, files)
+    notes = root / "image_anno.csv"
+    data.descriptions = _visa_column(notes, "label", root, files) if notes.is_file() else None
+    return data
+
+
+def load_coco(
+    annotations: str | os.PathLike[str],
+    images_root: str | os.PathLike[str] | None = None,
+    *,
+    good_label: str = "good",
+    mask_folder: str | os.PathLike[str] | None = None,
+) -> Bunch:
+    """List the images of a COCO annotation file, those without annotations as good ones.
+
+    Parameters
+    ----------
+    annotations : str or PathLike
+        The JSON file, with ``images``, ``annotations`` and ``categories``.
+    images_root : str or PathLike, optional
+        The folder that the files' names start from; by default the one of `annotations`.
+    good_label : str, default="good"
+        The type of images without annotations. Annotations of a category of this name mark no
+        defect.
+    mask_folder : str or PathLike, optional
+        Where masks are written, as ``<type>/<stem>_mask.png`` with 255 for the defect; existing
+        files are replaced. By default nothing is written, and each mask is drawn when it is asked
+        for.
+
+    Returns
+    -------
+    Bunch
+        As `load_folder` returns it, with the category of the largest box as an image's type, and
+
+        - ``masks``: a file, or without `mask_folder` a `defectcam.coco.CocoMask`, which
+          `numpy.asarray` draws; None where an annotation is a box only;
+        - ``boxes``: object, int64 arrays of shape (n, 4), half-open ``xyxy`` in pixels: the
+          smallest whole pixels around each annotated box;
+        - ``box_types``: object, str arrays of shape (n,), the boxes' categories.
+
+    Raises
+    ------
+    ImageReadError
+        If the file has another layout or images are missing.
+    ValueError
+        If a segmentation cannot be drawn, or two masks would have the same file.
+    """
+    listed = read_coco(annotations, good_label)
+    folder = Path(annotations).parent if images_root is None else Path(images_root)
+    paths = [os.path.join(folder, image.file_name) for image in listed]
+    _refuse_missing(paths, annotations, f"images_root={str(folder)!r}")
+    types = [image.type or good_label for image in listed]
+    masks: Sequence[Any] = [image.mask for image in listed]
+    if mask_folder is not None:
+        masks = _write_masks(listed, Path(mask_folder))
+    data = _bunch(paths, types, good_label, masks, None)
+    data.boxes = _objects(image.boxes for image in listed)
+    data.box_types = _objects(image.box_types for image in listed)
+    return data
+
+
+def load_csv(
+    path: str | os.PathLike[str],
+    path_column: str = "path",
+    label_column: str = "label",
+    mask_column: str | None = None,
+    group_column: str | None = None,
+    *,
+    good_label: str | None = None,
+    images_root: str | os.PathLike[str] | None = None,
+    delimiter: str = ",",
+) -> Bunch:
+    r"""List the images of a table, one image a row.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file, in UTF-8, with the columns' names in its first line.
+    path_column, label_column : str, default="path" and "label"
+        The columns of the image files and of their labels: the good label or the type of defect.
+    mask_column, group_column : str, optional
+        The columns of the masks' files, empty where there is none, and of what images of one part
+        have in common.
+    good_label : str, optional
+        The label of good parts; by default found by its name. Cells are text: of 0 and 1, ``"0"``.
+    images_root : str or PathLike, optional
+        The folder that relative paths start from; by default the one of the table.
+    delimiter : str, default=","
+        What stands between cells.
+
+    Returns
+    -------
+    Bunch
+        As `load_folder` returns it; ``groups`` are None without `group_column`. Masks of good
+        images are left out.
+
+    Raises
+    ------
+    ImageReadError
+        If the file cannot be read, a column, a cell or an image is missing.
+    ValueError
+        If no label, or more than one, can be taken for the good one.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> temporary = tempfile.TemporaryDirectory()
+    >>> folder = Path(temporary.name)
+    >>> for name in ("a.png", "b.png"):
+    ...     Image.new("L", (8, 8)).save(folder / name)
+    >>> rows = "file,verdict,serial\na.png,ok,17\nb.png,dent,18\n"
+    >>> _ = (folder / "parts.csv").write_text(rows)
+    >>> data = load_csv(folder / "parts.csv", "file", "verdict", group_column="serial")
+    >>> data.target.tolist(), data.groups.tolist()
+    ([False, True], ['17', '18'])
+    >>> temporary.cleanup()
+    """
+    columns = {"path_column": path_column, "label_column": label_column}
+    columns |= {"mask_column": mask_column} if mask_column is not None else {}
+    columns |= {"group_column": group_column} if group_column is not None else {}
+    table = _read_table(path, columns, delimiter)
+    _refuse_empty(table, path, [name for name in columns.values() if name != mask_column])
+    folder = Path(path).parent if images_root is None else Path(images_root)
+    paths = [os.path.join(folder, cell) for cell in table[path_column]]
+    good = find_good_label(table[label_column], good_label)
+    is_defect = [label != good for label in table[label_column]]
+    cells = table[mask_column] if mask_column is not None else [""] * len(paths)
+    masks = [
+        os.path.join(folder, cell) if cell and bad else None
+        for cell, bad in zip(cells, is_defect, strict=True)
+    ]
+    source = f"images_root={str(folder)!r}"
+    _refuse_missing([*paths, *(mask for mask in masks if mask)], path, source)
+    groups = np.array(table[group_column]) if group_column is not None else None
+    return _bunch(paths, table[label_column], good, masks, groups)
 
 
 def load_elpv() -> Bunch:
@@ -111,11 +340,12 @@ def load_elpv() -> Bunch:
     Returns
     -------
     Bunch
-        Arrays of one entry per cell:
+        As `load_folder` returns it, with the types ``"good"`` and ``"defect"``, no masks and no
+        groups, and
 
-        - ``images``: uint8, shape (2624, 300, 300), grey;
-        - ``probability``: float, of being defective: 0, 1/3, 2/3 or 1, as experts judged it;
-        - ``is_defect``: bool, the probability is at least 0.5;
+        - ``images``: uint8, shape (2624, 300, 300), grey: what is in ``paths``;
+        - ``probability``: float, of being defective: 0, 1/3, 2/3 or 1, as experts judged it; a cell
+          is defective if it is at least 0.5;
         - ``cell_type``: str, ``"mono"`` or ``"poly"`` crystalline.
 
     Raises
@@ -130,18 +360,17 @@ def load_elpv() -> Bunch:
     use (CC BY-NC-SA 4.0).
     """
     try:
-        from elpv_dataset.utils import load_dataset
+        from elpv_dataset import utils
     except ImportError as error:
         raise ImportError(
             "load_elpv needs the package that contains the images: pip install elpv-dataset"
         ) from error
-    images, probability, cell_type = load_dataset()
-    return Bunch(
-        images=images,
-        probability=probability,
-        is_defect=probability >= 0.5,
-        cell_type=cell_type,
-    )
+    images, probability, cell_type = utils.load_dataset()
+    paths = find_images(os.path.join(os.path.dirname(utils.__file__), "data", "images"))
+    types = np.where(probability >= 0.5, "defect", "good")
+    data = _bunch(paths, types, "good", [None] * len(paths), None)
+    data.update(images=images, probability=probability, cell_type=cell_type)
+    return data
 
 
 def train_test_split_by_type(
@@ -205,6 +434,145 @@ def train_test_split_by_type(
         types_train=kinds[train],
         types_test=kinds[test],
     )
+
+
+def _bunch(
+    paths: Sequence[str],
+    types: ArrayLike,
+    good_label: str,
+    masks: Iterable[Any],
+    groups: NDArray[Any] | None,
+) -> Bunch:
+    is_defect = np.asarray(types) != good_label
+    return Bunch(
+        paths=np.array(paths),
+        types=np.asarray(types),
+        target=is_defect,
+        is_defect=is_defect,
+        masks=_objects(masks),
+        groups=groups,
+        good_label=good_label,
+    )
+
+
+def _objects(values: Iterable[Any]) -> NDArray[np.object_]:
+    """Put each value in a place of its own; NumPy would make one array of arrays of equal shape."""
+    listed = list(values)
+    array = np.empty(len(listed), dtype=object)
+    for i, value in enumerate(listed):
+        array[i] = value
+    return array
+
+
+def _groups_of(paths: Sequence[str], pattern: str | None) -> NDArray[np.str_] | None:
+    if pattern is None:
+        return None
+    found = [re.search(pattern, os.path.basename(path)) for path in paths]
+    for path, match in zip(paths, found, strict=True):
+        if match is None:
+            raise ValueError(f"group_pattern={pattern!r} finds nothing in the name of {path!r}.")
+    return np.array([match[1 if match.re.groups else 0] for match in found if match is not None])
+
+
+def _folders_in(root: str | os.PathLike[str]) -> str:
+    if not os.path.isdir(root):
+        return "no such folder"
+    names = sorted(f"{entry.name}/" for entry in os.scandir(root) if entry.is_dir())
+    shown = names[:_MAX_NAMES]
+    if len(names) > len(shown):
+        shown.append(f"{len(names) - len(shown)} more folders")
+    return ", ".join(shown) or "no folders"
+
+
+def _refuse_missing(
+    paths: Sequence[str], table: str | os.PathLike[str], folder_parameter: str
+) -> None:
+    """Refuse a table that names files which are not there."""
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise ImageReadError(
+            f"{os.fspath(table)!r} names {len(paths)} files, of which {len(missing)} do not exist: "
+            f"the first is {missing[0]!r}. Relative names start from {folder_parameter}: pass "
+            "another images_root if the images are elsewhere."
+        )
+
+
+def _read_table(
+    path: str | os.PathLike[str], columns: dict[str, str], delimiter: str
+) -> dict[str, list[str]]:
+    """Read some columns of a CSV file; `columns` says by which parameter each was asked for."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter=delimiter)
+            found = list(reader.fieldnames or [])
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ImageReadError(f"{os.fspath(path)!r} cannot be read as CSV: {error}") from error
+    absent = [f"{parameter}={name!r}" for parameter, name in columns.items() if name not in found]
+    if absent or not rows:
+        raise ImageReadError(
+            f"{os.fspath(path)!r} has {len(rows)} rows and the columns {found}; expected "
+            f"at least one row and {', '.join(absent or map(repr, columns.values()))}. If the "
+            f"columns run together, pass delimiter (it was {delimiter!r})."
+        )
+    return {name: [(row[name] or "").strip() for row in rows] for name in columns.values()}
+
+
+def _refuse_empty(
+    table: dict[str, list[str]], path: str | os.PathLike[str], columns: Sequence[str]
+) -> None:
+    for name in columns:
+        if "" in table[name]:
+            row = table[name].index("") + 1
+            raise ImageReadError(
+                f"{os.fspath(path)!r} has no {name!r} in row {row} below the header: fill it in, "
+                "or take the row out."
+            )
+
+
+def _visa_column(
+    table: str | os.PathLike[str], column: str, root: Path, files: Sequence[Path]
+) -> NDArray[np.str_]:
+    """Look up the images of a product in one of VisA's tables."""
+    cells = _read_table(table, {"image": "image", column: column}, ",")
+    start = len(_VISA_IMAGES.parts)
+    values = {
+        (Path(image).parts[0], *Path(image).parts[-2:]): value
+        for image, value in zip(cells["image"], cells[column], strict=True)
+        if len(Path(image).parts) > start + 1
+    }
+    wanted = [(root.resolve().name, *file.parts[-2:]) for file in files]
+    absent = [file for file, key in zip(files, wanted, strict=True) if key not in values]
+    if absent:
+        products = sorted({product for product, *_ in values})[:_MAX_NAMES]
+        raise ImageReadError(
+            f"{os.fspath(table)!r} lacks {len(absent)} of {len(files)} images of {str(root)!r}, "
+            f"the first is {absent[0].as_posix()!r}. Expected: a row for each, with image = "
+            f"{root.resolve().name}/Data/Images/... Found: images of {', '.join(products)}."
+        )
+    return np.array([values[key] for key in wanted])
+
+
+def _write_masks(images: Sequence[CocoImage], folder: Path) -> list[str | None]:
+    """Write the masks, and return their files, as the evaluation looks for them in a folder."""
+    files: list[str | None] = []
+    for image in images:
+        if image.mask is None:
+            files.append(None)
+            continue
+        file = folder / str(image.type) / f"{Path(image.file_name).stem}_mask.png"
+        if file.parent.parent != folder or str(image.type) in (".", ".."):
+            raise ValueError(f"The category {image.type!r} cannot be the name of a folder.")
+        if str(file) in files:
+            raise ValueError(
+                f"{image.file_name!r} and another image would both have the mask {str(file)!r}: "
+                "leave mask_folder out, and masks are drawn when they are asked for."
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        encoded = cv2.imencode(".png", np.asarray(image.mask, np.uint8) * 255)[1]
+        file.write_bytes(encoded.tobytes())
+        files.append(str(file))
+    return files
 
 
 def _mask_of(root: str | os.PathLike[str], path: str, type_: str) -> str | None:

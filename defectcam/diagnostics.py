@@ -129,13 +129,18 @@ def warn_if_suspects(
     probability: NDArray[np.float64],
     labels: NDArray[Any],
     items: Sequence[Any],
+    rows: NDArray[np.intp] | None = None,
 ) -> None:
-    """Name the images whose labels are contradicted."""
-    suspects = contradicted_labels(is_defect, probability)
-    if not len(suspects):
+    """Name the images whose labels are contradicted.
+
+    ``rows`` says which of ``items`` each image is, by default the one at its index.
+    """
+    rows = np.arange(len(items)) if rows is None else rows
+    doubted = {rows[i]: labels[i] for i in contradicted_labels(is_defect, probability)}
+    if not doubted:
         return
-    named = _listed([f"{_name(items, i)} ({plain_label(labels[i])!r})" for i in suspects])
-    images = "1 training image" if len(suspects) == 1 else f"{len(suspects)} training images"
+    named = _listed([f"{_name(items, i)} ({plain_label(y)!r})" for i, y in doubted.items()])
+    images = "1 training image" if len(doubted) == 1 else f"{len(doubted)} training images"
     warn_caller(
         f"The label of {images} is contradicted by predictions that did not see it: {named}. "
         "Look at them, and correct labels that are wrong; suspects_ sorts all training images, the "
@@ -145,13 +150,21 @@ def warn_if_suspects(
 
 
 def warn_if_duplicates(
-    pairs: NDArray[np.int64], is_defect: NDArray[np.bool_], items: Sequence[Any]
+    pairs: NDArray[np.int64],
+    is_defect: NDArray[np.bool_],
+    items: Sequence[Any],
+    rows: NDArray[np.intp] | None = None,
 ) -> None:
-    """Name copies of one picture that are labelled good and defective."""
+    """Name copies of one picture that are labelled good and defective.
+
+    ``rows`` says which of ``items`` each image is, by default the one at its index.
+    """
+    rows = np.arange(len(items)) if rows is None else rows
     contrary = pairs[is_defect[pairs[:, 0]] != is_defect[pairs[:, 1]]]
     if not len(contrary):
         return
-    both = [(i, j) if is_defect[j] else (j, i) for i, j in contrary.tolist()]
+    good_first = [(i, j) if is_defect[j] else (j, i) for i, j in contrary.tolist()]
+    both = list(dict.fromkeys((rows[i], rows[j]) for i, j in good_first))
     named = _listed([f"{_name(items, i)} and {_name(items, j)}" for i, j in both])
     what = "1 pair of images is" if len(both) == 1 else f"{len(both)} pairs of images are"
     warn_caller(

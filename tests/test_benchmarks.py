@@ -23,7 +23,9 @@ MODULES = (
     "patchcore",
     "plain",
     "printing",
+    "profiling",
     "protocols",
+    "ranking",
     "speed",
 )
 OPTIONS = argparse.Namespace(types=None, n_defects=[4, 8, 16], flipped=[0.05, 0.1])
@@ -296,6 +298,84 @@ def test_patchcore_finds_bright_corners(script, plates):
     assert all((len(f.boxes) > 0) == f.is_defect for f in found)
 
 
+# Ranking -----------------------------------------------------------------------------------------
+
+
+class Skilful(Stub):
+    """Finds what `skill` says, of generated images by their contrast to the image's median."""
+
+    def fit(self, images: np.ndarray, labels: np.ndarray) -> None:
+        Stub.fits += 1
+
+    def localize(self, images: list) -> list[SimpleNamespace]:
+        found = []
+        for place, image in enumerate(images):
+            pixels = cv2.imread(image) if isinstance(image, str) else image
+            heatmap = np.abs(pixels[..., 0] - np.median(pixels[..., 0])).astype(float)
+            rng = np.random.default_rng(place)
+            heatmap += self.parameters["noise"] * rng.standard_normal(heatmap.shape)
+            result = self.found(bool(heatmap.max() > 100))
+            result.heatmap, result.probability = heatmap, 1 / (1 + np.exp(-heatmap.max() / 50))
+            found.append(result)
+        return found
+
+
+@pytest.fixture
+def ranking(script, plates, monkeypatch) -> Callable[..., list[dict]]:
+    """Return a function that ranks noisy methods on `plates` and on generated castings."""
+    module = script("ranking")
+    noisy = {f"noise-{noise}": {"noise": noise} for noise in (0, 60, 100, 200)}
+    monkeypatch.setattr(module, "CONFIGURATIONS", noisy)
+    monkeypatch.setitem(module.accuracy.METHODS, "default", Skilful)
+    monkeypatch.setattr(Stub, "fits", 0)
+    json_file = plates.parent / "ranking.json"
+
+    def main(*arguments: str) -> list[dict]:
+        shared = ["--json", str(json_file), "--splits", "10", "--set", "{}", "--kinds", "cast"]
+        module.main([str(plates), *shared, "--n-samples", "40", "--configurations", *noisy])
+        return json.loads(json_file.with_suffix(".correlation.json").read_text())
+
+    return main
+
+
+def test_rankings_are_compared_kept_and_not_repeated(ranking, capsys):
+    found = ranking()
+    printed = capsys.readouterr().out
+    assert ranking() == found and Stub.fits == 2 * 4
+    aupro = {tuple(row["sets"]): row for row in found if row["figure"] == "AUPRO"}
+    assert set(aupro) == {("generated-cast-40x256", "plates"), ("generated", "plates")}
+    for row in aupro.values():  # more noise is worse on both
+        assert row["configurations"] == 4 and row["rho"] == pytest.approx(1)
+    assert "| AUPRO | generated-cast-40x256 | generated | plates |" in printed
+    assert "| generated | plates | AUPRO | 4 | 1.00 | 0.00 |" in printed
+    assert "plates noise-60 split 10: balanced accuracy" in printed
+
+
+def test_correlations_are_spearmans_over_shared_configurations(script):
+    module = script("ranking")
+    figures = {"generated": [1, 2, 3, 4], "a": [10, 30, 20, 40], "b": [7, 7, 7, 7]}
+    means = {
+        name: {f"c{i}": {"AUPRO": float(value)} for i, value in enumerate(values)}
+        for name, values in figures.items()
+    }
+    means["a"]["c9"] = {"AUPRO": 0.0}  # not run on the others
+    found = module.correlations(means, ["some/a", "some/b"])
+    rho = {tuple(row["sets"]): row["rho"] for row in found}
+    assert rho == {
+        ("generated", "a"): pytest.approx(0.8),
+        ("generated", "b"): None,
+        ("a", "b"): None,
+    }
+    assert {row["configurations"] for row in found} == {4}
+
+
+def test_ranking_needs_some_configurations(script, capsys):
+    for names in (["default", "cam"], ["default", "cam", "none"]):
+        with pytest.raises(SystemExit):
+            script("ranking").parse(["plates", "--configurations", *names])
+        assert "--configurations must be at least 3 of" in capsys.readouterr().err
+
+
 # Speed -------------------------------------------------------------------------------------------
 
 TINY = {"backbone": "test_efficientnet", "weights": None, "image_size": 32, "codebook_size": 8}
@@ -316,6 +396,20 @@ def test_speed_is_printed_and_kept_with_the_machine(script, plates, capsys):
         assert len(times) >= 3 and min(times.values()) > 0
         assert f"| {name} | |" in printed
         assert all(f"| {key} |" in printed for key in times)
+
+
+def test_the_profile_knows_every_step_by_its_present_name(script, plates):
+    kept = plates.parent / "results" / "speed.json"
+    tiny = json.dumps(TINY | {"max_epochs": 1, "cv": 2})
+    script("speed").main(
+        [str(plates), "--only", "profile", "--json", str(kept), "--epochs", "1", "--set", tiny]
+    )
+    figures = json.loads(kept.read_text())["profile"]["figures"]
+    for call in ("fit", "localize"):
+        times = {key: t for key, t in figures.items() if key.startswith(f"{call}: ")}
+        *steps, whole = times.values()
+        assert min(steps) > 0, times
+        assert sum(steps) == pytest.approx(whole)
 
 
 def test_any_first_images_have_the_labels_in_their_proportions(script):
@@ -382,6 +476,9 @@ def test_a_sample_has_all_types_in_their_shares(script):
     assert (sample(test, types, 20) == test).all() and (sample(test, types, None) == test).all()
 
 
-def test_heatmaps_are_compared_where_there_are_masks(script):
+def test_heatmaps_are_compared_where_there_are_masks(script, monkeypatch):
+    cams = script("cam_methods")
+    nothing = cams.DataSet("cells", np.zeros(0), np.zeros(0))
+    monkeypatch.setattr(cams.DataSet, "read", lambda *_: nothing)
     with pytest.raises(ValueError, match="has no masks"):
-        script("cam_methods").main(["elpv", "--methods", "own"])
+        cams.main(["elpv", "--methods", "own"])

@@ -101,6 +101,20 @@ def test_separable_scores_give_finite_slopes(distance):
     assert 0 < probability.min() < probability.max() < 1
 
 
+def test_weights_of_scores_are_repetition():
+    scores, is_defect = held_out()
+    weights = np.random.default_rng(5).integers(1, 4, size=len(scores))
+    weighted = fit_defect_probability(scores, is_defect, weights.astype(float))
+    repeated = fit_defect_probability(scores.repeat(weights, 0), is_defect.repeat(weights))
+    np.testing.assert_allclose(
+        weighted.log_odds(scores), repeated.log_odds(scores), rtol=1e-3, atol=1e-3
+    )
+    ones = fit_defect_probability(scores, is_defect, np.ones(len(scores)))
+    plain = fit_defect_probability(scores, is_defect)
+    assert ones == plain
+    assert not np.allclose(weighted.log_odds(scores), plain.log_odds(scores), rtol=1e-3, atol=1e-3)
+
+
 def test_equal_scores_give_the_share_of_defects():
     model = fit_defect_probability(np.full((30, 1), 2.0), np.arange(30) % 3 == 0)
     assert model.probability(np.array([[2.0]]))[0] == pytest.approx(1 / 3, abs=1e-3)
@@ -191,6 +205,16 @@ def test_the_familiarity_limit_is_twice_as_far_as_the_training_images_reach():
 def test_balanced_is_the_share_of_defects():
     is_defect = np.array([True, False, False, False])
     assert choose_threshold("balanced", is_defect, np.zeros(4)) == 0.25
+
+
+@pytest.mark.parametrize("criterion", ["balanced", "recall>=0.5", "recall>=0.7", "recall>=1.0"])
+def test_weights_of_images_are_repetition(criterion):
+    is_defect = np.array([False, True, True, True, False])
+    probability = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    weights = np.array([1, 2, 1, 3, 2])
+    weighted = choose_threshold(criterion, is_defect, probability, weights.astype(float))
+    repeated = choose_threshold(criterion, is_defect.repeat(weights), probability.repeat(weights))
+    assert weighted == repeated
 
 
 @settings(deadline=None, max_examples=60)

@@ -19,6 +19,7 @@ from scipy.special import expit
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.utils import get_tags
 
 from defectcam import (
     ChanceLevelWarning,
@@ -28,6 +29,8 @@ from defectcam import (
     NearDuplicateWarning,
     OnlyGoodImagesWarning,
     SuspectLabelsWarning,
+    images,
+    results,
 )
 from defectcam.calibration import (
     GOOD_PIXEL_QUANTILE,
@@ -171,12 +174,19 @@ def test_defect_types_become_one_class_or_stay_apart(tiny_classifier, arrays):
     probability = apart.predict_proba(arrays)
     assert probability.shape == (10, 3)
     np.testing.assert_allclose(probability.sum(1), 1)
-    assert apart.decision_function(arrays).shape == (10, 3)
-    np.testing.assert_allclose(np.exp(apart.decision_function(arrays)), probability, atol=1e-300)
+    apart.threshold_ = float(np.median(1 - probability[:, 1]))  # so that both are predicted
     defective = 1 - probability[:, 1] >= apart.threshold_
     types = np.array(["dent", "scratch"])[probability[:, [0, 2]].argmax(1)]
-    assert apart.predict(arrays).tolist() == np.where(defective, types, "good").tolist()
-    assert apart.predict(arrays).tolist() == [one.label for one in apart.localize(arrays)]
+    predicted = apart.predict(arrays)
+    assert predicted.tolist() == np.where(defective, types, "good").tolist()
+    assert predicted.tolist() == [one.label for one in apart.localize(arrays)]
+    decision = apart.decision_function(arrays)
+    assert decision.shape == (10, 3)
+    assert predicted.tolist() == apart.classes_[decision.argmax(1)].tolist()
+    np.testing.assert_array_equal(decision[:, 1], -decision[:, [0, 2]].max(1))
+    np.testing.assert_allclose(  # odds between types are those of the probabilities
+        decision[:, 0] - decision[:, 2], np.log(probability[:, 0] / probability[:, 2]), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("heatmap", ["cam", "fused", "min_max_cam"])
@@ -250,7 +260,7 @@ def test_of_several_types_the_probability_of_the_own_one_ranks_suspects(
 def test_labels_that_held_out_predictions_contradict_are_named(
     tiny_classifier, arrays, monkeypatch
 ):
-    def confident(scores: np.ndarray, is_defect: np.ndarray) -> DefectProbability:
+    def confident(*_: np.ndarray) -> DefectProbability:
         return DefectProbability((0.0, 0.0), 20.0)  # everything is a defect
 
     monkeypatch.setattr("defectcam.classifier.fit_defect_probability", confident)
@@ -508,6 +518,17 @@ def test_parameters_can_be_read_set_and_cloned(tiny_classifier, fitted):
     assert is_classifier(classifier)
     with pytest.raises(NotFittedError):
         clone(fitted).predict([np.zeros((9, 9), dtype=np.uint8)])
+
+
+def test_tags_say_that_it_takes_images_and_paths(tiny_classifier):
+    tags = get_tags(tiny_classifier())
+    assert not tags.input_tags.two_d_array
+    assert tags.input_tags.three_d_array
+    assert tags.input_tags.string
+    assert not tags.input_tags.allow_nan
+    assert not tags.input_tags.sparse
+    assert tags.classifier_tags.multi_class
+    assert not tags.no_validation
 
 
 def test_fit_does_not_change_the_parameters(tiny_classifier, fitted):
@@ -943,6 +964,54 @@ def test_the_trunk_sees_each_image_once_per_prediction(fitted, paths, trunk_imag
     assert sum(trunk_images) == 2 * len(paths)
 
 
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that gets the size of each image file that is decoded."""
+    seen: list[Any] = []
+    to_rgb = images._pillow_to_rgb
+
+    def watched(image: Image.Image) -> np.ndarray:
+        seen.append(image.size)
+        return to_rgb(image)
+
+    monkeypatch.setattr(images, "_pillow_to_rgb", watched)
+    return seen
+
+
+@pytest.mark.parametrize("max_epochs", [1, 3])
+def test_each_file_is_decoded_once_in_a_fit(tiny_classifier, paths, decoded, max_epochs):
+    y = [Path(path).parent.name for path in paths]
+    tiny_classifier(max_epochs=max_epochs).fit(paths, y)
+    assert len(decoded) == len(paths)
+
+
+def test_each_file_is_decoded_once_per_answer(fitted, paths, decoded):
+    for answer in (fitted.predict, fitted.predict_proba, fitted.localize):
+        decoded.clear()
+        answer(paths)
+        assert len(decoded) == len(paths)
+
+
+def test_predicting_makes_no_map(fitted, paths, monkeypatch):
+    monkeypatch.setattr(HeatModel, "grids", lambda *_: pytest.fail("a map was made"))
+    fitted.predict(paths)
+    fitted.predict_proba(paths)
+    fitted.decision_function(paths)
+
+
+def test_full_size_maps_and_boxes_are_made_when_asked_for(all_defective, paths, monkeypatch):
+    calls = []
+    restore, find = Geometry.restore, results.find_boxes
+    monkeypatch.setattr(Geometry, "restore", lambda *a: calls.append("map") or restore(*a))
+    monkeypatch.setattr(
+        results, "find_boxes", lambda *a, **k: calls.append("boxes") or find(*a, **k)
+    )
+    found = all_defective.localize(paths[:3])
+    assert calls == []
+    _ = [one.boxes for one in found], [one.box_scores for one in found]
+    assert calls == ["map", "boxes"] * 3
+
+
 def test_an_unreadable_file_is_named_before_the_trunk_runs(tiny_classifier, parts, trunk_images):
     (parts / "good" / "broken.png").write_bytes(b"this is no picture")
     with pytest.raises(ImageReadError, match=r"broken\.png"):
@@ -1051,6 +1120,104 @@ def test_rare_defect_types_are_spread_over_the_folds(tiny_classifier, arrays):
 
 def test_a_large_cache_gives_the_same_weights_from_a_file(tiny_classifier, fitted, fitted_parts):
     assert state_bytes(tiny_classifier(cache_size=0).fit(fitted_parts)) == state_bytes(fitted)
+
+
+# --- Sample weights -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"cv": None, "heatmap": "cam", "pooling": "average"},
+        {"threshold": "recall>=0.9", "class_weight": None, "augmentation": "none"},
+    ],
+    ids=str,
+)
+def test_an_integer_weight_is_repetition_and_zero_leaves_out(tiny_classifier, arrays, parameters):
+    weights = np.array([1, 3, 0, 1, 1, 0, 2, 1, 1, 1])
+    weighted = tiny_classifier(**parameters).fit(arrays, Y, sample_weight=weights)
+    repeated = tiny_classifier(**parameters).fit(arrays.repeat(weights, 0), Y.repeat(weights))
+    assert state_bytes(weighted) == state_bytes(repeated)
+    assert weighted.threshold_ == repeated.threshold_
+    for answer in ("predict_proba", "evidence"):
+        found, expected = (getattr(c, answer)(arrays) for c in (weighted, repeated))
+        np.testing.assert_array_equal(found, expected)
+    maps = [[one.heatmap for one in c.localize(arrays)] for c in (weighted, repeated)]
+    np.testing.assert_array_equal(*maps)
+
+
+def test_attributes_speak_of_the_images_that_were_given(tiny_classifier, arrays):
+    weights = np.array([1, 3, 0, 1, 1, 0, 2, 1, 1, 1])
+    weighted = tiny_classifier().fit(arrays, Y, sample_weight=weights)
+    repeated = tiny_classifier().fit(arrays.repeat(weights, 0), Y.repeat(weights))
+    assert np.flatnonzero(np.isnan(weighted.held_out_probability_)).tolist() == [2, 5]
+    np.testing.assert_array_equal(
+        weighted.held_out_probability_.repeat(weights), repeated.held_out_probability_
+    )
+    assert sorted(weighted.suspects_) == [0, 1, 3, 4, 6, 7, 8, 9]
+    own = np.where(Y == "good", 1 - weighted.held_out_probability_, weighted.held_out_probability_)
+    assert (np.diff(own[weighted.suspects_]) >= 0).all()
+    assert weighted.info()["n_training_images"] == 8
+
+
+def test_equal_weights_change_nothing(tiny_classifier, fitted, fitted_parts):
+    assert state_bytes(tiny_classifier().fit(fitted_parts, sample_weight=[1] * 14)) == state_bytes(
+        fitted
+    )
+    halves = tiny_classifier().fit(fitted_parts, sample_weight=np.full(14, 0.5))
+    assert state_bytes(halves) == state_bytes(fitted)  # the loss is a weighted mean
+    assert halves.threshold_ == fitted.threshold_
+
+
+def test_a_fraction_weighs_in_loss_classes_and_threshold(tiny_classifier, arrays):
+    weights = np.where(Y == "good", 0.5, 1.5)
+    classifier = tiny_classifier().fit(arrays, Y, sample_weight=weights)
+    assert classifier.threshold_ == 0.75
+    # "balanced" takes back what the weights gave to a class: 0.5 * 2 and 1.5 * 2/3 are both 1.
+    assert state_bytes(classifier) == state_bytes(tiny_classifier().fit(arrays, Y))
+    within = tiny_classifier().fit(arrays, Y, sample_weight=np.linspace(0.25, 1.75, 10))
+    assert state_bytes(within) != state_bytes(classifier)
+    plain = {"class_weight": None, "cv": None, "heatmap": "cam", "max_epochs": 1}
+    unweighted = tiny_classifier(**plain).fit(arrays, Y)
+    weighted = tiny_classifier(**plain).fit(arrays, Y, sample_weight=weights**3)
+    assert weighted.held_out_probability_.mean() > unweighted.held_out_probability_.mean()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0] * 9, "sample_weight"),
+        ([-1] + [1] * 9, "Negative values"),
+        ([0] * 10, "at least one non-zero"),
+        ([np.nan] * 10, "NaN"),
+        ([0] * 5 + [1] * 5, r"one class only \(\['scratch'\]\)"),
+    ],
+)
+def test_weights_that_do_not_do_are_refused(tiny_classifier, arrays, weights, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_classifier().fit(arrays, Y, sample_weight=weights)
+
+
+def test_complaints_name_images_by_their_place_among_all(tiny_classifier, arrays, monkeypatch):
+    weights = [0, 3, 1, 1, 1, 1, 1, 1, 1, 1]
+    copied = arrays.copy()
+    copied[7] = copied[3]
+    with pytest.warns(NearDuplicateWarning, match="1 pair .*: image 3 and image 7"):
+        tiny_classifier(max_epochs=1).fit(copied, Y, sample_weight=weights)
+    images: list[Any] = [np.zeros((0, 5)), *arrays[1:]]
+    tiny_classifier(max_epochs=1).fit(images, Y, sample_weight=weights)  # left out, so never read
+    images[7] = np.full((5, 5), np.nan)
+    with pytest.raises(ImageReadError, match=r"^Image at index 7: .* NaN"):
+        tiny_classifier().fit(images, Y, sample_weight=weights)
+    monkeypatch.setattr(
+        "defectcam.classifier.fit_defect_probability",
+        lambda *_: DefectProbability((0.0, 0.0), 20.0),
+    )
+    with pytest.warns(
+        SuspectLabelsWarning, match=r"4 training images .*image 1 \('good'\), image 2"
+    ):
+        tiny_classifier().fit(arrays, Y, sample_weight=weights)
 
 
 # --- scikit-learn around it ---------------------------------------------------------------------

@@ -1,15 +1,35 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.utils import Bunch
 
-from defectcam.datasets import load_elpv, load_folder, load_mvtec, train_test_split_by_type
+from defectcam.coco import CocoMask
+from defectcam.datasets import (
+    load_coco,
+    load_csv,
+    load_elpv,
+    load_folder,
+    load_mvtec,
+    load_visa,
+    make_defects,
+    train_test_split_by_type,
+)
 from defectcam.images import ImageReadError, read_image
+
+KEYS = {"types", "target", "is_defect", "masks", "groups", "good_label"}
+
+
+def write_images(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 6), 9).save(root / name)
 
 
 @pytest.fixture
@@ -17,9 +37,7 @@ def mvtec(tmp_path: Path) -> Path:
     names = ["train/good/000.png", "test/good/000.png", "test/dent/000.png", "test/dent/001.jpg"]
     names += ["test/scratch/000.png", "ground_truth/dent/000_mask.png"]
     names += ["ground_truth/dent/001_mask.png", "ground_truth/good/000_mask.png"]
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (4, 3), 9).save(tmp_path / name)
+    write_images(tmp_path, *names)
     return tmp_path
 
 
@@ -32,6 +50,33 @@ def test_load_folder(parts: Path) -> None:
     assert data.paths[0] == str(parts / "good" / "000.png")
     assert read_image(data.paths[-1]).shape == (48, 48, 3)
     assert load_folder(parts, good_label="scratch").is_defect.sum() == 8
+    assert data.masks.tolist() == [None] * 14 and data.groups is None
+
+
+def test_all_loaders_have_the_same_keys(parts: Path, mvtec: Path, visa: Path, coco: Path) -> None:
+    (parts / "parts.csv").write_text("path,label\ngood/000.png,ok\nscratch/000.png,scratch\n")
+    loaded = [load_folder(parts), load_mvtec(mvtec), load_visa(visa), load_coco(coco)]
+    for data in [*loaded, load_csv(parts / "parts.csv")]:
+        assert KEYS | {"paths"} <= set(data)
+        assert len(data.paths) == len(data.types) == len(data.target) == len(data.masks)
+        assert data.target.dtype == bool and data.target is data.is_defect
+        assert data.target.tolist() == (data.types != data.good_label).tolist()
+        assert all(mask is None for mask in data.masks[~data.target])
+    assert set(make_defects(2, 32)) >= KEYS
+
+
+def test_groups_are_read_off_the_file_names(tmp_path: Path) -> None:
+    names = ["good/17_left.png", "good/17_right.png", "good/18_left.png", "dent/9_left.png"]
+    write_images(tmp_path, *names)
+    assert load_folder(tmp_path, group_pattern=r"^(\d+)_").groups.tolist() == [
+        "9",
+        "17",
+        "17",
+        "18",
+    ]
+    assert load_folder(tmp_path, group_pattern=r"^\d+").groups.tolist() == ["9", "17", "17", "18"]
+    with pytest.raises(ValueError, match=r"group_pattern='right' finds nothing in .*9_left\.png"):
+        load_folder(tmp_path, group_pattern="right")
 
 
 def test_load_mvtec_pairs_images_with_masks(mvtec: Path) -> None:
@@ -49,7 +94,7 @@ def test_load_mvtec_pairs_images_with_masks(mvtec: Path) -> None:
 
 
 def test_load_mvtec_refuses_other_layouts(parts: Path, mvtec: Path) -> None:
-    message = r"no folder train and no folder test.*load_folder"
+    message = r"no folder train and no folder test.*Found: \w+/, \w+/.*load_folder"
     for root in (parts, mvtec / "test"):
         with pytest.raises(ImageReadError, match=message):
             load_mvtec(root)
@@ -69,6 +114,213 @@ def test_load_elpv() -> None:
     assert np.unique(np.round(data.probability * 3)).tolist() == [0, 1, 2, 3]
     assert data.is_defect.tolist() == (data.probability > 0.4).tolist()
     assert set(data.cell_type) == {"mono", "poly"}
+    assert set(data) >= KEYS
+    for place in (0, 1000, 2623):
+        np.testing.assert_array_equal(read_image(data.paths[place])[..., 0], data.images[place])
+
+
+# VisA --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def visa(tmp_path: Path) -> Path:
+    """Return one product's folder, beside which there is the table of the split."""
+    images = "visa/candle/Data/Images"
+    write_images(tmp_path, *[f"{images}/{n}.png" for n in ("Normal/0", "Normal/1", "Anomaly/0")])
+    write_images(tmp_path, f"{images}/Anomaly/1.png", "visa/candle/Data/Masks/Anomaly/0.png")
+    rows = ["object,split,label,image,mask"]
+    for product in ("candle", "pcb1"):
+        start = f"{product}/Data/Images"
+        rows += [f"{product},train,normal,{start}/Normal/0.png,"]
+        rows += [f"{product},test,normal,{start}/Normal/1.png,"]
+        rows += [f"{product},test,anomaly,{start}/Anomaly/{n}.png,x" for n in (0, 1)]
+    (tmp_path / "visa/split_csv").mkdir()
+    (tmp_path / "visa/split_csv/1cls.csv").write_text("\n".join(rows))
+    notes = [f"candle/Data/Images/Normal/{n}.png,normal," for n in (0, 1)]
+    notes += [f'candle/Data/Images/Anomaly/{n}.png,"wax gone,bent",x' for n in (0, 1)]
+    (tmp_path / "visa/candle/image_anno.csv").write_text("\n".join(["image,label,mask", *notes]))
+    return tmp_path / "visa/candle"
+
+
+def test_load_visa(visa: Path) -> None:
+    data = load_visa(visa)
+    assert data.types.tolist() == ["Anomaly", "Anomaly", "Normal", "Normal"]
+    assert data.good_label == "Normal" and data.target.tolist() == [True, True, False, False]
+    mask = str(visa / "Data/Masks/Anomaly/0.png")
+    assert data.masks.tolist() == [mask, None, None, None]  # one mask is missing
+    assert data.split.tolist() == ["test", "test", "train", "test"]
+    assert data.descriptions.tolist() == ["wax gone,bent"] * 2 + ["normal"] * 2
+
+
+def test_load_visa_without_tables_has_no_split(visa: Path) -> None:
+    (visa.parent / "split_csv/1cls.csv").rename(visa.parent / "other.csv")
+    (visa / "image_anno.csv").unlink()
+    data = load_visa(visa)
+    assert data.split is None and data.descriptions is None
+    assert load_visa(visa, split_csv=visa.parent / "other.csv").split[2] == "train"
+
+
+def test_load_visa_says_what_it_expected_and_found(visa: Path, mvtec: Path) -> None:
+    with pytest.raises(ImageReadError, match=r"Data/Images/Normal.*Found: candle/, split_csv/\."):
+        load_visa(visa.parent)
+    with pytest.raises(ImageReadError, match=r"Found: .*test/, train/.*load_mvtec"):
+        load_visa(mvtec)
+    with pytest.raises(ImageReadError, match="Found: no such folder"):
+        load_visa(visa / "none")
+    write_images(visa, "Data/Images/Normal/2.png")
+    with pytest.raises(ImageReadError, match=r"lacks 1 of 5 images .*Normal/2\.png.*candle, pcb1"):
+        load_visa(visa)
+    (visa.parent / "split_csv/1cls.csv").write_text("image;split\na;b\n")
+    with pytest.raises(ImageReadError, match=r"columns \['image;split'\]; expected .*'image'"):
+        load_visa(visa)
+
+
+# COCO --------------------------------------------------------------------------------------------
+
+
+def coco_content() -> dict[str, Any]:
+    names = ["images/0.png", "images/1.png", "images/2.png", "images/3.png"]
+    polygon, box = [[1, 1, 5, 1, 5, 4, 1, 4]], [1, 1, 4, 3]
+    return {
+        "images": [
+            {"id": i, "file_name": name, "height": 6, "width": 8} for i, name in enumerate(names)
+        ],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(["good", "dent", "hole"])],
+        "annotations": [
+            {"image_id": 1, "category_id": 1, "bbox": box, "segmentation": polygon},
+            {"image_id": 1, "category_id": 2, "bbox": [6, 1, 1, 1], "segmentation": polygon},
+            {"image_id": 2, "category_id": 2, "bbox": box},
+            {"image_id": 3, "category_id": 0, "bbox": box, "segmentation": polygon},
+        ],
+    }
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    value = coco_content()
+    write_images(tmp_path / "coco", *[entry["file_name"] for entry in value["images"]])
+    (tmp_path / "coco/labels.json").write_text(json.dumps(value))
+    return tmp_path / "coco/labels.json"
+
+
+def test_load_coco(coco: Path) -> None:
+    data = load_coco(coco)
+    assert data.paths.tolist() == [str(coco.parent / f"images/{i}.png") for i in range(4)]
+    assert data.types.tolist() == ["good", "dent", "hole", "good"]
+    assert [len(boxes) for boxes in data.boxes] == [0, 2, 1, 0]
+    assert data.boxes[2].tolist() == [[1, 1, 5, 4]]
+    assert data.box_types[1].tolist() == ["dent", "hole"]
+    assert [mask is None for mask in data.masks] == [True, False, True, True]
+    assert isinstance(data.masks[1], CocoMask) and np.asarray(data.masks[1]).sum() == 12
+
+
+def test_load_coco_writes_masks_where_it_is_told(coco: Path) -> None:
+    before = sorted(coco.parent.rglob("*"))
+    lazy = load_coco(coco)
+    assert sorted(coco.parent.rglob("*")) == before
+    data = load_coco(coco, mask_folder=coco.parent / "masks")
+    assert data.masks.tolist() == [None, str(coco.parent / "masks/dent/1_mask.png"), None, None]
+    written = read_image(data.masks[1])[..., 0]
+    np.testing.assert_array_equal(written > 0, np.asarray(lazy.masks[1]))
+    assert set(np.unique(written)) == {0, 255}
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "/tmp"])
+def test_load_coco_writes_nowhere_else(coco: Path, name: str) -> None:
+    value = coco_content()
+    value["categories"][1]["name"] = name
+    coco.write_text(json.dumps(value))
+    with pytest.raises(ValueError, match="cannot be the name of a folder"):
+        load_coco(coco, mask_folder=coco.parent / "masks")
+
+
+def test_load_coco_refuses_two_masks_of_one_name(coco: Path) -> None:
+    value = coco_content()
+    value["images"][2]["file_name"] = "more/1.png"
+    value["annotations"][2].update(category_id=1, segmentation=[[1, 1, 5, 1, 5, 4, 1, 4]])
+    write_images(coco.parent, "more/1.png")
+    coco.write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=r"'more/1.png' and another image"):
+        load_coco(coco, mask_folder=coco.parent / "masks")
+
+
+def test_load_coco_says_where_it_looked(coco: Path, tmp_path: Path) -> None:
+    with pytest.raises(ImageReadError, match=r"4 files, of which 4 do not exist.*images_root="):
+        load_coco(coco, images_root=tmp_path)
+
+
+def test_masks_of_coco_are_measured_against(fitted, fitted_parts: Path, tmp_path: Path) -> None:
+    polygon = [[5, 5, 20, 5, 20, 20, 5, 20]]
+    files = [f"good/{i:03d}.png" for i in range(4)] + [f"scratch/{i:03d}.png" for i in range(4)]
+    value = {
+        "images": [
+            {"id": i, "file_name": name, "height": 48, "width": 48} for i, name in enumerate(files)
+        ],
+        "categories": [{"id": 0, "name": "scratch"}],
+        "annotations": [
+            {"image_id": i, "category_id": 0, "bbox": [5, 5, 15, 15], "segmentation": polygon}
+            for i in range(4, 8)
+        ],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(value))
+    data = load_coco(tmp_path / "labels.json", images_root=fitted_parts)
+    report = fitted.evaluate(data.paths, data.types, masks=data.masks)
+    assert report.pixels["n_masks"] == 4
+
+
+# Tables ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    write_images(tmp_path, "a.png", "b.png", "sub/c.png", "c_mask.png")
+    rows = ["file,verdict,mask,serial", "a.png,ok,c_mask.png,17", "b.png,dent,,17"]
+    rows += ["sub/c.png, scratch ,c_mask.png,18"]
+    (tmp_path / "table.csv").write_text("\n".join(rows), encoding="utf-8-sig")
+    return tmp_path / "table.csv"
+
+
+def test_load_csv(table: Path) -> None:
+    data = load_csv(table, "file", "verdict", "mask", "serial")
+    assert data.paths.tolist() == [str(table.parent / n) for n in ("a.png", "b.png", "sub/c.png")]
+    assert data.types.tolist() == ["ok", "dent", "scratch"] and data.good_label == "ok"
+    assert data.masks.tolist() == [None, None, str(table.parent / "c_mask.png")]
+    assert data.groups.tolist() == ["17", "17", "18"]
+    plain = load_csv(table, "file", "verdict", good_label="dent")
+    assert plain.groups is None and plain.masks.tolist() == [None] * 3
+    assert plain.target.tolist() == [True, False, True]
+
+
+def test_load_csv_takes_other_places_and_delimiters(table: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / "table.csv"
+    other.parent.mkdir()
+    other.write_text(f"path;label\na.png;0\n{tmp_path / 'b.png'};1\n")
+    data = load_csv(other, images_root=tmp_path, delimiter=";", good_label="0")
+    assert data.paths.tolist() == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file;verdict\na.png;ok\n", r"columns \['file;verdict'\].*path_column='file', label_co"),
+        ("file,label\na.png,ok\n", r"1 rows and the columns \['file', 'label'\]; .*'verdict'"),
+        ("file,verdict\n", "has 0 rows"),
+        ("", r"the columns \[\]"),
+        ("file,verdict\na.png,ok\nb.png\n", "no 'verdict' in row 2 below the header"),
+        ("file,verdict\n,ok\n", "no 'file' in row 1"),
+        ("file,verdict\na.png,ok\nx.png,dent\n", r"2 files, of which 1 do not exist.*x\.png"),
+        ("file,verdict\na.png,A\nb.png,B\n", "pass good_label"),
+    ],
+)
+def test_load_csv_says_what_it_expected_and_found(table: Path, text: str, message: str) -> None:
+    table.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_csv(table, "file", "verdict")
+    with pytest.raises(ImageReadError, match="cannot be read as CSV"):
+        load_csv(table.parent)
+
+
+# Splits ------------------------------------------------------------------------------------------
 
 
 TYPES = np.array(["good"] * 60 + ["scratch"] * 20 + ["dent"] * 10)

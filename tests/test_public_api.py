@@ -15,6 +15,7 @@ PUBLIC = [
     "ChanceLevelWarning",
     "DefectCAMClassifier",
     "FewDefectsWarning",
+    "FlatImages",
     "Localization",
     "NearDuplicateWarning",
     "OnlyGoodImagesWarning",

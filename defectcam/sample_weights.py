@@ -1,0 +1,85 @@
+"""What sample weights mean: images repeated, left out, or weighed.
+
+Owns the rule that decides between the three, and the way back from what was fitted to the images
+that were given. It knows no image, label or loss.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import _check_sample_weight
+
+
+class WeighedRows(NamedTuple):
+    """Which of the given images are fitted, how often, and with what weight.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (n_fitted,)
+        Index among the given images of each one that is fitted, ascending.
+    weights : ndarray of shape (n_fitted,), float64
+        Positive; 1 throughout where the weights were integers.
+    n_given : int
+        Number of images given.
+    """
+
+    rows: NDArray[np.intp]
+    weights: NDArray[np.float64]
+    n_given: int
+
+    def per_given(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Value of each given image, of its first copy; NaN for those that were left out."""
+        found = np.full(self.n_given, np.nan)
+        given, first = np.unique(self.rows, return_index=True)
+        found[given] = values[first]
+        return found
+
+    def given(self, fitted: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Turn indices of fitted images into those of the given ones, each once, in their order."""
+        once = dict.fromkeys(self.rows[fitted].tolist())
+        return np.fromiter(once, dtype=np.int64, count=len(once))
+
+
+def weigh_rows(sample_weight: ArrayLike | None, n_images: int) -> WeighedRows:
+    """Turn sample weights into rows to fit.
+
+    Where all weights are integers each image stands there as often as its weight says, so that an
+    integer weight is repetition, exactly: in class weights, epochs, folds, codebook, calibration
+    and thresholds. Fractions cannot be repeated and stay weights. Zero leaves an image out.
+
+    Parameters
+    ----------
+    sample_weight : array-like of shape (n_images,) or None
+        None: 1 for each image.
+    n_images : int
+
+    Raises
+    ------
+    ValueError
+        If a weight is negative, not finite, or all are zero; or if there are not ``n_images``.
+
+    Examples
+    --------
+    >>> weigh_rows([2, 0, 1], 3).rows.tolist()
+    [0, 0, 2]
+    >>> weigh_rows([0.5, 0, 1], 3).weights.tolist()
+    [0.5, 1.0]
+    """
+    places = np.arange(n_images)
+    weights = np.asarray(_check_sample_weight(sample_weight, places, dtype=np.float64))
+    if (weights < 0).any():
+        raise ValueError(
+            f"Negative values in data passed to `sample_weight`: the least is {weights.min():g}, "
+            "expected 0 (left out) and more."
+        )
+    if not weights.any():
+        raise ValueError("Sample weights must contain at least one non-zero number, all are 0.")
+    counts = np.rint(weights).astype(np.int64)
+    if np.array_equal(counts, weights):
+        rows = np.repeat(places, counts)
+        return WeighedRows(rows, np.ones(len(rows)), n_images)
+    kept = np.flatnonzero(weights)
+    return WeighedRows(kept, weights[kept], n_images)
