@@ -14,6 +14,8 @@ COLUMNS = (
     "image AUROC",
     "pixel AUROC",
     "AUPRO",
+    "pixel AUROC, defective",
+    "AUPRO, defective",
     "pointing",
     "box F1",
     "good with box",

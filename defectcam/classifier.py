@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import os
 import platform
 import warnings
@@ -29,6 +30,7 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 import defectcam
+from defectcam.attribution import BOX_THRESHOLD, attribution_maps, check_method
 from defectcam.backbones import create_backbone
 from defectcam.calibration import (
     DefectProbability,
@@ -68,7 +70,7 @@ from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
 from defectcam.results import Localization
 from defectcam.sample_weights import weigh_rows
-from defectcam.sources import as_sources, labelled_sources, paths_of
+from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 from defectcam.training import (
     VIEWS,
     FeatureCache,
@@ -128,12 +130,13 @@ RECIPES: dict[str, dict[str, Any]] = {"vgg16_cam": VGG16_CAM}
 
 
 class _Batch(NamedTuple):
-    """One forward pass over some images, on the CPU."""
+    """One forward pass over some images, what came out of it on the CPU."""
 
     logits: torch.Tensor
     levels: torch.Tensor
     novelty: torch.Tensor | None
     geometries: list[Geometry]
+    pixels: torch.Tensor  # the network's input, on its device
 
 
 class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
@@ -270,6 +273,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         The other classes.
     network_ : DefectCAMNetwork
         The trained network, an ordinary `torch.nn.Module` from normalised pixels to class scores.
+    preprocess_ : Preprocess
+        Makes its input: ``clf.network_(clf.preprocess_.batch([image]))``, the image RGB uint8.
     history_ : dict of list
         A table of the training: fold, epoch, loss, train_accuracy, seconds.
     threshold_ : float
@@ -505,9 +510,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ----------
         X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
             Training images. A folder brings its labels: one sub-folder per class, or the MVTec AD
-            layout.
+            layout. Here and wherever many images are taken, a PyTorch `Dataset` or `DataLoader` and
+            a Hugging Face data set or column will do too, see `defectcam.dataset_images`.
         y : array-like of shape (n,), optional
-            Labels: strings, booleans or integers; left out when ``X`` is a folder.
+            Labels: strings, booleans or integers; left out when ``X`` is a folder, or a data set
+            whose items have labels.
         sample_weight : array-like of shape (n,), optional
             Weights of the images, 0 or more. Integers are repetition, exactly: the fit is the one
             on ``np.repeat(X, sample_weight, axis=0)``, and costs as much. If any weight is a
@@ -997,30 +1004,46 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """
         return evaluate(self, X, y, masks, good_label=good_label)
 
-    def localize(self, X: Any) -> Localization | list[Localization]:
+    def localize(self, X: Any, *, method: str | None = None) -> Localization | list[Localization]:
         """Say where the defects are.
 
         Parameters
         ----------
         X : path, array of shape (H, W[, C]), PIL.Image.Image, or many of them, or a folder
+        method : str or None, default=None
+            What makes the heatmap. None or ``"cam"``: the classifier, as its parameter `heatmap`
+            says. ``"gradcam"``, ``"gradcam++"``, ``"scorecam"``, ``"layercam"`` or ``"eigencam"``:
+            that method of the package grad-cam, see `defectcam.attribution`. Label and probability
+            are the same. Its map is scaled by each image's own minimum and maximum, so good images
+            look as hot as defective ones; boxes, in images called defective, are drawn where it is
+            above 0.5 in place of `box_threshold` and `box_peak_fraction`.
 
         Returns
         -------
         Localization or list of Localization
             One for one image, a list in order for many.
+
+        Raises
+        ------
+        ImportError
+            If `method` needs grad-cam and it is not installed: ``pip install 'defectcam[cam]'``.
         """
         check_is_fitted(self)
         sources = as_sources(X)
-        found = list(self.localize_iter(sources.items))
+        found = list(self.localize_iter(sources.items, method=method))
         return found[0] if sources.single else found
 
-    def localize_iter(self, X: Iterable[Any]) -> Iterator[Localization]:
+    def localize_iter(
+        self, X: Iterable[Any], *, method: str | None = None
+    ) -> Iterator[Localization]:
         """Localise a stream of images, which need not fit in memory.
 
         Parameters
         ----------
-        X : iterable of paths, arrays or Pillow images, or a folder
+        X : iterable of paths, arrays or Pillow images, or a folder, or a data set
             An iterable is taken lazily, a few batches ahead.
+        method : str or None, default=None
+            As for `localize`.
 
         Yields
         ------
@@ -1028,7 +1051,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             In order.
         """
         check_is_fitted(self)
-        stream = as_sources(X).items if isinstance(X, (str, os.PathLike)) else X
+        if method == "cam":
+            method = None
+        if method is not None:
+            check_method(method)
+        stream = X if is_stream(X) else as_sources(X).items
         items: list[Any] = []
 
         def remembered() -> Iterator[Any]:
@@ -1038,7 +1065,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
         for batch in self._forward(remembered()):
             n = len(batch.geometries)
-            yield from self._localizations(batch, items[:n])
+            found = self._localizations(batch, items[:n])
+            yield from found if method is None else self._attributed(batch, found, method)
             del items[:n]
 
     def evidence(self, X: Any) -> NDArray[np.float32]:
@@ -1099,6 +1127,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
         save(self, path, overwrite=overwrite)
 
+    @property
+    def preprocess_(self) -> Preprocess:
+        """What makes the network's input of RGB images, the same in training and prediction."""
+        check_is_fitted(self, "_preprocess")
+        return self._preprocess
+
     def _forward(self, items: Iterable[Any]) -> Iterator[_Batch]:
         """Run the network over images; the one path to every score and map."""
         check_is_fitted(self)
@@ -1107,7 +1141,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 output = self.network_.infer(pixels)
             novelty = None if output.novelty is None else output.novelty.float().cpu()
             yield _Batch(
-                output.logits.float().cpu(), output.levels.float().cpu(), novelty, geometries
+                output.logits.float().cpu(),
+                output.levels.float().cpu(),
+                novelty,
+                geometries,
+                pixels,
             )
 
     def _decision_of(self, batch: _Batch) -> NDArray[np.float64]:
@@ -1147,8 +1185,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
     def _defect_types_of(self, batch: _Batch) -> NDArray[Any]:
         """Label of the most likely defect class of each image."""
+        return self.classes_[self._likely_defects(batch)]
+
+    def _likely_defects(self, batch: _Batch) -> NDArray[np.int64]:
         defects = self._classes.defects
-        return self.classes_[np.asarray(defects)[batch.logits[:, defects].argmax(1).numpy()]]
+        return np.asarray(defects)[batch.logits[:, defects].argmax(1).numpy()]
 
     def _is_unfamiliar(self, batch: _Batch) -> NDArray[np.bool_]:
         """Tell which images are unlike all training images."""
@@ -1186,6 +1227,25 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 type_grids=None if type_grids is None else type_grids[i],
                 defect_labels=types,
                 unfamiliar=unfamiliar[i],
+            )
+
+    def _attributed(
+        self, batch: _Batch, found: Iterable[Localization], method: str
+    ) -> Iterator[Localization]:
+        """Put another method's maps in the place of the classifier's own."""
+        defects = self._likely_defects(batch).tolist()
+        with _evaluating(self.network_):
+            maps = attribution_maps(
+                self.network_, batch.pixels, method, defects, self._classes.good
+            )
+        for one, grid in zip(found, maps, strict=True):
+            yield dataclasses.replace(
+                one,
+                grid=grid,
+                threshold=BOX_THRESHOLD,
+                peak_fraction=0.0,
+                type_grids=None,  # they would explain the classifier's own map
+                defect_labels=None,
             )
 
 

@@ -42,6 +42,9 @@ exit codes:
 
 _RESULTS = "results.json"
 
+#: As `defectcam.attribution` has them, which would load torch.
+_METHODS = ("cam", "gradcam", "gradcam++", "scorecam", "layercam", "eigencam")
+
 _T = TypeVar("_T")
 
 
@@ -304,6 +307,13 @@ def _make_parser() -> argparse.ArgumentParser:
         required=True,
         help=f"folder for the overlays, in sub-folders as the images are, and {_RESULTS}",
     )
+    localize.add_argument(
+        "--method",
+        choices=_METHODS,
+        default="cam",
+        help="what makes the heatmap: the model's own, or a method of the package grad-cam "
+        "(default: cam, the model's own)",
+    )
     _add_output_options(localize)
     _add_machine(localize)
 
@@ -479,9 +489,10 @@ def _localize(args: argparse.Namespace) -> int:
         raise _UsageError(
             f"the overlay of {min(drawn_over)} would replace the image: give another folder."
         )
+    _refuse_missing_method(args.method)
     clf = _load(args)
     records = []
-    localized = _found(clf, paths, args.quiet, rows_printed=not args.json)
+    localized = _found(clf, paths, args.quiet, rows_printed=not args.json, method=args.method)
     with _staged(output) as folder:
         for path, name, found in zip(paths, overlays, localized, strict=True):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -493,6 +504,7 @@ def _localize(args: argparse.Namespace) -> int:
         document = {
             "defectcam": defectcam.__version__,
             "model": os.fspath(args.model),
+            "method": args.method,
             "images": records,
         }
         (folder / _RESULTS).write_text(_as_json(document), encoding="utf-8")
@@ -595,15 +607,30 @@ def _overlay_names(paths: Sequence[str], arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def _refuse_missing_method(method: str) -> None:
+    if method == "cam":
+        return
+    from defectcam.attribution import check_method
+
+    try:
+        check_method(method)
+    except ImportError as error:
+        raise _UsageError(error) from error
+
+
 def _found(
-    clf: DefectCAMClassifier, paths: Sequence[str], quiet: bool, rows_printed: bool = False
+    clf: DefectCAMClassifier,
+    paths: Sequence[str],
+    quiet: bool,
+    rows_printed: bool = False,
+    method: str | None = None,
 ) -> Iterator[Localization]:
     from tqdm import tqdm
 
     # Rows on the same terminal are progress enough, and would break up the bar.
     disable = True if quiet or (rows_printed and sys.stdout.isatty()) else None
     with tqdm(total=len(paths), desc="images", unit="image", disable=disable) as bar:
-        for found in clf.localize_iter(paths):
+        for found in clf.localize_iter(paths, method=method):
             yield found
             bar.update()
 

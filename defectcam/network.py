@@ -112,6 +112,20 @@ class DefectCAMNetwork(nn.Module):
         self.trunk.eval()
         return self
 
+    @property
+    def evidence_layers(self) -> list[nn.Module]:
+        """Layers whose outputs the evidence is read from, finest level first.
+
+        The ones to give to other libraries' methods: their outputs are float32, whatever trunk and
+        tail compute in.
+        """
+        return list(self.head.norms)
+
+    @property
+    def has_frozen_evidence(self) -> bool:
+        """Whether an evidence level is frozen, so that gradients reach it from the pixels only."""
+        return any(level < len(self.trunk) for level in self.evidence_levels)
+
     def set_dtype(self, dtype: torch.dtype) -> DefectCAMNetwork:
         """Let trunk and tail compute in ``dtype``; head, codebook and trained weights are float32.
 

@@ -110,7 +110,8 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> DefectCA
     if device is not None and not _is_usable(device):
         raise ValueError(f"device={device!r} cannot be used on this machine; 'auto' always can.")
     description = read_metadata(path)
-    with _explained(path):
+    # Weights made in the caller's inference mode could have no gradients, now or later.
+    with torch.inference_mode(False), _explained(path):
         clf = DefectCAMClassifier(**_known_parameters(description["parameters"]))
         clf.device = _device_here(clf.device) if device is None else device
         clf._validate_params()

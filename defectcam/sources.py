@@ -1,6 +1,7 @@
 """What users may pass as ``X``: a folder, one image or many, as files, arrays or Pillow images.
 
-Owns the way from ``X`` to a list of image sources. It reads no pixels.
+Owns the way from ``X`` to a list of image sources. It reads no pixels; what is a data set,
+`dataset_images` knows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from defectcam.dataset_images import (
+    DatasetImage,
+    dataset_images,
+    dataset_labels,
+    named_labels,
+)
 from defectcam.folders import labelled_folder
 from defectcam.images import find_images
 
@@ -21,7 +28,7 @@ class Sources(NamedTuple):
 
     Attributes
     ----------
-    items : list of path, array or PIL.Image.Image
+    items : list of path, array, PIL.Image.Image or DatasetImage
     single : bool
         Whether ``X`` was one image, not a collection.
     """
@@ -31,7 +38,7 @@ class Sources(NamedTuple):
 
 
 def labelled_sources(X: Any, y: Any, good_label: Any) -> tuple[Sources, Any]:
-    """Images and labels: a folder brings its own, else ``y`` must."""
+    """Images and labels: a folder and a data set may bring their own, else ``y`` must."""
     if is_path(X) and os.path.isdir(X):
         if y is None:
             paths, types = labelled_folder(X, good_label)
@@ -45,10 +52,11 @@ def labelled_sources(X: Any, y: Any, good_label: Any) -> tuple[Sources, Any]:
         raise ValueError(
             f"Expected a folder of labelled images or a sequence of images, got one {_named(X)}."
         )
+    y = dataset_labels(X) if y is None else named_labels(y)
     if y is None:
         raise ValueError(
             "requires y to be passed, but the target y is None: labels come from the sub-folders "
-            "only when X is a folder."
+            "only when X is a folder, and from a data set whose items are images with labels."
         )
     if len(sources.items) != len(y):
         raise ValueError(
@@ -63,9 +71,10 @@ def as_sources(X: Any) -> Sources:
 
     Parameters
     ----------
-    X : path, array, PIL.Image.Image or sequence of them
+    X : path, array, PIL.Image.Image or sequence of them, or data set
         A folder stands for all images below it. Of arrays, ``(H, W)`` and ``(H, W, 1 to 4)`` are
-        one image; ``(n, H, W)`` and ``(n, H, W, C)`` are n of them.
+        one image; ``(n, H, W)`` and ``(n, H, W, C)`` are n of them. Of a data set, see
+        `defectcam.dataset_images.dataset_images`, images are fetched when they are read.
 
     Raises
     ------
@@ -78,7 +87,7 @@ def as_sources(X: Any) -> Sources:
         if os.path.isdir(X):
             return _non_empty(find_images(X), X)
         return Sources([X], single=True)
-    if isinstance(X, Image.Image):
+    if isinstance(X, (Image.Image, DatasetImage)):
         return Sources([X], single=True)
     if isinstance(X, np.ndarray) and X.dtype.kind in "buif":
         if X.ndim == 2 or (X.ndim == 3 and 1 <= X.shape[2] <= 4):
@@ -88,10 +97,13 @@ def as_sources(X: Any) -> Sources:
                 f"X has shape {X.shape}: expected (n, H, W), (n, H, W, C) or one image."
             )
         return _non_empty(list(X), X)
+    of_dataset = dataset_images(X)
+    if of_dataset is not None:
+        return _non_empty(of_dataset, X)
     if not isinstance(X, Iterable) or isinstance(X, (bytes, dict)):
         raise TypeError(
-            f"X is a {_named(X)}: expected a folder, a file, an array, a Pillow image, or a "
-            "sequence of files or images."
+            f"X is a {_named(X)}: expected a folder, a file, an array, a Pillow image, a sequence "
+            "of files or images, or a data set."
         )
     return _non_empty(list(X), X)
 
@@ -99,6 +111,11 @@ def as_sources(X: Any) -> Sources:
 def paths_of(sources: Sources) -> list[Any]:
     """Return those sources that are files."""
     return [item for item in sources.items if is_path(item)]
+
+
+def is_stream(X: Any) -> bool:
+    """Whether images can be taken from ``X`` one after the other without `as_sources`."""
+    return not is_path(X) and dataset_images(X) is None
 
 
 def is_path(X: Any) -> bool:

@@ -18,6 +18,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MODULES = (
     "accuracy",
+    "cam_methods",
     "figures",
     "patchcore",
     "plain",
@@ -417,3 +418,67 @@ def test_any_first_images_have_the_labels_in_their_proportions(script):
     assert sorted(order) == list(range(80))
     for n in (1, 4, 10, 37, 80):
         assert abs((labels[order[:n]] == "anomaly").sum() - n / 4) <= 1
+
+
+# Methods of class activation maps -----------------------------------------------------------------
+
+
+@pytest.fixture
+def compare(script, plates) -> Callable[..., list[dict]]:
+    """Return a function that compares methods with a tiny classifier, and returns what is kept."""
+    kept = plates.parent / "cams.json"
+    tiny = json.dumps(TINY | {"max_epochs": 1, "cv": None, "device": "cpu", "image_size": 64})
+
+    def main(*arguments: str) -> list[dict]:
+        common = [str(plates), "--splits", "10", "--json", str(kept), "--set", tiny]
+        script("cam_methods").main([*common, "--test-size", "0.5", *arguments])
+        return json.loads(kept.read_text())
+
+    return main
+
+
+def test_every_method_is_measured_on_the_same_images_kept_and_not_repeated(
+    compare, monkeypatch, capsys
+):
+    from defectcam import DefectCAMClassifier
+
+    pytest.importorskip("pytorch_grad_cam")
+    fits = []
+    fit = DefectCAMClassifier.fit
+    monkeypatch.setattr(
+        DefectCAMClassifier, "fit", lambda *arguments: fits.append(1) or fit(*arguments)
+    )
+    assert [run["method"] for run in compare("--methods", "own")] == ["own"]
+    runs = compare()
+    capsys.readouterr()
+    assert compare() == runs and len(fits) == 2
+    printed = capsys.readouterr().out
+    methods = ["own", "evidence", "gradcam", "gradcam++", "scorecam", "layercam", "eigencam"]
+    assert [run["method"] for run in runs] == methods
+    names = ("pixel AUROC", "AUPRO", "pixel AUROC, defective", "AUPRO, defective", "pointing")
+    for run in runs:
+        assert all(0 <= run[name] <= 1 for name in names)
+        assert run["images"] == runs[0]["images"] > 10
+        assert run["localize ms per image"] > 0
+        assert f"| plates | split | - | {run['method']} | 1 |" in printed
+    # One pass after the other: Score-CAM runs the network once per channel.
+    times = {run["method"]: run["localize ms per image"] for run in runs}
+    assert times["scorecam"] > times["own"]
+
+
+def test_a_sample_has_all_types_in_their_shares(script):
+    sample = script("cam_methods").sample
+    types = np.array(["dent", "good"] * 5 + ["good"] * 10)
+    test = np.arange(100, 120)
+    chosen = sample(test, types, 8)
+    assert len(set(chosen)) == 8 and np.isin(chosen, test).all()
+    assert np.sum(types[chosen - 100] == "dent") == 2
+    assert (sample(test, types, 20) == test).all() and (sample(test, types, None) == test).all()
+
+
+def test_heatmaps_are_compared_where_there_are_masks(script, monkeypatch):
+    cams = script("cam_methods")
+    nothing = cams.DataSet("cells", np.zeros(0), np.zeros(0))
+    monkeypatch.setattr(cams.DataSet, "read", lambda *_: nothing)
+    with pytest.raises(ValueError, match="has no masks"):
+        cams.main(["elpv", "--methods", "own"])

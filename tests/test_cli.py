@@ -17,6 +17,7 @@ from sklearn.utils._param_validation import StrOptions
 
 import defectcam
 from defectcam import DefectCAMClassifier, cli, load
+from defectcam.attribution import METHODS
 from defectcam.classifier import RECIPES
 from defectcam.training import TailTraining
 
@@ -343,7 +344,7 @@ def test_interrupt_bug_and_closed_pipe(
     image = parts / "good" / "000.png"
     for error, code in ((KeyboardInterrupt, cli.INTERRUPTED), (ZeroDivisionError, cli.BUG)):
 
-        def fail(*_: Any, error: type[BaseException] = error) -> None:
+        def fail(*_: Any, error: type[BaseException] = error, **__: Any) -> None:
             raise error
 
         monkeypatch.setattr(DefectCAMClassifier, "localize_iter", fail)
@@ -371,6 +372,31 @@ def test_localize_writes_overlays_and_results(
     clf = load(tmp_path / "decided.safetensors")
     for record, found in zip(document["images"], clf.localize(parts), strict=True):
         assert {k: v for k, v in record.items() if k != "overlay"} == found.to_dict()
+
+
+def test_localize_by_another_method(
+    decides: Callable[[float], Path],
+    parts: Path,
+    tmp_path: Path,
+    capsys: Output,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert ("cam", *METHODS) == cli._METHODS
+    model, image, output = decides(0.0), parts / "scratch" / "000.png", tmp_path / "found"
+    options = ["-o", output, "--method", "gradcam++"]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pytorch_grad_cam", None)
+        assert run("localize", model, image, *options) == cli.USAGE
+    assert "pip install 'defectcam[cam]'" in capsys.readouterr().err
+    assert not output.exists()
+    pytest.importorskip("pytorch_grad_cam")
+    assert run("localize", model, image, *options, "--quiet") == 0
+    document = json.loads((output / "results.json").read_text())
+    assert document["method"] == "gradcam++"
+    [record] = document["images"]
+    found = load(model).localize(image, method="gradcam++")
+    assert record["boxes"] == found.boxes.tolist() != load(model).localize(image).boxes.tolist()
+    assert run("localize", model, image, *options, "--method", "cams") == cli.USAGE
 
 
 def test_localize_prints_rows(model: Path, parts: Path, tmp_path: Path, capsys: Output) -> None:

@@ -154,3 +154,13 @@ def test_a_smooth_map_averages_neighbours_within_the_image():
     assert smooth.shape == maps.shape
     np.testing.assert_allclose(smooth[:, 1, 2], maps[:, 0:3, 1:4].mean((1, 2)), rtol=1e-4)
     np.testing.assert_allclose(smooth[:, 0, 0], maps[:, 0:2, 0:2].mean((1, 2)), rtol=1e-4)
+
+
+def test_a_patch_that_is_a_centre_has_a_finite_gradient():
+    patches = torch.tensor([[[[1.0, 4.0]], [[2.0, 6.0]]]], requires_grad=True)
+    codebook = Codebook(2, 1)
+    codebook.centres.copy_(torch.tensor([[1.0, 2.0]]))
+    novelty = codebook(patches)
+    assert novelty[0, 0].tolist() == [0.0, 5.0]
+    (gradient,) = torch.autograd.grad(novelty.sum(), patches)
+    np.testing.assert_allclose(gradient[0, :, 0].numpy(), [[0, 0.6], [0, 0.8]], atol=1e-6)

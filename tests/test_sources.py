@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from defectcam.sources import as_sources, labelled_sources, paths_of
+from defectcam.images import read_image
+from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 
 GREY = np.zeros((5, 6), dtype=np.uint8)
 RGB = np.zeros((5, 6, 3), dtype=np.uint8)
@@ -126,3 +128,46 @@ def test_as_many_labels_as_images():
 def test_one_image_cannot_be_learned_from():
     with pytest.raises(ValueError, match=r"got one 'part\.png'"):
         labelled_sources("part.png", ["good"], None)
+
+
+# Data sets: what is one, and what its items are, is tested with `dataset_images` ------------------
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, *pairs):
+        self.pairs = pairs
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        return self.pairs[index]
+
+
+def test_a_data_set_is_many_images_and_brings_its_labels():
+    data = Pairs((RGB, "good"), (RGB, "dent"), (GREY, "good"))
+    sources, labels = labelled_sources(data, None, None)
+    assert not sources.single
+    assert [read_image(source).shape for source in sources.items] == [(5, 6, 3)] * 3
+    assert list(labels) == ["good", "dent", "good"]
+    assert paths_of(sources) == []
+    assert as_sources(sources.items[0]) == ([sources.items[0]], True)
+
+
+def test_labels_that_are_given_come_before_those_of_the_data_set():
+    _, labels = labelled_sources(Pairs((RGB, 0), (RGB, 1)), ["good", "dent"], None)
+    assert labels == ["good", "dent"]
+    with pytest.raises(ValueError, match="2 images and 1 labels"):
+        labelled_sources(Pairs((RGB, 0), (RGB, 1)), ["good"], None)
+
+
+def test_a_data_set_without_labels_needs_some():
+    with pytest.raises(ValueError, match="requires y to be passed"):
+        labelled_sources(Pairs(RGB, RGB), None, None)
+    with pytest.raises(ValueError, match="0 sample"):
+        as_sources(Pairs())
+
+
+def test_what_is_a_stream():
+    assert is_stream([RGB]) and is_stream(iter([RGB])) and is_stream(RGB[None])
+    assert not is_stream("parts") and not is_stream(Path("parts")) and not is_stream(Pairs(RGB))
