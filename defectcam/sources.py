@@ -14,6 +14,7 @@ from PIL import Image
 
 from defectcam.folders import labelled_folder
 from defectcam.images import find_images
+from defectcam.views import ImageView, original_of
 
 
 class Sources(NamedTuple):
@@ -21,7 +22,7 @@ class Sources(NamedTuple):
 
     Attributes
     ----------
-    items : list of path, array or PIL.Image.Image
+    items : list of path, array, PIL.Image.Image or ImageView
     single : bool
         Whether ``X`` was one image, not a collection.
     """
@@ -63,7 +64,7 @@ def as_sources(X: Any) -> Sources:
 
     Parameters
     ----------
-    X : path, array, PIL.Image.Image or sequence of them
+    X : path, array, PIL.Image.Image, ImageView or sequence of them
         A folder stands for all images below it. Of arrays, ``(H, W)`` and ``(H, W, 1 to 4)`` are
         one image; ``(n, H, W)`` and ``(n, H, W, C)`` are n of them.
 
@@ -78,7 +79,7 @@ def as_sources(X: Any) -> Sources:
         if os.path.isdir(X):
             return _non_empty(find_images(X), X)
         return Sources([X], single=True)
-    if isinstance(X, Image.Image):
+    if isinstance(X, (Image.Image, ImageView)):
         return Sources([X], single=True)
     if isinstance(X, np.ndarray) and X.dtype.kind in "buif":
         if X.ndim == 2 or (X.ndim == 3 and 1 <= X.shape[2] <= 4):
@@ -97,8 +98,8 @@ def as_sources(X: Any) -> Sources:
 
 
 def paths_of(sources: Sources) -> list[Any]:
-    """Return those sources that are files."""
-    return [item for item in sources.items if is_path(item)]
+    """Return the files among the sources, also those that are seen through views."""
+    return [item for item in map(original_of, sources.items) if is_path(item)]
 
 
 def is_path(X: Any) -> bool:

@@ -13,15 +13,20 @@ import defectcam
 
 PUBLIC = [
     "ChanceLevelWarning",
+    "ContrastEqualizer",
     "DefectCAMClassifier",
     "FewDefectsWarning",
+    "FlatFieldCorrector",
     "Localization",
     "NearDuplicateWarning",
     "OnlyGoodImagesWarning",
+    "PartCropper",
     "SuspectLabelsWarning",
+    "TemplateAligner",
     "__version__",
     "find_near_duplicates",
     "load",
+    "localize",
 ]
 
 
