@@ -142,6 +142,11 @@ def add_run(run: Run, data: DataSet, case: Case, path: Path) -> dict[tuple, Run]
         return None
     run = run | measure(detector, data, case)
     print_row(run)
+    return keep_run(run, path)
+
+
+def keep_run(run: Run, path: Path) -> dict[tuple, Run]:
+    """Add the run to the file; return the file's runs."""
     runs = read_runs(path) | {key(run): run}  # read again: another process may have added to it
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(run) for run in runs.values())

@@ -16,7 +16,17 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("accuracy", "figures", "patchcore", "plain", "printing", "protocols", "speed")
+MODULES = (
+)
+    "accuracy",
+    "figures",
+    "patchcore",
+    "plain",
+    "preprocessing",
+    "printing",
+    "protocols",
+    "speed",
+)
 OPTIONS = argparse.Namespace(types=None, n_defects=[4, 8, 16], flipped=[0.05, 0.1])
 COUNTS = {"dent": 20, "good": 60, "hole": 5, "scratch": 35}
 
@@ -315,3 +325,42 @@ def test_any_first_images_have_the_labels_in_their_proportions(script):
     assert sorted(order) == list(range(80))
     for n in (1, 4, 10, 37, 80):
         assert abs((labels[order[:n]] == "anomaly").sum() - n / 4) <= 1
+
+
+# Preprocessing -----------------------------------------------------------------------------------
+
+
+def test_steps_are_compared_by_splits_and_by_cross_validation(script, plates, capsys):
+    kept = plates.parent / "results" / "steps.json"
+    options = json.dumps(TINY | {"max_epochs": 1, "cv": None, "device": "cpu", "batch_size": 4})
+    common = [str(plates), "--json", str(kept), "--set", options, "--steps", "none", "crop"]
+    script("preprocessing").main([*common, "--splits", "10"])
+    runs = json.loads(kept.read_text())
+    assert [run["method"] for run in runs] == ["none", "crop"]
+    assert all(0 <= run["AUPRO"] <= 1 and run["fit seconds"] > 0 for run in runs)
+    folds = [*common, "--protocol", "cross-validation", "--folds", "2"]
+    script("preprocessing").main(folds)
+    runs = json.loads(kept.read_text())
+    assert len(runs) == 2 + 2 * 2 * 2
+    with_memory = [run for run in runs if run["variant"] == "memory"]
+    without = [run for run in runs[2:] if run["variant"] is None]
+    for one, other in zip(with_memory, without, strict=True):
+        assert one["balanced accuracy"] == other["balanced accuracy"]
+    capsys.readouterr()
+    script("preprocessing").main(folds)
+    assert json.loads(kept.read_text()) == runs  # nothing is measured twice
+    assert "| plates | cross-validation | memory | crop | 2 |" in capsys.readouterr().out
+
+
+def test_the_first_images_keep_masks_and_groups(script):
+    data = script("protocols").DataSet(
+        "parts",
+        np.arange(8),
+        np.repeat(["dent", "good"], 4),
+        masks=[f"{i}.png" for i in range(4)] + [None] * 4,
+        groups=np.arange(8) * 10,
+    )
+    few = script("preprocessing").first(data, 4)
+    assert sorted(few.types) == ["dent", "dent", "good", "good"]
+    assert (few.groups == few.images * 10).all()
+    assert few.masks == [data.masks[i] for i in few.images]
