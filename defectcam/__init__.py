@@ -22,33 +22,50 @@ if TYPE_CHECKING:
     from defectcam.flat import FlatImages
     from defectcam.persistence import load
     from defectcam.results import Localization
+    from defectcam.transformers import (
+        ContrastEqualizer,
+        FlatFieldCorrector,
+        PartCropper,
+        TemplateAligner,
+        localize,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "ChanceLevelWarning",
+    "ContrastEqualizer",
     "DefectCAMClassifier",
     "FewDefectsWarning",
+    "FlatFieldCorrector",
     "FlatImages",
     "Localization",
     "NearDuplicateWarning",
     "OnlyGoodImagesWarning",
+    "PartCropper",
     "SuspectLabelsWarning",
+    "TemplateAligner",
     "__version__",
     "find_near_duplicates",
     "load",
+    "localize",
 ]
 
 _MODULE_OF = {
     "ChanceLevelWarning": "defectcam.exceptions",
+    "ContrastEqualizer": "defectcam.transformers",
     "DefectCAMClassifier": "defectcam.classifier",
     "FewDefectsWarning": "defectcam.exceptions",
+    "FlatFieldCorrector": "defectcam.transformers",
     "FlatImages": "defectcam.flat",
     "Localization": "defectcam.results",
     "NearDuplicateWarning": "defectcam.exceptions",
     "OnlyGoodImagesWarning": "defectcam.exceptions",
+    "PartCropper": "defectcam.transformers",
     "SuspectLabelsWarning": "defectcam.exceptions",
+    "TemplateAligner": "defectcam.transformers",
     "find_near_duplicates": "defectcam.duplicates",
     "load": "defectcam.persistence",
+    "localize": "defectcam.transformers",
 }
 
 

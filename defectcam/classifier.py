@@ -82,6 +82,7 @@ from defectcam.training import (
     result_of_good_only,
     train_with_folds,
 )
+from defectcam.views import original_of, placed
 
 #: Parameters of the published recipe: "Explainable Defect Detection using CNNs", MIT.
 VGG16_CAM: dict[str, Any] = {
@@ -1213,7 +1214,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 probability=probabilities[i],
                 is_defect=labels[i] != self.good_label_,
                 grid=grids[i],
-                geometry=batch.geometries[i],
+                geometry=placed(batch.geometries[i], item),
                 threshold=self.box_threshold,
                 decision_threshold=self.threshold_,
                 min_area=self.min_area,
@@ -1221,7 +1222,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 merge_distance=self.merge_distance,
                 peak_fraction=self.box_peak_fraction,
                 tighten=self.tighten_boxes,
-                source=item,
+                source=original_of(item),
                 good_label=self.good_label_,
                 defect_label=defect_types[i],
                 type_grids=None if type_grids is None else type_grids[i],

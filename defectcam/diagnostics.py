@@ -25,6 +25,7 @@ from defectcam.exceptions import (
 )
 from defectcam.labels import plain_label
 from defectcam.sources import is_path
+from defectcam.views import original_of
 
 #: Defective images below which figures that rest on them are called uncertain.
 ENOUGH_DEFECTS = 10
@@ -176,7 +177,7 @@ def warn_if_duplicates(
 
 
 def _name(items: Sequence[Any], index: int) -> str:
-    item = items[index]
+    item = original_of(items[index])
     return repr(str(os.fspath(item))) if is_path(item) else f"image {index}"
 
 

@@ -47,6 +47,7 @@ from defectcam.metrics import (
 )
 from defectcam.results import Localization
 from defectcam.sources import Sources, is_path, labelled_sources, paths_of
+from defectcam.views import original_of
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -439,7 +440,7 @@ def _masks_in(folder: Path, sources: Sources, types: NDArray[Any]) -> list[Path 
         )
     files = [
         folder / str(kind) / f"{Path(path).stem}_mask.png"
-        for path, kind in zip(sources.items, types.tolist(), strict=True)
+        for path, kind in zip(paths_of(sources), types.tolist(), strict=True)
     ]
     return [file if file.is_file() else None for file in files]
 
@@ -461,6 +462,7 @@ def _read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] 
 
 
 def _name(item: Any, index: int) -> str | int:
+    item = original_of(item)
     return str(os.fspath(item)) if is_path(item) else index
 
 

@@ -27,6 +27,7 @@ from defectcam.files import write_atomically
 from defectcam.geometry import Geometry
 from defectcam.images import read_image
 from defectcam.labels import ANOMALY, plain_label
+from defectcam.placement import PlacedGeometry
 from defectcam.sources import is_path
 
 __all__ = ["Localization"]
@@ -54,8 +55,8 @@ class Localization:
         Whether the image is called defective. Only then are there boxes.
     grid : float32 array of shape (h, w)
         The map of defect evidence on the network's grid: 0 is typical of good parts, 1 the limit.
-    geometry : Geometry
-        Where the image lies in the network's input.
+    geometry : Geometry or PlacedGeometry
+        Where the image lies in the network's input, also through preprocessing steps.
     threshold : float
         Boxes are drawn around the regions where `heatmap > threshold`, see also `peak_fraction`.
     decision_threshold : float
@@ -127,7 +128,7 @@ class Localization:
     probability: float
     is_defect: bool
     grid: NDArray[np.float32]
-    geometry: Geometry
+    geometry: Geometry | PlacedGeometry
     threshold: float
     decision_threshold: float
     min_area: int

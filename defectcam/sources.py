@@ -21,6 +21,7 @@ from defectcam.dataset_images import (
 )
 from defectcam.folders import labelled_folder
 from defectcam.images import find_images
+from defectcam.views import ImageView, original_of
 
 
 class Sources(NamedTuple):
@@ -28,7 +29,7 @@ class Sources(NamedTuple):
 
     Attributes
     ----------
-    items : list of path, array, PIL.Image.Image or DatasetImage
+    items : list of path, array, PIL.Image.Image, DatasetImage or ImageView
     single : bool
         Whether ``X`` was one image, not a collection.
     """
@@ -71,7 +72,7 @@ def as_sources(X: Any) -> Sources:
 
     Parameters
     ----------
-    X : path, array, PIL.Image.Image or sequence of them, or data set
+    X : path, array, PIL.Image.Image, ImageView or sequence of them, or data set
         A folder stands for all images below it. Of arrays, ``(H, W)`` and ``(H, W, 1 to 4)`` are
         one image; ``(n, H, W)`` and ``(n, H, W, C)`` are n of them. Of a data set, see
         `defectcam.dataset_images.dataset_images`, images are fetched when they are read.
@@ -87,7 +88,7 @@ def as_sources(X: Any) -> Sources:
         if os.path.isdir(X):
             return _non_empty(find_images(X), X)
         return Sources([X], single=True)
-    if isinstance(X, (Image.Image, DatasetImage)):
+    if isinstance(X, (Image.Image, DatasetImage, ImageView)):
         return Sources([X], single=True)
     if isinstance(X, np.ndarray) and X.dtype.kind in "buif":
         if X.ndim == 2 or (X.ndim == 3 and 1 <= X.shape[2] <= 4):
@@ -109,8 +110,8 @@ def as_sources(X: Any) -> Sources:
 
 
 def paths_of(sources: Sources) -> list[Any]:
-    """Return those sources that are files."""
-    return [item for item in sources.items if is_path(item)]
+    """Return the files among the sources, also those that are seen through views."""
+    return [item for item in map(original_of, sources.items) if is_path(item)]
 
 
 def is_stream(X: Any) -> bool:

@@ -22,6 +22,7 @@ MODULES = (
     "figures",
     "patchcore",
     "plain",
+    "preprocessing",
     "printing",
     "profiling",
     "protocols",
@@ -482,3 +483,42 @@ def test_heatmaps_are_compared_where_there_are_masks(script, monkeypatch):
     monkeypatch.setattr(cams.DataSet, "read", lambda *_: nothing)
     with pytest.raises(ValueError, match="has no masks"):
         cams.main(["elpv", "--methods", "own"])
+
+
+# Preprocessing -----------------------------------------------------------------------------------
+
+
+def test_steps_are_compared_by_splits_and_by_cross_validation(script, plates, capsys):
+    kept = plates.parent / "results" / "steps.json"
+    options = json.dumps(TINY | {"max_epochs": 1, "cv": None, "device": "cpu", "batch_size": 4})
+    common = [str(plates), "--json", str(kept), "--set", options, "--steps", "none", "crop"]
+    script("preprocessing").main([*common, "--splits", "10"])
+    runs = json.loads(kept.read_text())
+    assert [run["method"] for run in runs] == ["none", "crop"]
+    assert all(0 <= run["AUPRO"] <= 1 and run["fit seconds"] > 0 for run in runs)
+    folds = [*common, "--protocol", "cross-validation", "--folds", "2"]
+    script("preprocessing").main(folds)
+    runs = json.loads(kept.read_text())
+    assert len(runs) == 2 + 2 * 2 * 2
+    with_memory = [run for run in runs if run["variant"] == "memory"]
+    without = [run for run in runs[2:] if run["variant"] is None]
+    for one, other in zip(with_memory, without, strict=True):
+        assert one["balanced accuracy"] == other["balanced accuracy"]
+    capsys.readouterr()
+    script("preprocessing").main(folds)
+    assert json.loads(kept.read_text()) == runs  # nothing is measured twice
+    assert "| plates | cross-validation | memory | crop | 2 |" in capsys.readouterr().out
+
+
+def test_the_first_images_keep_masks_and_groups(script):
+    data = script("protocols").DataSet(
+        "parts",
+        np.arange(8),
+        np.repeat(["dent", "good"], 4),
+        masks=[f"{i}.png" for i in range(4)] + [None] * 4,
+        groups=np.arange(8) * 10,
+    )
+    few = script("preprocessing").first(data, 4)
+    assert sorted(few.types) == ["dent", "dent", "good", "good"]
+    assert (few.groups == few.images * 10).all()
+    assert few.masks == [data.masks[i] for i in few.images]

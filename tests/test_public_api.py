@@ -13,16 +13,21 @@ import defectcam
 
 PUBLIC = [
     "ChanceLevelWarning",
+    "ContrastEqualizer",
     "DefectCAMClassifier",
     "FewDefectsWarning",
+    "FlatFieldCorrector",
     "FlatImages",
     "Localization",
     "NearDuplicateWarning",
     "OnlyGoodImagesWarning",
+    "PartCropper",
     "SuspectLabelsWarning",
+    "TemplateAligner",
     "__version__",
     "find_near_duplicates",
     "load",
+    "localize",
 ]
 
 
