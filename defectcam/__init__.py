@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from defectcam.flat import FlatImages
     from defectcam.persistence import load
     from defectcam.results import Localization
+    from defectcam.transformer import EvidenceTransformer
 
 __version__ = "0.1.0"
 __all__ = [
     "ChanceLevelWarning",
     "DefectCAMClassifier",
+    "EvidenceTransformer",
     "FewDefectsWarning",
     "FlatImages",
     "Localization",
@@ -41,6 +43,7 @@ __all__ = [
 _MODULE_OF = {
     "ChanceLevelWarning": "defectcam.exceptions",
     "DefectCAMClassifier": "defectcam.classifier",
+    "EvidenceTransformer": "defectcam.transformer",
     "FewDefectsWarning": "defectcam.exceptions",
     "FlatImages": "defectcam.flat",
     "Localization": "defectcam.results",

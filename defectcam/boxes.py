@@ -240,9 +240,7 @@ def _steepest_levels(
     return levels
 
 
-def _steepest_level(
-    values: NDArray[np.float32], region: NDArray[np.bool_], min_area: int
-) -> float:
+def _steepest_level(values: NDArray[np.float32], region: NDArray[np.bool_], min_area: int) -> float:
     """Level whose contour within a region has the greatest mean slope.
 
     Contours around fewer than `min_area` pixels do not count.

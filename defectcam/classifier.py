@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import os
 import platform
 import warnings
@@ -29,6 +30,7 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 import defectcam
+from defectcam.active import Describer, choose_queries
 from defectcam.backbones import create_backbone
 from defectcam.calibration import (
     DefectProbability,
@@ -41,6 +43,7 @@ from defectcam.calibration import (
     fit_heat_model,
     fit_novelty_probability,
 )
+from defectcam.callbacks import HOOKS, check_callbacks, told_to_stop, train_begins, train_ends
 from defectcam.diagnostics import (
     rank_suspects,
     warn_if_chance,
@@ -62,12 +65,21 @@ from defectcam.images import (
     read_images,
     read_reduced_images,
 )
-from defectcam.labels import Classes, as_labels, find_classes, plain_label
-from defectcam.network import DefectCAMNetwork
+from defectcam.incremental import (
+    Lesson,
+    first_classes,
+    has_evidence,
+    options_of_update,
+    start_from,
+    targets_of_known,
+)
+from defectcam.labels import Classes, as_labels, plain_label
+from defectcam.network import DefectCAMNetwork, Description, NetworkOutput
 from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
+from defectcam.replay import Keeper, ReplayMemory
 from defectcam.results import Localization
-from defectcam.sample_weights import weigh_rows
+from defectcam.sample_weights import WeighedRows, weigh_rows
 from defectcam.sources import as_sources, labelled_sources, paths_of
 from defectcam.training import (
     VIEWS,
@@ -124,6 +136,12 @@ AUTO_EPOCHS = (4, 10)
 #: Folds where there are only good images: each costs a codebook, none a training.
 GOOD_ONLY_FOLDS = 10
 
+#: ``replay_size=None``: images that `partial_fit` keeps.
+AUTO_REPLAY_SIZE = 400
+
+#: Held-out images of each class that a calibration rests on at least; with fewer the last stays.
+LEAST_HELD_OUT = 2
+
 RECIPES: dict[str, dict[str, Any]] = {"vgg16_cam": VGG16_CAM}
 
 
@@ -134,6 +152,11 @@ class _Batch(NamedTuple):
     levels: torch.Tensor
     novelty: torch.Tensor | None
     geometries: list[Geometry]
+
+    @classmethod
+    def of(cls, output: NetworkOutput, geometries: list[Geometry]) -> _Batch:
+        novelty = None if output.novelty is None else output.novelty.float().cpu()
+        return cls(output.logits.float().cpu(), output.levels.float().cpu(), novelty, geometries)
 
 
 class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
@@ -239,6 +262,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Most boxes per image; None for all.
     merge_distance : float or None, default=None
         Boxes at most this many pixels of the original image apart are merged; None: none are.
+    warm_start : bool, default=False
+        Whether `fit` starts from the present weights, where classes and architecture agree with
+        those of the fit before; a warning says so where they do not.
+    replay_size : int or None, default=None
+        Earlier images whose trunk features are kept for `partial_fit`, so that nothing is
+        forgotten; 0.7 MB each with the defaults, in proportion to the area of ``image_size``. None:
+        ``fit`` keeps none, ``partial_fit`` up to 400.
     cache_size : int, default=2**30
         Bytes of trunk features held in memory; a larger cache goes to a temporary file.
     memory : str, PathLike, joblib.Memory or None, default=None
@@ -256,9 +286,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Decides everything random; the same number on the same machine gives the same weights.
     verbose : int, default=0
         Whether to show progress bars on standard error.
-    callbacks : callable, list of callables or None, default=None
+    callbacks : callable, object with hooks, list of them or None, default=None
         Called after each epoch as ``callback(classifier, record)``; one that returns True ends the
-        training of the fold. A record is one row of ``history_``.
+        training of the fold. A record is one row of ``history_``. Objects may have the methods
+        ``on_train_begin``, ``on_epoch_end`` and ``on_train_end``, see `defectcam.callbacks`.
 
     Attributes
     ----------
@@ -276,10 +307,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Probability of a defect at and above which an image is called defective.
     image_size_ : (int, int)
         Height and width of the network's input.
+    n_images_seen_ : int
+        Images that were learned from, in all calls of `partial_fit` together.
     held_out_probability_ : ndarray of shape (n_images,)
-        Probability of a defect for each training image, from a tail that did not see it.
+        Probability of a defect for each training image of the last call of `fit` or `partial_fit`,
+        from a tail that did not see it.
     suspects_ : ndarray of shape (n_images,)
-        Indices of all training images, from the most to the least likely mislabelled: by the
+        Indices of all these training images, from the most to the least likely mislabelled: by the
         probability of their own labels, held out likewise. The first ones are worth a look.
 
     See Also
@@ -346,6 +380,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "min_area": [Interval(Integral, 1, None, closed="left")],
         "max_boxes": [Interval(Integral, 1, None, closed="left"), None],
         "merge_distance": [Interval(Real, 0, None, closed="both"), None],
+        "warm_start": ["boolean"],
+        "replay_size": [Interval(Integral, 0, None, closed="left"), None],
         "cache_size": [Interval(Integral, 0, None, closed="left")],
         "memory": [str, os.PathLike, HasMethods("cache"), None],
         "device": [str],
@@ -353,11 +389,17 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
-        "callbacks": [list, tuple, callable, None],
+        "callbacks": [list, tuple, callable, *(HasMethods(hook) for hook in HOOKS), None],
     }
 
+    network_: DefectCAMNetwork
+    good_label_: Any
+    n_images_seen_: int
     held_out_probability_: NDArray[np.float64]
     suspects_: NDArray[np.int64]
+    _preprocess: Preprocess
+    _classes: Classes
+    _replay: ReplayMemory | None
 
     def __init__(
         self,
@@ -401,6 +443,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         min_area: int = 16,
         max_boxes: int | None = None,
         merge_distance: float | None = None,
+        warm_start: bool = False,
+        replay_size: int | None = None,
         cache_size: int = 2**30,
         memory: Any = None,
         device: str = "auto",
@@ -449,6 +493,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.min_area = min_area
         self.max_boxes = max_boxes
         self.merge_distance = merge_distance
+        self.warm_start = warm_start
+        self.replay_size = replay_size
         self.cache_size = cache_size
         self.memory = memory
         self.device = device
@@ -537,8 +583,74 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ChanceLevelWarning, SuspectLabelsWarning
             After it, about what held-out predictions showed.
         """
+        return self._fit(X, y, sample_weight, classes=None, n_kept=self.replay_size or 0)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> DefectCAMClassifier:
+        """Learn from more images, as they arrive, without forgetting the earlier ones.
+
+        The first call is a `fit` that also remembers. A later one scores the new images before it
+        learns them, which keeps these scores held out; then codebook, tail and head go on from
+        where they are, with a third of a fit's epochs over the new images and those of a bounded
+        memory (``replay_size``); calibration, thresholds and the heatmap's scale are learned anew
+        from the held-out scores of both. After good images alone, the first defective ones are
+        learned by a full fit on the memory and the new images.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+            New images, one or more; see `fit`.
+        y : array-like of shape (n,), optional
+            Labels; left out when ``X`` is a folder. Later calls may hold one class alone.
+        classes : array-like, optional
+            All labels that will ever come, for the first call. By default those in ``y``. With
+            ``target="anomaly"`` and several defect types, later types are welcome without it.
+        sample_weight : array-like of shape (n,), optional
+            Weights of the images, as in `fit`.
+
+        Returns
+        -------
+        DefectCAMClassifier
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If a label is none of the classes, or ``classes`` are not those of the first call.
+        ImageReadError, KeyboardInterrupt
+            As in `fit`; the classifier then stays as it was.
+
+        Warns
+        -----
+        UserWarning
+            If no image is remembered: after `load`, which reads no memory, or a `fit` with
+            ``replay_size=None``. A memory is then started with the new images.
+
+        Notes
+        -----
+        Parameters of the network, the labels and the preprocessing count in the first call alone.
+        ``held_out_probability_`` and ``suspects_`` are about the images of the last call, and
+        ``history_`` grows: each update is one more fold in it.
+
+        References
+        ----------
+        Chaudhry et al., "On tiny episodic memories in continual learning", 2019: experience replay.
+        """
+        if hasattr(self, "network_"):
+            return self._learn_more(X, y, sample_weight, classes)
+        return self._fit(X, y, sample_weight, classes=classes, n_kept=self._replay_places())
+
+    def _fit(
+        self, X: Any, y: Any, sample_weight: ArrayLike | None, *, classes: Any, n_kept: int
+    ) -> DefectCAMClassifier:
         check_threshold(self.threshold)
-        self._callbacks()
+        check_callbacks(self.callbacks)
         memory = folder_of_memory(self.memory)
         sources, labels = labelled_sources(X, y, self.good_label)
         weighed = weigh_rows(sample_weight, len(sources.items))
@@ -546,7 +658,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             [sources.items[row] for row in weighed.rows],
             as_labels(labels)[weighed.rows],
         )
-        classes = find_classes(labels, self.target, self.good_label)
+        classes = first_classes(labels, classes, self.target, self.good_label)
         targets = classes.encode(labels)
         is_defect = targets != classes.good
         only_good = not is_defect.any()
@@ -554,13 +666,17 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             self._check_for_good_only(classes.good_label)
         check_readable(paths_of(sources), n_workers=self.n_jobs)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        class_weight = None if only_good else self._class_weight(classes, targets, weighed.weights)
+        if not only_good:
+            self._class_weight(classes, targets, weighed.weights)  # refuse a wrong one early
         warn_if_only_good(is_defect)
         warn_if_few_defects(is_defect)
+        train_begins(self.callbacks, self)
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             network, preprocess = self._build_network(len(classes.labels), classes.good)
-            views = VIEWS["none" if only_good else self.augmentation]
+            if self.warm_start:
+                self._warm_start(network, classes)
+            views = VIEWS["none" if only_good and not n_kept else self.augmentation]
             with FeatureCache(
                 len(items), views, self.cache_size, torch.float16, self.batch_size
             ) as cache:
@@ -574,37 +690,20 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 pairs = duplicate_pairs(thumbnails)
                 warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
                 groups = duplicate_groups(pairs, len(targets))
-                folds = self._folds(labels, targets, groups, seed)
-                novelty = None
-                if network.novelty_levels:
-                    novelty = add_codebook(
-                        network, cache, ~is_defect, folds, self.codebook_size, seed
-                    )
-                if class_weight is None:
-                    result = result_of_good_only(network, cache)
-                else:
-                    max_epochs = self._max_epochs(len(items))
-                    with self._epoch_bar(max(1, len(folds)) * max_epochs) as bar:
-                        training = TailTraining(
-                            network=network,
-                            cache=cache,
-                            targets=torch.as_tensor(targets),
-                            good=classes.good,
-                            class_weight=class_weight,
-                            sample_weight=torch.as_tensor(weighed.weights, dtype=torch.float32),
-                            options=self._training_options(max_epochs),
-                            seed=seed,
-                            on_epoch=lambda record: self._on_epoch(record, bar),
-                        )
-                        result = train_with_folds(training, folds)
-        if result.interrupted:
-            warn_caller(
-                f"Training was interrupted after {len(result.history['epoch'])} epochs; the "
-                "classifier can be used, its thresholds rest on what was finished."
-            )
+                keeper = None
+                if n_kept:
+                    keeper = Keeper(cache, labels, is_defect, n_kept, seed)
+                result, novelty, folds = self._train(
+                    network, cache, classes, labels, targets, groups, weighed.weights, seed
+                )
+        _warn_if_interrupted(result)
         self._set_network(network, preprocess, classes)
+        self.n_images_seen_ = weighed.n_used
         self.history_ = result.history
         self._calibrate(result, novelty, targets, weighed.weights, calibrated=bool(folds))
+        if keeper is not None:
+            is_held_out = bool(folds) and not result.interrupted
+            self._replay = keeper.memory(targets, weighed.weights, result, novelty, is_held_out)
         if folds and not (only_good or result.interrupted):
             warn_if_chance(is_defect, self.held_out_probability_)
             warn_if_suspects(
@@ -612,7 +711,194 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
         self.held_out_probability_ = weighed.per_given(self.held_out_probability_)
         self.suspects_ = weighed.given(self.suspects_)
+        train_ends(self.callbacks, self)
         return self
+
+    def _train(
+        self,
+        network: DefectCAMNetwork,
+        cache: FeatureCache,
+        classes: Classes,
+        labels: NDArray[Any],
+        targets: NDArray[np.int64],
+        groups: NDArray[np.int64],
+        weights: NDArray[np.float64],
+        seed: int,
+    ) -> tuple[FitResult, torch.Tensor | None, list[Fold]]:
+        """Learn codebook, tail and head from all cached images."""
+        folds = self._folds(labels, targets, groups, seed)
+        is_good = targets == classes.good
+        novelty = None
+        if network.novelty_levels:
+            novelty = add_codebook(network, cache, is_good, folds, self.codebook_size, seed)
+        if is_good.all():
+            return result_of_good_only(network, cache), novelty, folds
+        options = self._training_options(self._max_epochs(len(targets)))
+        with self._epoch_bar(max(1, len(folds)) * options.max_epochs) as bar:
+            training = self._tail_training(
+                network, cache, classes, targets, weights, options, seed, bar
+            )
+            return train_with_folds(training, folds), novelty, folds
+
+    def _tail_training(
+        self,
+        network: DefectCAMNetwork,
+        cache: FeatureCache,
+        classes: Classes,
+        targets: NDArray[np.int64],
+        weights: NDArray[np.float64],
+        options: TrainingOptions,
+        seed: int,
+        bar: tqdm,
+    ) -> TailTraining:
+        return TailTraining(
+            network=network,
+            cache=cache,
+            targets=torch.as_tensor(targets),
+            good=classes.good,
+            class_weight=self._class_weight(classes, targets, weights),
+            sample_weight=torch.as_tensor(weights, dtype=torch.float32),
+            options=options,
+            seed=seed,
+            on_epoch=lambda record: self._on_epoch(record, bar),
+        )
+
+    def _warm_start(self, network: DefectCAMNetwork, classes: Classes) -> None:
+        """Start from the present weights, if there are any and they fit."""
+        if not hasattr(self, "network_"):
+            return
+        same = np.array_equal(classes.labels, self.classes_) and classes.good == self._classes.good
+        if not (same and start_from(network, self.network_)):
+            warn_caller(
+                "warm_start: the present weights are of another architecture or of other classes "
+                f"({self.classes_.tolist()}, now {classes.labels.tolist()}); fit starts anew."
+            )
+
+    def _replay_places(self) -> int:
+        return AUTO_REPLAY_SIZE if self.replay_size is None else self.replay_size
+
+    def _learn_more(
+        self, X: Any, y: Any, sample_weight: ArrayLike | None, classes: Any
+    ) -> DefectCAMClassifier:
+        check_threshold(self.threshold)
+        check_callbacks(self.callbacks)
+        folder = folder_of_memory(self.memory)
+        sources, labels = labelled_sources(X, y, self.good_label_)
+        weighed = weigh_rows(sample_weight, len(sources.items))
+        items = [sources.items[row] for row in weighed.rows]
+        labels = as_labels(labels)[weighed.rows]
+        targets = targets_of_known(self._classes, labels, classes, self.target)
+        check_readable(paths_of(sources), n_workers=self.n_jobs)
+        memory = self._remembered()
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        seed = (seed + self.n_images_seen_) % np.iinfo(np.int32).max  # another one each day
+        views = VIEWS[self.augmentation] if memory is None else memory.views
+        n_images = len(items) + (0 if memory is None else len(memory))
+        train_begins(self.callbacks, self)
+        network = copy.deepcopy(self.network_)
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.random.fork_rng(),
+            FeatureCache(n_images, views, self.cache_size, torch.float16, self.batch_size) as cache,
+        ):
+            torch.manual_seed(seed)
+            store = self._feature_store(folder, network, self._preprocess, cache)
+            try:
+                self._fill(cache, network, self._preprocess, items, store)
+            except ImageReadError:
+                if sample_weight is not None:
+                    _complain_in_place(sources.items, weighed.rows)
+                raise
+            lesson = Lesson.begin(
+                network, cache, memory, (labels, targets, weighed.weights), self._classes.good, seed
+            )
+            replay = lesson.memory(self._replay_places())
+            result = self._learn_lesson(lesson, seed)
+        self.network_ = network
+        self.n_images_seen_ += weighed.n_used
+        if result is not None:
+            _warn_if_interrupted(result)
+            self.history_ = result.history
+            self._calibrate_lesson(lesson, result)
+        self._replay = replay if self._replay_places() else None
+        self._judge_new(lesson, weighed, sources.items)
+        train_ends(self.callbacks, self)
+        return self
+
+    def _remembered(self) -> ReplayMemory | None:
+        memory = getattr(self, "_replay", None)
+        if memory is None and self.replay_size != 0:
+            warn_caller(
+                "partial_fit remembers no earlier image, so what they showed may be forgotten: "
+                "`load` reads no memory, and `fit` keeps one only where replay_size is a number. "
+                "The new images start one."
+            )
+        return memory
+
+    def _learn_lesson(self, lesson: Lesson, seed: int) -> FitResult | None:
+        """Train on new and remembered images; None where they have too little to teach."""
+        records, network, cache = lesson.records, lesson.network, lesson.cache
+        has_both = 0 < lesson.is_defect.sum() < len(lesson.is_defect)
+        if has_both and not has_evidence(network):
+            groups = np.arange(len(records.targets))
+            result, novelty, folds = self._train(
+                network, cache, self._classes, records.labels, records.targets, groups,
+                lesson.weights, seed,
+            )  # fmt: skip
+            lesson.scored_anew(result, novelty, bool(folds) and not result.interrupted)
+            return result
+        if not has_both and has_evidence(network):
+            warn_caller(
+                "partial_fit was given images of one class and remembers none of the other: they "
+                "are remembered, and nothing is trained until there are both."
+            )
+            return None
+        lesson.update_codebook(self.codebook_size, seed)
+        if not has_both:
+            return lesson.result_of_good_only()
+        warn_if_few_defects(lesson.is_defect)
+        options = options_of_update(self._training_options(self._max_epochs(self.n_images_seen_)))
+        with self._epoch_bar(options.max_epochs) as bar:
+            training = self._tail_training(
+                network, cache, self._classes, records.targets, lesson.weights, options, seed, bar
+            )
+            training.history = {name: list(column) for name, column in self.history_.items()}
+            return lesson.train(training)
+
+    def _calibrate_lesson(self, lesson: Lesson, result: FitResult) -> None:
+        """Learn anew what scores mean, from the held-out ones of new and remembered images."""
+        records = lesson.records
+        rows = np.flatnonzero(records.is_held_out)
+        n_defective, n = lesson.is_defect[rows].sum(), len(rows)
+        enough = min(n_defective, n - n_defective) >= LEAST_HELD_OUT
+        if not lesson.is_defect.any():
+            rows, enough = rows if n else np.arange(len(records.targets)), True
+        if enough:
+            held_out = records.take(rows)
+            of_held_out = result._replace(logits=held_out.logits, cams=held_out.cams)
+            self._calibrate(
+                of_held_out, held_out.novelty, held_out.targets, lesson.weights[rows], True
+            )
+        else:  # scores are on the scale that they had, so what is known of them still holds
+            self._set_heat_model(
+                result._replace(cams=records.cams), records.novelty, lesson.is_defect
+            )
+
+    def _judge_new(self, lesson: Lesson, weighed: WeighedRows, items: Sequence[Any]) -> None:
+        """Say of the new images what was thought of them before they were learned."""
+        new = lesson.records.take(np.arange(lesson.n_new))
+        is_defect = lesson.is_defect[: lesson.n_new]
+        novelty = new.novelty if self._heat_model.kind == "fused" else None
+        scores = defect_scores(new.logits, novelty, self._classes.good)
+        probability = self._defect_probability.probability(scores)
+        own = np.take_along_axis(
+            self._class_probabilities(probability, new.logits), new.targets[:, None], 1
+        )[:, 0]
+        if 0 < is_defect.sum() < len(is_defect) and new.is_held_out.all():
+            warn_if_suspects(is_defect, probability, new.labels, items, weighed.rows)
+        self.held_out_probability_ = weighed.per_given(probability)
+        self.suspects_ = weighed.given(rank_suspects(own))
 
     def _check_for_good_only(self, good_label: Any) -> None:
         """Refuse parameters that mean nothing where there is no defective image."""
@@ -670,6 +956,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.good_label_ = classes.good_label
         self.defect_labels_ = classes.labels[classes.defects].tolist()
         self.image_size_ = preprocess.image_size
+        self._replay = None
 
     def _calibrate(
         self,
@@ -701,10 +988,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         )
         classes = self._class_probabilities(self.held_out_probability_, result.logits)
         self.suspects_ = rank_suspects(np.take_along_axis(classes, targets[:, None], 1)[:, 0])
+        self._set_heat_model(result, novelty, is_defect)
+
+    def _set_heat_model(
+        self, result: FitResult, novelty: torch.Tensor | None, is_defect: NDArray[np.bool_]
+    ) -> None:
         self._familiarity_limit = None if novelty is None else fit_familiarity_limit(novelty)
         self._heat_model = fit_heat_model(
             self.heatmap,
-            good,
+            self._classes.good,
             result.cams,
             novelty,
             result.typical_cams,
@@ -733,7 +1025,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     ) -> torch.Tensor:
         if self.class_weight == "balanced":
             totals = np.bincount(targets, weights, minlength=len(classes.labels))
-            weights = totals.sum() / (len(totals) * totals)
+            # A class that is yet to come has no image whose weight could matter.
+            weights = totals.sum() / (len(totals) * np.where(totals > 0, totals, np.inf))
         elif isinstance(self.class_weight, Real):
             weights = np.full(len(classes.labels), float(self.class_weight))
             weights[classes.good] = 1.0
@@ -782,14 +1075,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _on_epoch(self, record: dict[str, Any], bar: tqdm) -> bool:
         bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{record['train_accuracy']:.3f}")
         bar.update()
-        return any([callback(self, record) is True for callback in self._callbacks()])
-
-    def _callbacks(self) -> Sequence[Any]:
-        callbacks = (self.callbacks,) if callable(self.callbacks) else self.callbacks or ()
-        for callback in callbacks:
-            if not callable(callback):
-                raise TypeError(f"callbacks holds {callback!r}, which cannot be called.")
-        return callbacks
+        return told_to_stop(self.callbacks, self, record)
 
     def _max_epochs(self, n_images: int) -> int:
         if self.max_epochs != "auto":
@@ -1056,6 +1342,32 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """
         return np.concatenate([batch.levels.sum(1).numpy() for batch in self._forward(_many(X))])
 
+    def query(self, X: Any, n: int) -> NDArray[np.int64]:
+        """Choose which of these unlabelled images to label next.
+
+        Those from which most is to be learned: near the decision or unlike all training images, and
+        different from one another; see `defectcam.active.choose_queries` for the method.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n_images, H, W[, C]), or sequence of arrays
+            Unlabelled images.
+        n : int
+            How many to choose; at most as many as there are.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Indices into ``X``, in the order in which they were chosen. A folder's images count in
+            the order of `defectcam.images.find_images`.
+        """
+        check_is_fitted(self)
+        describer = Describer(self.network_.head, self._classes.good, self._familiarity_limit)
+        for batch, description in self._described(_many(X)):
+            margin = self._log_odds_of(batch) - _log_odds(self.threshold_)
+            describer.add(margin, description.level_features, batch.levels, batch.novelty)
+        return choose_queries(*describer.summary(), n, check_random_state(self.random_state))
+
     def info(self) -> dict[str, Any]:
         """Return what the fitted classifier is made of, for logs and model cards.
 
@@ -1079,7 +1391,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "image_size": list(self.image_size_),
             "classes": self.classes_.tolist(),
             "good_label": plain_label(self.good_label_),
-            "n_training_images": int(np.isfinite(self.held_out_probability_).sum()),
+            "n_training_images": self.n_images_seen_,
             "epochs": len(self.history_["epoch"]),
             "threshold": self.threshold_,
             "box_threshold": float(self.box_threshold),
@@ -1105,10 +1417,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         for pixels, geometries in self._batches(items, self._preprocess):
             with torch.inference_mode(), _evaluating(self.network_):
                 output = self.network_.infer(pixels)
-            novelty = None if output.novelty is None else output.novelty.float().cpu()
-            yield _Batch(
-                output.logits.float().cpu(), output.levels.float().cpu(), novelty, geometries
-            )
+            yield _Batch.of(output, geometries)
+
+    def _described(self, items: Iterable[Any]) -> Iterator[tuple[_Batch, Description]]:
+        """Run the network over images and hand out its features too."""
+        check_is_fitted(self)
+        for pixels, geometries in self._batches(items, self._preprocess):
+            with torch.inference_mode(), _evaluating(self.network_):
+                description = self.network_.describe(pixels)
+            yield _Batch.of(description.output, geometries), description
 
     def _decision_of(self, batch: _Batch) -> NDArray[np.float64]:
         score = self._log_odds_of(batch) - _log_odds(self.threshold_)
@@ -1187,6 +1504,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 defect_labels=types,
                 unfamiliar=unfamiliar[i],
             )
+
+
+def _warn_if_interrupted(result: FitResult) -> None:
+    if result.interrupted:
+        warn_caller(
+            f"Training was interrupted after {len(result.history['epoch'])} epochs; the "
+            "classifier can be used, its thresholds rest on what was finished."
+        )
 
 
 def _many(X: Any) -> list[Any]:

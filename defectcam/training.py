@@ -7,6 +7,7 @@ reads a file, knows no label names, and decides no threshold.
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -257,7 +258,7 @@ class CachedScores(NamedTuple):
     typical_margin : float
         Median log-odds of a defect over the reference's good images.
     class_distance : float
-        How much higher that of its defective images is.
+        How much higher that of its defective images is; NaN where it has none.
     typical_cams : tuple of float
         Medians of the signed maps over its good images.
     """
@@ -363,9 +364,13 @@ def result_of_good_only(network: DefectCAMNetwork, cache: FeatureCache) -> FitRe
 
 
 def fit_codebook(
-    cache: FeatureCache, good_rows: NDArray[np.intp], n_centres: int, seed: int
+    cache: FeatureCache,
+    good_rows: NDArray[np.intp],
+    n_centres: int,
+    seed: int,
+    start: Codebook | None = None,
 ) -> Codebook:
-    """Make a codebook from a bounded sample of the cached patches of good images."""
+    """Make or update a codebook from a bounded sample of the cached patches of good images."""
     assert cache.patches is not None
     per_image = -(-MAX_CODEBOOK_PATCHES // len(good_rows))
     rng = np.random.RandomState(seed)
@@ -375,7 +380,7 @@ def fit_codebook(
         patches = cache.patches[row].flatten(1).T
         chosen = rng.choice(n_positions, min(per_image, n_positions), replace=False)
         sample.append(patches[torch.as_tensor(chosen)].float().numpy())
-    return Codebook.fit(np.concatenate(sample), n_centres, seed)
+    return Codebook.fit(np.concatenate(sample), n_centres, seed, start)
 
 
 @dataclass
@@ -464,11 +469,14 @@ class TailTraining:
         good = self._good_among(rows)
         defective = np.setdiff1d(rows, good)
         typical_margin = float(margin[good].quantile(0.5))
+        distance = math.nan
+        if len(defective):
+            distance = float(margin[defective].quantile(0.5)) - typical_margin
         return CachedScores(
             logits,
             cams,
             typical_margin=typical_margin,
-            class_distance=float(margin[defective].quantile(0.5)) - typical_margin,
+            class_distance=distance,
             typical_cams=tuple(float(np.median(cam.numpy())) for cam in cams[good].unbind(1)),
         )
 

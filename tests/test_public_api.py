@@ -14,6 +14,7 @@ import defectcam
 PUBLIC = [
     "ChanceLevelWarning",
     "DefectCAMClassifier",
+    "EvidenceTransformer",
     "FewDefectsWarning",
     "FlatImages",
     "Localization",
