@@ -12,6 +12,7 @@ import copy
 import os
 import platform
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -66,20 +67,23 @@ from defectcam.images import (
     read_reduced_images,
 )
 from defectcam.incremental import (
-    Lesson,
+    Course,
+    are_usable,
     first_classes,
     has_evidence,
+    more_folds,
     options_of_update,
     start_from,
     targets_of_known,
 )
 from defectcam.labels import Classes, as_labels, plain_label
 from defectcam.network import DefectCAMNetwork, Description, NetworkOutput
+from defectcam.novelty import Codebook
 from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
-from defectcam.replay import Keeper, ReplayMemory
+from defectcam.replay import Keeper, Records, ReplayMemory, importance, in_folds, new_records
 from defectcam.results import Localization
-from defectcam.sample_weights import WeighedRows, weigh_rows
+from defectcam.sample_weights import weigh_rows
 from defectcam.sources import as_sources, labelled_sources, paths_of
 from defectcam.training import (
     VIEWS,
@@ -90,6 +94,7 @@ from defectcam.training import (
     TrainingOptions,
     add_codebook,
     result_of_good_only,
+    tail_state,
     train_with_folds,
 )
 
@@ -138,9 +143,6 @@ GOOD_ONLY_FOLDS = 10
 
 #: ``replay_size=None``: images that `partial_fit` keeps.
 AUTO_REPLAY_SIZE = 400
-
-#: Held-out images of each class that a calibration rests on at least; with fewer the last stays.
-LEAST_HELD_OUT = 2
 
 RECIPES: dict[str, dict[str, Any]] = {"vgg16_cam": VGG16_CAM}
 
@@ -690,11 +692,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 pairs = duplicate_pairs(thumbnails)
                 warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
                 groups = duplicate_groups(pairs, len(targets))
+                folds = self._folds(labels, targets, groups, seed)
                 keeper = None
                 if n_kept:
-                    keeper = Keeper(cache, labels, is_defect, n_kept, seed)
-                result, novelty, folds = self._train(
-                    network, cache, classes, labels, targets, groups, weighed.weights, seed
+                    records = new_records(labels, targets, weighed.weights, thumbnails, seed)
+                    keeper = Keeper(cache, in_folds(records, folds), is_defect, n_kept)
+                result, novelty, codebooks = self._train(
+                    network, cache, classes, targets, weighed.weights, Course(folds), seed
                 )
         _warn_if_interrupted(result)
         self._set_network(network, preprocess, classes)
@@ -702,8 +706,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.history_ = result.history
         self._calibrate(result, novelty, targets, weighed.weights, calibrated=bool(folds))
         if keeper is not None:
-            is_held_out = bool(folds) and not result.interrupted
-            self._replay = keeper.memory(targets, weighed.weights, result, novelty, is_held_out)
+            self._replay = keeper.memory(Counter(labels.tolist()), result.tails, codebooks)
         if folds and not (only_good or result.interrupted):
             warn_if_chance(is_defect, self.held_out_probability_)
             warn_if_suspects(
@@ -719,26 +722,35 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         network: DefectCAMNetwork,
         cache: FeatureCache,
         classes: Classes,
-        labels: NDArray[Any],
         targets: NDArray[np.int64],
-        groups: NDArray[np.int64],
         weights: NDArray[np.float64],
+        course: Course,
         seed: int,
-    ) -> tuple[FitResult, torch.Tensor | None, list[Fold]]:
+    ) -> tuple[FitResult, torch.Tensor | None, list[Codebook]]:
         """Learn codebook, tail and head from all cached images."""
-        folds = self._folds(labels, targets, groups, seed)
-        is_good = targets == classes.good
-        novelty = None
+        is_good, folds = targets == classes.good, course.folds
+        novelty: torch.Tensor | None = None
+        codebooks: list[Codebook] = []
         if network.novelty_levels:
-            novelty = add_codebook(network, cache, is_good, folds, self.codebook_size, seed)
+            novelty, codebooks = add_codebook(
+                network, cache, is_good, folds, self.codebook_size, seed, course.codebooks
+            )
         if is_good.all():
-            return result_of_good_only(network, cache), novelty, folds
-        options = self._training_options(self._max_epochs(len(targets)))
+            return result_of_good_only(network, cache), novelty, codebooks
+        n_images = len(targets)
+        if course.is_update:
+            n_images = max(n_images, self.n_images_seen_)
+        options = self._training_options(self._max_epochs(n_images))
+        if course.is_update:
+            options = options_of_update(options)
         with self._epoch_bar(max(1, len(folds)) * options.max_epochs) as bar:
             training = self._tail_training(
                 network, cache, classes, targets, weights, options, seed, bar
             )
-            return train_with_folds(training, folds), novelty, folds
+            if course.is_update:
+                training.history = {name: list(column) for name, column in self.history_.items()}
+                training.first_fold = 1 + int(max(training.history["fold"], default=-1))
+            return train_with_folds(training, folds, course.tails), novelty, codebooks
 
     def _tail_training(
         self,
@@ -793,9 +805,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         seed = (seed + self.n_images_seen_) % np.iinfo(np.int32).max  # another one each day
         views = VIEWS[self.augmentation] if memory is None else memory.views
-        n_images = len(items) + (0 if memory is None else len(memory))
         train_begins(self.callbacks, self)
         network = copy.deepcopy(self.network_)
+        n_images = len(items) + (0 if memory is None else len(memory))
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -805,26 +817,87 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             torch.manual_seed(seed)
             store = self._feature_store(folder, network, self._preprocess, cache)
             try:
-                self._fill(cache, network, self._preprocess, items, store)
+                thumbnails = self._fill(cache, network, self._preprocess, items, store)
             except ImageReadError:
                 if sample_weight is not None:
                     _complain_in_place(sources.items, weighed.rows)
                 raise
-            lesson = Lesson.begin(
-                network, cache, memory, (labels, targets, weighed.weights), self._classes.good, seed
-            )
-            replay = lesson.memory(self._replay_places())
-            result = self._learn_lesson(lesson, seed)
-        self.network_ = network
-        self.n_images_seen_ += weighed.n_used
+            records = new_records(labels, targets, weighed.weights, thumbnails, seed)
+            seen = Counter(labels.tolist())
+            if memory is not None:  # the new images come first
+                memory.put_into(cache, len(items))
+                records, seen = records.joined(memory.records), seen + memory.seen
+            pairs = duplicate_pairs(list(records.thumbnails))
+            is_defect = records.targets != self._classes.good
+            new_pairs = pairs[(pairs < len(items)).all(1)]
+            warn_if_duplicates(new_pairs, is_defect[: len(items)], sources.items, weighed.rows)
+            course = self._course(network, records, memory, duplicate_groups(pairs, n_images), seed)
+            if course is not None:
+                records = in_folds(records, course.folds)
+            keeper = Keeper(cache, records, is_defect, self._replay_places())
+            weights = records.weights * importance(records.labels, seen)
+            result: FitResult | None = None
+            codebooks: list[Codebook] = []
+            if course is not None:
+                warn_if_few_defects(is_defect)
+                if course.is_anew:
+                    network = self._new_network(network)
+                result, novelty, codebooks = self._train(
+                    network, cache, self._classes, records.targets, weights, course, seed
+                )
         if result is not None:
-            _warn_if_interrupted(result)
-            self.history_ = result.history
-            self._calibrate_lesson(lesson, result)
-        self._replay = replay if self._replay_places() else None
-        self._judge_new(lesson, weighed, sources.items)
+            if result.interrupted:
+                raise KeyboardInterrupt
+            self.network_, self.history_ = network, result.history
+            calibrated = bool(course and course.folds)
+            self._calibrate(result, novelty, records.targets, weights, calibrated)
+            n_new = len(items)
+            self.held_out_probability_ = weighed.per_given(self.held_out_probability_[:n_new])
+            self.suspects_ = weighed.given(self.suspects_[self.suspects_ < n_new])
+        self.n_images_seen_ += weighed.n_used
+        tails = () if result is None else result.tails
+        self._replay = None
+        if self._replay_places():
+            self._replay = keeper.memory(seen, tails, codebooks, is_learned=result is not None)
         train_ends(self.callbacks, self)
         return self
+
+    def _new_network(self, present: DefectCAMNetwork) -> DefectCAMNetwork:
+        """Make a network with an untrained tail behind the present trunk and codebook."""
+        network, _ = self._build_network(len(self.classes_), self._classes.good)
+        network.trunk.load_state_dict(present.trunk.state_dict())
+        network.codebook = present.codebook
+        return network
+
+    def _course(
+        self,
+        network: DefectCAMNetwork,
+        records: Records,
+        memory: ReplayMemory | None,
+        groups: NDArray[np.int64],
+        seed: int,
+    ) -> Course | None:
+        """Decide how new and remembered images are learned; None where they are of one class."""
+        n_classes = len(np.unique(records.targets))
+        if has_evidence(network) and n_classes == 1:
+            warn_caller(
+                "partial_fit was given images of one class and remembers none of the other: they "
+                "are remembered, and nothing is trained until there are both."
+            )
+            return None
+        is_first_defect = n_classes > 1 and not has_evidence(network)
+        if memory is not None and memory.n_folds and not is_first_defect:
+            folds = more_folds(records, groups, memory.n_folds)
+            if are_usable(folds, records.targets):
+                return Course(folds, memory.tails, memory.codebooks, is_update=True)
+        folds = self._folds(records.labels, records.targets, groups, seed)
+        is_all_new = memory is None or not memory.is_learned
+        if has_evidence(network) and (is_all_new or self.cv is None):
+            # The network has seen nothing of what is held out, or nothing is held out.
+            state = tail_state(copy.deepcopy(network.state_dict()))
+            codebooks = [network.codebook] * len(folds) if network.codebook is not None else ()
+            return Course(folds, [state] * len(folds), codebooks, is_update=True)
+        return Course(folds, is_anew=n_classes > 1)
 
     def _remembered(self) -> ReplayMemory | None:
         memory = getattr(self, "_replay", None)
@@ -835,70 +908,6 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 "The new images start one."
             )
         return memory
-
-    def _learn_lesson(self, lesson: Lesson, seed: int) -> FitResult | None:
-        """Train on new and remembered images; None where they have too little to teach."""
-        records, network, cache = lesson.records, lesson.network, lesson.cache
-        has_both = 0 < lesson.is_defect.sum() < len(lesson.is_defect)
-        if has_both and not has_evidence(network):
-            groups = np.arange(len(records.targets))
-            result, novelty, folds = self._train(
-                network, cache, self._classes, records.labels, records.targets, groups,
-                lesson.weights, seed,
-            )  # fmt: skip
-            lesson.scored_anew(result, novelty, bool(folds) and not result.interrupted)
-            return result
-        if not has_both and has_evidence(network):
-            warn_caller(
-                "partial_fit was given images of one class and remembers none of the other: they "
-                "are remembered, and nothing is trained until there are both."
-            )
-            return None
-        lesson.update_codebook(self.codebook_size, seed)
-        if not has_both:
-            return lesson.result_of_good_only()
-        warn_if_few_defects(lesson.is_defect)
-        options = options_of_update(self._training_options(self._max_epochs(self.n_images_seen_)))
-        with self._epoch_bar(options.max_epochs) as bar:
-            training = self._tail_training(
-                network, cache, self._classes, records.targets, lesson.weights, options, seed, bar
-            )
-            training.history = {name: list(column) for name, column in self.history_.items()}
-            return lesson.train(training)
-
-    def _calibrate_lesson(self, lesson: Lesson, result: FitResult) -> None:
-        """Learn anew what scores mean, from the held-out ones of new and remembered images."""
-        records = lesson.records
-        rows = np.flatnonzero(records.is_held_out)
-        n_defective, n = lesson.is_defect[rows].sum(), len(rows)
-        enough = min(n_defective, n - n_defective) >= LEAST_HELD_OUT
-        if not lesson.is_defect.any():
-            rows, enough = rows if n else np.arange(len(records.targets)), True
-        if enough:
-            held_out = records.take(rows)
-            of_held_out = result._replace(logits=held_out.logits, cams=held_out.cams)
-            self._calibrate(
-                of_held_out, held_out.novelty, held_out.targets, lesson.weights[rows], True
-            )
-        else:  # scores are on the scale that they had, so what is known of them still holds
-            self._set_heat_model(
-                result._replace(cams=records.cams), records.novelty, lesson.is_defect
-            )
-
-    def _judge_new(self, lesson: Lesson, weighed: WeighedRows, items: Sequence[Any]) -> None:
-        """Say of the new images what was thought of them before they were learned."""
-        new = lesson.records.take(np.arange(lesson.n_new))
-        is_defect = lesson.is_defect[: lesson.n_new]
-        novelty = new.novelty if self._heat_model.kind == "fused" else None
-        scores = defect_scores(new.logits, novelty, self._classes.good)
-        probability = self._defect_probability.probability(scores)
-        own = np.take_along_axis(
-            self._class_probabilities(probability, new.logits), new.targets[:, None], 1
-        )[:, 0]
-        if 0 < is_defect.sum() < len(is_defect) and new.is_held_out.all():
-            warn_if_suspects(is_defect, probability, new.labels, items, weighed.rows)
-        self.held_out_probability_ = weighed.per_given(probability)
-        self.suspects_ = weighed.given(rank_suspects(own))
 
     def _check_for_good_only(self, good_label: Any) -> None:
         """Refuse parameters that mean nothing where there is no defective image."""

@@ -1,209 +1,103 @@
-"""One `partial_fit` of a trained network: new images are scored, then learned among earlier ones.
+"""How `partial_fit` goes on from what there is: classes, folds, epochs and rates of an update.
 
-Owns the order of the two, how long and how fast an update trains, and what keeps scores of one day
-comparable with those of another. It chooses no threshold, and which earlier images there are is
-the replay memory's matter.
+Owns these rules. It trains nothing, and which earlier images there are is the replay memory's
+matter.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from defectcam.cam import signed_cams
 from defectcam.labels import ANOMALY, Classes, as_labels, find_classes
 from defectcam.network import DefectCAMNetwork
-from defectcam.replay import Records, ReplayMemory, choose_rows, draw_keys, features_of, importance
-from defectcam.training import (
-    FeatureCache,
-    FitResult,
-    TailTraining,
-    TrainingOptions,
-    fit_codebook,
-    novelty_of_cached,
-    predict_cached,
-    result_of_good_only,
-    update_batch_norm,
-)
+from defectcam.novelty import Codebook
+from defectcam.replay import Records
+from defectcam.training import Fold, TailState, TrainingOptions
 
 __all__ = [
-    "Lesson",
+    "Course",
+    "are_usable",
     "first_classes",
     "has_evidence",
+    "more_folds",
     "options_of_update",
     "start_from",
     "targets_of_known",
 ]
 
-#: Share of a fit's epochs that an update takes, over new and remembered images together. The fit
-#: trains a tail per fold, the update goes on with their mean.
-SHARE_OF_EPOCHS = 1 / 3
+#: Share of a fit's epochs that an update takes, over new and remembered images together.
+SHARE_OF_EPOCHS = 0.2
 
-#: An update's learning rates, in terms of the fit's: the tail has arrived near a good place.
+#: An update's learning rates, in terms of the fit's: the tails have arrived near a good place.
 SHARE_OF_RATE = 0.5
 
 
-@dataclass
-class Lesson:
-    """New images and those of the replay memory in one cache, the new ones first.
+class Course(NamedTuple):
+    """What a training starts from and goes through.
 
     Attributes
     ----------
-    network : DefectCAMNetwork
-        Changed in place.
-    cache : FeatureCache
-    records : Records
-        Of all images in the cache. Those of the new ones are from the network as it came in: they
-        were scored before they were learned, and so are held out for nothing (prequential
-        evaluation).
-    n_new : int
-    seen : Counter
-        Images seen per label, the new ones counted.
-    good : int
-        Index of the good class.
-
-    References
-    ----------
-    Dawid, "Present position and potential developments: some personal views: statistical theory:
-    the prequential approach", 1984.
+    folds : list of (train rows, held-out rows)
+        Each image belongs to one fold for good. So the tail of that fold has never seen it, on
+        whatever day it came, and its score is held out.
+    tails : sequence of dict of Tensor
+        What each fold's tail starts from; empty: all from the network's weights.
+    codebooks : sequence of Codebook
+        Likewise; empty: made anew.
+    is_update : bool
+        Whether it takes the few epochs of an update, not those of a fit.
+    is_anew : bool
+        Whether the present tail has to be replaced by an untrained one: it has seen all images, so
+        none could be held out.
     """
 
-    network: DefectCAMNetwork
-    cache: FeatureCache
-    records: Records
-    n_new: int
-    seen: Counter[Any]
-    good: int
+    folds: list[Fold]
+    tails: Sequence[TailState] = ()
+    codebooks: Sequence[Codebook] = ()
+    is_update: bool = False
+    is_anew: bool = False
 
-    @classmethod
-    def begin(
-        cls,
-        network: DefectCAMNetwork,
-        cache: FeatureCache,
-        memory: ReplayMemory | None,
-        new: tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float64]],
-        good: int,
-        seed: int,
-    ) -> Lesson:
-        """Put the memory behind the new images in the cache, and score all of them.
 
-        Parameters
-        ----------
-        network : DefectCAMNetwork
-        cache : FeatureCache
-            With the new images in its first rows and as many rows more as the memory has images.
-        memory : ReplayMemory or None
-        new : (labels, targets, weights)
-            Of the new images.
-        good : int
-            Index of the good class.
-        seed : int
-            Of the keys that decide which images are kept.
-        """
-        labels, targets, weights = new
-        n_new, seen = len(labels), Counter(labels.tolist())
-        if memory is not None:
-            memory.put_into(cache, n_new)
-            seen = seen + memory.seen
-        novelty = None
-        if network.codebook is not None:
-            cache.novelty = novelty = novelty_of_cached(network.codebook, cache)
-        rows = np.arange(n_new)
-        logits, levels = predict_cached(network, cache, rows)
-        cams = signed_cams(levels, good)
-        # Maps are centred on good images that the network was trained on, where there are such.
-        calm = cams[torch.as_tensor(targets == good)]
-        if memory is not None:
-            earlier = n_new + np.flatnonzero(memory.records.targets == good)
-            calm = signed_cams(predict_cached(network, cache, earlier)[1], good)
-        if len(calm):
-            typical = np.median(calm.transpose(0, 1).flatten(1).numpy(), axis=1)
-            cams = cams - cams.new_tensor(typical)[:, None, None]
-        records = Records(
-            labels,
-            targets,
-            weights,
-            draw_keys(n_new, seed),
-            logits,
-            cams,
-            None if novelty is None else novelty[:n_new].clone(),
-            np.ones(n_new, dtype=bool),
-        )
-        if memory is not None:
-            records = records.joined(memory.records)
-        return cls(network, cache, records, n_new, seen, good)
+def more_folds(records: Records, groups: NDArray[np.int64], n_folds: int) -> list[Fold]:
+    """Put images that are in no fold yet into one, evenly by label; the others stay where they are.
 
-    @property
-    def is_defect(self) -> NDArray[np.bool_]:
-        """Which images in the cache are defective."""
-        return self.records.targets != self.good
+    Parameters
+    ----------
+    records : Records
+    groups : ndarray of shape (n_images,)
+        Copies of one picture have one number, and go into one fold: that of a remembered copy, if
+        there is one.
+    n_folds : int
+    """
+    fold_of = records.folds.copy()
+    filled: dict[Any, NDArray[np.int64]] = {}
+    for label in np.unique(records.labels).tolist():
+        chosen = fold_of[(records.labels == label) & (fold_of >= 0)]
+        filled[label] = np.bincount(chosen, minlength=n_folds)
+    for row in np.flatnonzero(fold_of < 0):
+        if fold_of[row] >= 0:
+            continue
+        members = np.flatnonzero(groups == groups[row])
+        known = fold_of[members][fold_of[members] >= 0]
+        label = records.labels[row].item()
+        fold = int(known[0] if len(known) else np.argmin(filled[label]))
+        new = members[fold_of[members] < 0]
+        fold_of[new] = fold
+        for other in records.labels[new].tolist():
+            filled[other][fold] += 1
+    numbers = range(n_folds)
+    return [(np.flatnonzero(fold_of != f), np.flatnonzero(fold_of == f)) for f in numbers]
 
-    @property
-    def weights(self) -> NDArray[np.float64]:
-        """Weight of each image such that together they stand for all that were seen."""
-        return self.records.weights * importance(self.records.labels, self.seen)
 
-    def memory(self, size: int) -> ReplayMemory:
-        """Make the memory for the next time. The cache must still have its patches."""
-        rows = choose_rows(self.records.labels, self.is_defect, self.records.keys, size)
-        return ReplayMemory(
-            self.records.take(rows), features_of(self.cache, rows), tuple(self.cache.views),
-            self.seen,
-        )  # fmt: skip
-
-    def update_codebook(self, n_centres: int, seed: int) -> None:
-        """Let k-means go on from its centres, over good patches, new and remembered."""
-        if self.network.codebook is None:
-            return
-        good_rows = np.flatnonzero(~self.is_defect)
-        if not len(good_rows):
-            return
-        self.network.codebook = fit_codebook(
-            self.cache, good_rows, n_centres, seed, self.network.codebook
-        )
-        self.cache.novelty = novelty_of_cached(self.network.codebook, self.cache)
-
-    def scored_anew(self, result: FitResult, novelty: Tensor | None, is_held_out: bool) -> None:
-        """Take the scores of a fit on all images in the cache for theirs."""
-        self.records = self.records._replace(
-            logits=result.logits,
-            cams=result.cams,
-            novelty=novelty,
-            is_held_out=np.full(len(self.records.labels), is_held_out),
-        )
-
-    def result_of_good_only(self) -> FitResult:
-        """Sum up an update by good images alone of a network that has seen no others."""
-        return result_of_good_only(self.network, self.cache)
-
-    def train(self, training: TailTraining) -> FitResult:
-        """Train on all images in the cache, then put the scores back on their scale.
-
-        Scores have median 0 on good images trained on, as a fit leaves them, and good and defective
-        images of the memory stay as far apart as they were. So held-out scores of earlier days
-        still mean the same.
-        """
-        everything = np.arange(self.cache.n_images)
-        remembered = everything[self.n_new :]
-        has_both = len(np.unique(self.is_defect[remembered])) == 2
-        before = training.scores(remembered).class_distance if has_both else np.nan
-        training.run(everything, fold=1 + int(max(training.history["fold"], default=-1)))
-        if training.options.train_batch_norm:
-            update_batch_norm(self.network, self.cache)
-        after = training.scores(remembered).class_distance if has_both else np.nan
-        scores = training.centre_scores(everything)
-        if before > 0 and after > 0:
-            self.network.head.scale_(before / after)
-            scores = scores.scaled(before / after)
-        return training.result(self.records.logits, self.records.cams, scores)
+def are_usable(folds: Sequence[Fold], targets: NDArray[np.int64]) -> bool:
+    """Whether every tail has images of all classes to learn from."""
+    n_classes = len(np.unique(targets))
+    return all(len(np.unique(targets[train_rows])) == n_classes for train_rows, _ in folds)
 
 
 def options_of_update(options: TrainingOptions) -> TrainingOptions:

@@ -1,4 +1,4 @@
-"""What `partial_fit` remembers of earlier images: trunk features, labels and held-out scores.
+"""What `partial_fit` remembers of earlier images: trunk features, labels, folds and their tails.
 
 Owns which images are kept when there are more than places, what each of them stands for, and the
 way into and out of a feature cache. It trains nothing, calibrates nothing and reads no image.
@@ -7,26 +7,27 @@ way into and out of a feature cache. It trains nothing, calibrates nothing and r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from defectcam.network import TrunkFeatures
-from defectcam.training import FeatureCache, FitResult
+from defectcam.novelty import Codebook
+from defectcam.training import FeatureCache, Fold, TailState
 
 __all__ = [
     "Keeper",
     "Records",
     "ReplayMemory",
     "choose_rows",
-    "draw_keys",
     "features_of",
     "importance",
+    "in_folds",
+    "new_records",
 ]
 
 
@@ -43,37 +44,50 @@ class Records(NamedTuple):
         Sample weights.
     keys : ndarray of shape (n,), float64
         Drawn once per image, uniformly: the images with the lowest keys are kept.
-    logits : Tensor of shape (n, n_classes)
-    cams : Tensor of shape (n, 1 + n_levels, height, width)
-        Signed maps, shifted so that those of good images have median 0.
-    novelty : Tensor of shape (n, height, width) or None
-    is_held_out : ndarray of shape (n,), bool
-        Whether logits, maps and novelty are from a network that had not seen the image.
+    folds : ndarray of shape (n,), int64
+        Number of the fold that the image belongs to, for good: its tail never trains on the image.
+        -1: none yet.
+    thumbnails : ndarray of shape (n, height, width), uint8
+        For finding copies.
     """
 
     labels: NDArray[Any]
     targets: NDArray[np.int64]
     weights: NDArray[np.float64]
     keys: NDArray[np.float64]
-    logits: Tensor
-    cams: Tensor
-    novelty: Tensor | None
-    is_held_out: NDArray[np.bool_]
+    folds: NDArray[np.int64]
+    thumbnails: NDArray[np.uint8]
 
     def take(self, rows: NDArray[np.intp]) -> Records:
         """Return some rows, copied."""
-        return Records(*[cast(Any, None if x is None else x[rows]) for x in self])
+        columns: Iterable[Any] = (column[rows] for column in self)
+        return Records(*columns)
 
     def joined(self, others: Records) -> Records:
         """Return these rows and then the others."""
-        return Records(*map(_joined, self, others))
+        pairs: Iterable[Any] = zip(self, others, strict=True)
+        return Records(*[np.concatenate(pair) for pair in pairs])
 
 
-def _joined(first: Any, second: Any) -> Any:
-    if first is None or second is None:
-        return None
-    join = torch.cat if isinstance(first, Tensor) else np.concatenate
-    return join([first, second])
+def new_records(
+    labels: NDArray[Any],
+    targets: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    thumbnails: Sequence[NDArray[np.uint8]],
+    seed: int,
+) -> Records:
+    """Make records of images that have come for the first time."""
+    n = len(labels)
+    keys = np.random.RandomState(seed).uniform(size=n)
+    return Records(labels, targets, weights, keys, np.full(n, -1), np.stack(thumbnails))
+
+
+def in_folds(records: Records, folds: Sequence[Fold]) -> Records:
+    """Note in the records which fold each image belongs to."""
+    numbers = np.full(len(records.labels), -1)
+    for fold, (_, held_out_rows) in enumerate(folds):
+        numbers[held_out_rows] = fold
+    return records._replace(folds=numbers)
 
 
 @dataclass(frozen=True)
@@ -90,12 +104,26 @@ class ReplayMemory:
         Of the features.
     seen : Counter
         Images seen per label, kept or not.
+    tails : tuple of dict of Tensor
+        Weights of tail and head of each fold.
+    codebooks : tuple of Codebook
+        Of each fold.
+    is_learned : bool
+        Whether the network was trained on these images.
     """
 
     records: Records
     features: TrunkFeatures
     views: tuple[tuple[int, ...], ...]
     seen: Counter[Any]
+    tails: tuple[TailState, ...]
+    codebooks: tuple[Codebook, ...]
+    is_learned: bool
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds that a training can go on from."""
+        return max(len(self.tails), len(self.codebooks))
 
     def __len__(self) -> int:
         return len(self.records.labels)
@@ -116,61 +144,44 @@ def features_of(cache: FeatureCache, rows: NDArray[np.intp]) -> TrunkFeatures:
 
 
 class Keeper:
-    """Keeps the features of some images of a first fit, which forgets them while it trains.
+    """Keeps the features of some images of a training, which forgets them on its way.
 
     Parameters
     ----------
     cache : FeatureCache
         Filled; its patches not yet forgotten.
-    labels : ndarray of shape (n_images,)
+    records : Records
+        Of all images in the cache.
     is_defect : ndarray of shape (n_images,)
     size : int
         Most images to keep.
-    seed : int
-        Decides which.
     """
 
     def __init__(
-        self,
-        cache: FeatureCache,
-        labels: NDArray[Any],
-        is_defect: NDArray[np.bool_],
-        size: int,
-        seed: int,
+        self, cache: FeatureCache, records: Records, is_defect: NDArray[np.bool_], size: int
     ) -> None:
-        self._labels = labels
-        self._keys = draw_keys(len(labels), seed)
-        self._rows = choose_rows(labels, is_defect, self._keys, size)
-        self._features = features_of(cache, self._rows)
+        rows = choose_rows(records.labels, is_defect, records.keys, size)
+        self._records = records.take(rows)
+        self._features = features_of(cache, rows)
         self._views = tuple(cache.views)
 
     def memory(
         self,
-        targets: NDArray[np.int64],
-        weights: NDArray[np.float64],
-        result: FitResult,
-        novelty: Tensor | None,
-        is_held_out: bool,
+        seen: Counter[Any],
+        tails: Sequence[TailState],
+        codebooks: Sequence[Codebook],
+        is_learned: bool = True,
     ) -> ReplayMemory:
-        """Make the memory, after the fit, from what it left of all its images."""
-        n = len(self._labels)
-        records = Records(
-            self._labels,
-            targets,
-            weights,
-            self._keys,
-            result.logits,
-            result.cams,
-            novelty,
-            np.full(n, is_held_out),
+        """Make the memory, with what the training has made of each fold."""
+        return ReplayMemory(
+            self._records,
+            self._features,
+            self._views,
+            seen,
+            tuple(tails),
+            tuple(codebooks),
+            is_learned,
         )
-        kept = records.take(self._rows)
-        return ReplayMemory(kept, self._features, self._views, Counter(self._labels.tolist()))
-
-
-def draw_keys(n: int, seed: int) -> NDArray[np.float64]:
-    """Draw the numbers that decide which images are kept."""
-    return np.random.RandomState(seed).uniform(size=n)
 
 
 def importance(labels: NDArray[Any], seen: Counter[Any]) -> NDArray[np.float64]:

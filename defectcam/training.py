@@ -238,6 +238,8 @@ class FitResult(NamedTuple):
     history : dict of list
     interrupted : bool
         Whether a KeyboardInterrupt ended the training early.
+    tails : tuple of dict of Tensor
+        Weights of tail and head of each fold, from which a later training may go on.
     """
 
     logits: Tensor
@@ -245,6 +247,7 @@ class FitResult(NamedTuple):
     typical_cams: tuple[float, ...]
     history: History
     interrupted: bool
+    tails: tuple[TailState, ...] = ()
 
 
 class CachedScores(NamedTuple):
@@ -286,8 +289,13 @@ class CachedScores(NamedTuple):
 
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 
+#: Weights of tail and head, by their names in the network.
+TailState = dict[str, Tensor]
 
-def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult:
+
+def train_with_folds(
+    training: TailTraining, folds: Sequence[Fold], starts: Sequence[TailState] = ()
+) -> FitResult:
     """Train one tail per fold from the same start and average their weights.
 
     The held-out rows of each fold are scored by the tail that has not seen them. Tails differ by a
@@ -303,6 +311,9 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     folds : sequence of (train rows, held-out rows)
         Empty: one tail is trained on everything, and the scores are those of the training images
         themselves.
+    starts : sequence of dict of Tensor, optional
+        Where each fold's tail starts from, if not from the network's weights: the tail of the same
+        fold of an earlier training.
     """
     network, cache = training.network, training.cache
     everything = np.arange(cache.n_images)
@@ -316,6 +327,8 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     held_out: list[tuple[NDArray[np.intp], Tensor, Tensor]] = []
     for fold, (train_rows, held_out_rows) in enumerate(folds):
         network.load_state_dict(start)
+        if starts:
+            network.load_state_dict(starts[fold], strict=False)  # the trunk's are not among them
         try:
             training.run(train_rows, fold)
         except KeyboardInterrupt:
@@ -344,7 +357,13 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
         return training.result(scores.logits, scores.centred_cams(everything), scores)
     rows, all_logits, all_cams = zip(*held_out, strict=True)
     order = np.argsort(np.concatenate(rows))
-    return training.result(torch.cat(all_logits)[order], torch.cat(all_cams)[order], scores)
+    result = training.result(torch.cat(all_logits)[order], torch.cat(all_cams)[order], scores)
+    return result._replace(tails=tuple(map(tail_state, states)))
+
+
+def tail_state(state: dict[str, Tensor]) -> TailState:
+    """Pick the weights of tail and head out of a network's."""
+    return {name: w for name, w in state.items() if name.startswith(("tail.", "head."))}
 
 
 def result_of_good_only(network: DefectCAMNetwork, cache: FeatureCache) -> FitResult:
@@ -403,6 +422,8 @@ class TailTraining:
         Decides order and views.
     on_epoch : callable, optional
         Called after each epoch with its record; returning True ends the training.
+    first_fold : int, default=0
+        Added to the number of a fold in history and records.
     history : dict of list
         One entry per finished epoch in each list.
     interrupted : bool
@@ -418,6 +439,7 @@ class TailTraining:
     options: TrainingOptions
     seed: int
     on_epoch: EpochCallback | None = None
+    first_fold: int = 0
     history: History = field(default_factory=dict)
     interrupted: bool = False
 
@@ -546,7 +568,7 @@ class TailTraining:
 
     def _record(self, fold: int, epoch: int, loss: float, accuracy: float, started: float) -> bool:
         record = {
-            "fold": fold,
+            "fold": self.first_fold + fold,
             "epoch": epoch,
             "loss": loss,
             "train_accuracy": accuracy,
@@ -597,23 +619,34 @@ def add_codebook(
     folds: Sequence[Fold],
     n_centres: int,
     seed: int,
-) -> Tensor:
+    starts: Sequence[Codebook] = (),
+) -> tuple[Tensor, list[Codebook]]:
     """Give the network its codebook and the cache its novelty maps; forget the cached patches.
+
+    A codebook that the network has is updated, and so are those in ``starts``, one per fold.
 
     Returns
     -------
-    Tensor of shape (n_images, height, width)
+    maps : Tensor of shape (n_images, height, width)
         Novelty maps of the training images, each from a codebook that has not seen the image's fold
         (where there are folds): images that a codebook was made of look less novel than others.
+    codebooks : list of Codebook
+        Of the folds.
     """
-    network.codebook = fit_codebook(cache, np.flatnonzero(is_good), n_centres, seed)
+    network.codebook = fit_codebook(
+        cache, np.flatnonzero(is_good), n_centres, seed, network.codebook
+    )
     cache.novelty = novelty_of_cached(network.codebook, cache)
     maps = cache.novelty.clone()
-    for train_rows, held_out_rows in folds:
-        codebook = fit_codebook(cache, train_rows[is_good[train_rows]], n_centres, seed)
-        maps[torch.as_tensor(held_out_rows)] = novelty_of_cached(codebook, cache, held_out_rows)
+    codebooks = []
+    for fold, (train_rows, held_out_rows) in enumerate(folds):
+        start = starts[fold] if starts else None
+        codebook = fit_codebook(cache, train_rows[is_good[train_rows]], n_centres, seed, start)
+        if len(held_out_rows):
+            maps[torch.as_tensor(held_out_rows)] = novelty_of_cached(codebook, cache, held_out_rows)
+        codebooks.append(codebook)
     cache.patches = None
-    return maps
+    return maps, codebooks
 
 
 def update_batch_norm(network: DefectCAMNetwork, cache: FeatureCache) -> None:
