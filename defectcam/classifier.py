@@ -597,12 +597,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     ) -> DefectCAMClassifier:
         """Learn from more images, as they arrive, without forgetting the earlier ones.
 
-        The first call is a `fit` that also remembers. A later one scores the new images before it
-        learns them, which keeps these scores held out; then codebook, tail and head go on from
-        where they are, with a third of a fit's epochs over the new images and those of a bounded
-        memory (``replay_size``); calibration, thresholds and the heatmap's scale are learned anew
-        from the held-out scores of both. After good images alone, the first defective ones are
-        learned by a full fit on the memory and the new images.
+        The first call is a `fit` that also remembers. In a later one, the codebooks and each fold's
+        tail go on from where they are, with a fifth of a fit's epochs over the new images and those
+        of a bounded memory (``replay_size``). An image stays for good in the fold that it was put
+        into, whose tail has never seen it: calibration, thresholds and the heatmap's scale are
+        learned anew from held-out scores of new and remembered images. After good images alone, the
+        first defective ones are learned by a full fit on both.
 
         Parameters
         ----------
@@ -625,8 +625,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ------
         ValueError
             If a label is none of the classes, or ``classes`` are not those of the first call.
-        ImageReadError, KeyboardInterrupt
-            As in `fit`; the classifier then stays as it was.
+        ImageReadError
+            If an image cannot be read; it is named.
+        KeyboardInterrupt
+            If interrupted: in the first call as in `fit`, in a later one at any time. After an
+            error a classifier that was fitted stays as it was.
 
         Warns
         -----
