@@ -142,7 +142,7 @@ data frame or array of shape (n, 1) with a column of paths
 
         Returns
         -------
-        ndarray of float32, shape (n, n_features_out_)
+        ndarray of float32, shape (n, n_features)
             Or a data frame with named columns, after ``set_output(transform="pandas")``.
         """
         check_is_fitted(self)
@@ -159,7 +159,7 @@ data frame or array of shape (n, 1) with a column of paths
 
         Returns
         -------
-        ndarray of str, shape (n_features_out_,)
+        ndarray of str, shape (n_features,)
             ``patch_mean_3`` is channel 3 of the patches, ``level0_max_7`` channel 7 of the finest
             evidence level; ``score``, ``evidence_mean_scratch``, ``evidence_max_scratch`` and
             ``novelty_peak``, ``novelty_mean``, ``novelty_calm``.
