@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from defectcam.classifier import DefectCAMClassifier
     from defectcam.duplicates import find_near_duplicates
+    from defectcam.evidence_transformer import EvidenceTransformer
     from defectcam.exceptions import (
         ChanceLevelWarning,
         FewDefectsWarning,
@@ -35,6 +36,7 @@ __all__ = [
     "ChanceLevelWarning",
     "ContrastEqualizer",
     "DefectCAMClassifier",
+    "EvidenceTransformer",
     "FewDefectsWarning",
     "FlatFieldCorrector",
     "FlatImages",
@@ -54,6 +56,7 @@ _MODULE_OF = {
     "ChanceLevelWarning": "defectcam.exceptions",
     "ContrastEqualizer": "defectcam.transformers",
     "DefectCAMClassifier": "defectcam.classifier",
+    "EvidenceTransformer": "defectcam.evidence_transformer",
     "FewDefectsWarning": "defectcam.exceptions",
     "FlatFieldCorrector": "defectcam.transformers",
     "FlatImages": "defectcam.flat",

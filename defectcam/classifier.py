@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import dataclasses
 import os
 import platform
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -30,6 +32,7 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 import defectcam
+from defectcam.active import Describer, choose_queries
 from defectcam.attribution import BOX_THRESHOLD, attribution_maps, check_method
 from defectcam.backbones import create_backbone
 from defectcam.calibration import (
@@ -43,6 +46,7 @@ from defectcam.calibration import (
     fit_heat_model,
     fit_novelty_probability,
 )
+from defectcam.callbacks import HOOKS, check_callbacks, told_to_stop, train_begins, train_ends
 from defectcam.diagnostics import (
     rank_suspects,
     warn_if_chance,
@@ -64,10 +68,22 @@ from defectcam.images import (
     read_images,
     read_reduced_images,
 )
-from defectcam.labels import Classes, as_labels, find_classes, plain_label
-from defectcam.network import DefectCAMNetwork
+from defectcam.incremental import (
+    Course,
+    are_usable,
+    first_classes,
+    has_evidence,
+    more_folds,
+    options_of_update,
+    start_from,
+    targets_of_known,
+)
+from defectcam.labels import Classes, as_labels, plain_label
+from defectcam.network import DefectCAMNetwork, Description, NetworkOutput
+from defectcam.novelty import Codebook
 from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
+from defectcam.replay import Keeper, Records, ReplayMemory, importance, in_folds, new_records
 from defectcam.results import Localization
 from defectcam.sample_weights import weigh_rows
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
@@ -80,6 +96,7 @@ from defectcam.training import (
     TrainingOptions,
     add_codebook,
     result_of_good_only,
+    tail_state,
     train_with_folds,
 )
 from defectcam.views import original_of, placed
@@ -127,6 +144,9 @@ AUTO_EPOCHS = (4, 10)
 #: Folds where there are only good images: each costs a codebook, none a training.
 GOOD_ONLY_FOLDS = 10
 
+#: ``replay_size=None``: images that `partial_fit` keeps.
+AUTO_REPLAY_SIZE = 400
+
 RECIPES: dict[str, dict[str, Any]] = {"vgg16_cam": VGG16_CAM}
 
 
@@ -138,6 +158,12 @@ class _Batch(NamedTuple):
     novelty: torch.Tensor | None
     geometries: list[Geometry]
     pixels: torch.Tensor  # the network's input, on its device
+
+    @classmethod
+    def of(cls, output: NetworkOutput, geometries: list[Geometry], pixels: torch.Tensor) -> _Batch:
+        novelty = None if output.novelty is None else output.novelty.float().cpu()
+        logits, levels = output.logits.float().cpu(), output.levels.float().cpu()
+        return cls(logits, levels, novelty, geometries, pixels)
 
 
 class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
@@ -243,6 +269,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Most boxes per image; None for all.
     merge_distance : float or None, default=None
         Boxes at most this many pixels of the original image apart are merged; None: none are.
+    warm_start : bool, default=False
+        Whether `fit` starts from the present weights, where classes and architecture agree with
+        those of the fit before; a warning says so where they do not.
+    replay_size : int or None, default=None
+        Earlier images whose trunk features are kept for `partial_fit`, so that nothing is
+        forgotten; 0.7 MB each with the defaults, in proportion to the area of ``image_size``. None:
+        ``fit`` keeps none, ``partial_fit`` up to 400.
     cache_size : int, default=2**30
         Bytes of trunk features held in memory; a larger cache goes to a temporary file.
     memory : str, PathLike, joblib.Memory or None, default=None
@@ -260,9 +293,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Decides everything random; the same number on the same machine gives the same weights.
     verbose : int, default=0
         Whether to show progress bars on standard error.
-    callbacks : callable, list of callables or None, default=None
+    callbacks : callable, object with hooks, list of them or None, default=None
         Called after each epoch as ``callback(classifier, record)``; one that returns True ends the
-        training of the fold. A record is one row of ``history_``.
+        training of the fold. A record is one row of ``history_``. Objects may have the methods
+        ``on_train_begin``, ``on_epoch_end`` and ``on_train_end``, see `defectcam.callbacks`.
 
     Attributes
     ----------
@@ -282,10 +316,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Probability of a defect at and above which an image is called defective.
     image_size_ : (int, int)
         Height and width of the network's input.
+    n_images_seen_ : int
+        Images that were learned from, in all calls of `partial_fit` together.
     held_out_probability_ : ndarray of shape (n_images,)
-        Probability of a defect for each training image, from a tail that did not see it.
+        Probability of a defect for each training image of the last call of `fit` or `partial_fit`,
+        from a tail that did not see it.
     suspects_ : ndarray of shape (n_images,)
-        Indices of all training images, from the most to the least likely mislabelled: by the
+        Indices of all these training images, from the most to the least likely mislabelled: by the
         probability of their own labels, held out likewise. The first ones are worth a look.
 
     See Also
@@ -352,6 +389,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "min_area": [Interval(Integral, 1, None, closed="left")],
         "max_boxes": [Interval(Integral, 1, None, closed="left"), None],
         "merge_distance": [Interval(Real, 0, None, closed="both"), None],
+        "warm_start": ["boolean"],
+        "replay_size": [Interval(Integral, 0, None, closed="left"), None],
         "cache_size": [Interval(Integral, 0, None, closed="left")],
         "memory": [str, os.PathLike, HasMethods("cache"), None],
         "device": [str],
@@ -359,11 +398,17 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
-        "callbacks": [list, tuple, callable, None],
+        "callbacks": [list, tuple, callable, *(HasMethods(hook) for hook in HOOKS), None],
     }
 
+    network_: DefectCAMNetwork
+    good_label_: Any
+    n_images_seen_: int
     held_out_probability_: NDArray[np.float64]
     suspects_: NDArray[np.int64]
+    _preprocess: Preprocess
+    _classes: Classes
+    _replay: ReplayMemory | None
 
     def __init__(
         self,
@@ -407,6 +452,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         min_area: int = 16,
         max_boxes: int | None = None,
         merge_distance: float | None = None,
+        warm_start: bool = False,
+        replay_size: int | None = None,
         cache_size: int = 2**30,
         memory: Any = None,
         device: str = "auto",
@@ -455,6 +502,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.min_area = min_area
         self.max_boxes = max_boxes
         self.merge_distance = merge_distance
+        self.warm_start = warm_start
+        self.replay_size = replay_size
         self.cache_size = cache_size
         self.memory = memory
         self.device = device
@@ -545,8 +594,77 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ChanceLevelWarning, SuspectLabelsWarning
             After it, about what held-out predictions showed.
         """
+        return self._fit(X, y, sample_weight, classes=None, n_kept=self.replay_size or 0)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> DefectCAMClassifier:
+        """Learn from more images, as they arrive, without forgetting the earlier ones.
+
+        The first call is a `fit` that also remembers. In a later one, the codebooks and each fold's
+        tail go on from where they are, with a fifth of a fit's epochs over the new images and those
+        of a bounded memory (``replay_size``). An image stays for good in the fold that it was put
+        into, whose tail has never seen it: calibration, thresholds and the heatmap's scale are
+        learned anew from held-out scores of new and remembered images. After good images alone, the
+        first defective ones are learned by a full fit on both.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+            New images, one or more; see `fit`.
+        y : array-like of shape (n,), optional
+            Labels; left out when ``X`` is a folder. Later calls may hold one class alone.
+        classes : array-like, optional
+            All labels that will ever come, for the first call. By default those in ``y``. With
+            ``target="anomaly"`` and several defect types, later types are welcome without it.
+        sample_weight : array-like of shape (n,), optional
+            Weights of the images, as in `fit`.
+
+        Returns
+        -------
+        DefectCAMClassifier
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If a label is none of the classes, or ``classes`` are not those of the first call.
+        ImageReadError
+            If an image cannot be read; it is named.
+        KeyboardInterrupt
+            If interrupted: in the first call as in `fit`, in a later one at any time. After an
+            error a classifier that was fitted stays as it was.
+
+        Warns
+        -----
+        UserWarning
+            If no image is remembered: after `load`, which reads no memory, or a `fit` with
+            ``replay_size=None``. A memory is then started with the new images.
+
+        Notes
+        -----
+        Parameters of the network, the labels and the preprocessing count in the first call alone.
+        ``held_out_probability_`` and ``suspects_`` are about the images of the last call, and
+        ``history_`` grows: each update is one more fold in it.
+
+        References
+        ----------
+        Chaudhry et al., "On tiny episodic memories in continual learning", 2019: experience replay.
+        """
+        if hasattr(self, "network_"):
+            return self._learn_more(X, y, sample_weight, classes)
+        return self._fit(X, y, sample_weight, classes=classes, n_kept=self._replay_places())
+
+    def _fit(
+        self, X: Any, y: Any, sample_weight: ArrayLike | None, *, classes: Any, n_kept: int
+    ) -> DefectCAMClassifier:
         check_threshold(self.threshold)
-        self._callbacks()
+        check_callbacks(self.callbacks)
         memory = folder_of_memory(self.memory)
         sources, labels = labelled_sources(X, y, self.good_label)
         weighed = weigh_rows(sample_weight, len(sources.items))
@@ -554,7 +672,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             [sources.items[row] for row in weighed.rows],
             as_labels(labels)[weighed.rows],
         )
-        classes = find_classes(labels, self.target, self.good_label)
+        classes = first_classes(labels, classes, self.target, self.good_label)
         targets = classes.encode(labels)
         is_defect = targets != classes.good
         only_good = not is_defect.any()
@@ -562,13 +680,17 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             self._check_for_good_only(classes.good_label)
         check_readable(paths_of(sources), n_workers=self.n_jobs)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        class_weight = None if only_good else self._class_weight(classes, targets, weighed.weights)
+        if not only_good:
+            self._class_weight(classes, targets, weighed.weights)  # refuse a wrong one early
         warn_if_only_good(is_defect)
         warn_if_few_defects(is_defect)
+        train_begins(self.callbacks, self)
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             network, preprocess = self._build_network(len(classes.labels), classes.good)
-            views = VIEWS["none" if only_good else self.augmentation]
+            if self.warm_start:
+                self._warm_start(network, classes)
+            views = VIEWS["none" if only_good and not n_kept else self.augmentation]
             with FeatureCache(
                 len(items), views, self.cache_size, torch.float16, self.batch_size
             ) as cache:
@@ -583,36 +705,20 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
                 groups = duplicate_groups(pairs, len(targets))
                 folds = self._folds(labels, targets, groups, seed)
-                novelty = None
-                if network.novelty_levels:
-                    novelty = add_codebook(
-                        network, cache, ~is_defect, folds, self.codebook_size, seed
-                    )
-                if class_weight is None:
-                    result = result_of_good_only(network, cache)
-                else:
-                    max_epochs = self._max_epochs(len(items))
-                    with self._epoch_bar(max(1, len(folds)) * max_epochs) as bar:
-                        training = TailTraining(
-                            network=network,
-                            cache=cache,
-                            targets=torch.as_tensor(targets),
-                            good=classes.good,
-                            class_weight=class_weight,
-                            sample_weight=torch.as_tensor(weighed.weights, dtype=torch.float32),
-                            options=self._training_options(max_epochs),
-                            seed=seed,
-                            on_epoch=lambda record: self._on_epoch(record, bar),
-                        )
-                        result = train_with_folds(training, folds)
-        if result.interrupted:
-            warn_caller(
-                f"Training was interrupted after {len(result.history['epoch'])} epochs; the "
-                "classifier can be used, its thresholds rest on what was finished."
-            )
+                keeper = None
+                if n_kept:
+                    records = new_records(labels, targets, weighed.weights, thumbnails, seed)
+                    keeper = Keeper(cache, in_folds(records, folds), is_defect, n_kept)
+                result, novelty, codebooks = self._train(
+                    network, cache, classes, targets, weighed.weights, Course(folds), seed
+                )
+        _warn_if_interrupted(result)
         self._set_network(network, preprocess, classes)
+        self.n_images_seen_ = weighed.n_used
         self.history_ = result.history
         self._calibrate(result, novelty, targets, weighed.weights, calibrated=bool(folds))
+        if keeper is not None:
+            self._replay = keeper.memory(Counter(labels.tolist()), result.tails, codebooks)
         if folds and not (only_good or result.interrupted):
             warn_if_chance(is_defect, self.held_out_probability_)
             warn_if_suspects(
@@ -620,7 +726,200 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
         self.held_out_probability_ = weighed.per_given(self.held_out_probability_)
         self.suspects_ = weighed.given(self.suspects_)
+        train_ends(self.callbacks, self)
         return self
+
+    def _train(
+        self,
+        network: DefectCAMNetwork,
+        cache: FeatureCache,
+        classes: Classes,
+        targets: NDArray[np.int64],
+        weights: NDArray[np.float64],
+        course: Course,
+        seed: int,
+    ) -> tuple[FitResult, torch.Tensor | None, list[Codebook]]:
+        """Learn codebook, tail and head from all cached images."""
+        is_good, folds = targets == classes.good, course.folds
+        novelty: torch.Tensor | None = None
+        codebooks: list[Codebook] = []
+        if network.novelty_levels:
+            novelty, codebooks = add_codebook(
+                network, cache, is_good, folds, self.codebook_size, seed, course.codebooks
+            )
+        if is_good.all():
+            return result_of_good_only(network, cache), novelty, codebooks
+        n_images = len(targets)
+        if course.is_update:
+            n_images = max(n_images, self.n_images_seen_)
+        options = self._training_options(self._max_epochs(n_images))
+        if course.is_update:
+            options = options_of_update(options)
+        with self._epoch_bar(max(1, len(folds)) * options.max_epochs) as bar:
+            training = self._tail_training(
+                network, cache, classes, targets, weights, options, seed, bar
+            )
+            if course.is_update:
+                training.history = {name: list(column) for name, column in self.history_.items()}
+                training.first_fold = 1 + int(max(training.history["fold"], default=-1))
+            return train_with_folds(training, folds, course.tails), novelty, codebooks
+
+    def _tail_training(
+        self,
+        network: DefectCAMNetwork,
+        cache: FeatureCache,
+        classes: Classes,
+        targets: NDArray[np.int64],
+        weights: NDArray[np.float64],
+        options: TrainingOptions,
+        seed: int,
+        bar: tqdm,
+    ) -> TailTraining:
+        return TailTraining(
+            network=network,
+            cache=cache,
+            targets=torch.as_tensor(targets),
+            good=classes.good,
+            class_weight=self._class_weight(classes, targets, weights),
+            sample_weight=torch.as_tensor(weights, dtype=torch.float32),
+            options=options,
+            seed=seed,
+            on_epoch=lambda record: self._on_epoch(record, bar),
+        )
+
+    def _warm_start(self, network: DefectCAMNetwork, classes: Classes) -> None:
+        """Start from the present weights, if there are any and they fit."""
+        if not hasattr(self, "network_"):
+            return
+        same = np.array_equal(classes.labels, self.classes_) and classes.good == self._classes.good
+        if not (same and start_from(network, self.network_)):
+            warn_caller(
+                "warm_start: the present weights are of another architecture or of other classes "
+                f"({self.classes_.tolist()}, now {classes.labels.tolist()}); fit starts anew."
+            )
+
+    def _replay_places(self) -> int:
+        return AUTO_REPLAY_SIZE if self.replay_size is None else self.replay_size
+
+    def _learn_more(
+        self, X: Any, y: Any, sample_weight: ArrayLike | None, classes: Any
+    ) -> DefectCAMClassifier:
+        check_threshold(self.threshold)
+        check_callbacks(self.callbacks)
+        folder = folder_of_memory(self.memory)
+        sources, labels = labelled_sources(X, y, self.good_label_)
+        weighed = weigh_rows(sample_weight, len(sources.items))
+        items = [sources.items[row] for row in weighed.rows]
+        labels = as_labels(labels)[weighed.rows]
+        targets = targets_of_known(self._classes, labels, classes, self.target)
+        check_readable(paths_of(sources), n_workers=self.n_jobs)
+        memory = self._remembered()
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        seed = (seed + self.n_images_seen_) % np.iinfo(np.int32).max  # another one each day
+        views = VIEWS[self.augmentation] if memory is None else memory.views
+        train_begins(self.callbacks, self)
+        network = copy.deepcopy(self.network_)
+        n_images = len(items) + (0 if memory is None else len(memory))
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.random.fork_rng(),
+            FeatureCache(n_images, views, self.cache_size, torch.float16, self.batch_size) as cache,
+        ):
+            torch.manual_seed(seed)
+            store = self._feature_store(folder, network, self._preprocess, cache)
+            try:
+                thumbnails = self._fill(cache, network, self._preprocess, items, store)
+            except ImageReadError:
+                if sample_weight is not None:
+                    _complain_in_place(sources.items, weighed.rows)
+                raise
+            records = new_records(labels, targets, weighed.weights, thumbnails, seed)
+            seen = Counter(labels.tolist())
+            if memory is not None:  # the new images come first
+                memory.put_into(cache, len(items))
+                records, seen = records.joined(memory.records), seen + memory.seen
+            pairs = duplicate_pairs(list(records.thumbnails))
+            is_defect = records.targets != self._classes.good
+            new_pairs = pairs[(pairs < len(items)).all(1)]
+            warn_if_duplicates(new_pairs, is_defect[: len(items)], sources.items, weighed.rows)
+            course = self._course(network, records, memory, duplicate_groups(pairs, n_images), seed)
+            if course is not None:
+                records = in_folds(records, course.folds)
+            keeper = Keeper(cache, records, is_defect, self._replay_places())
+            weights = records.weights * importance(records.labels, seen)
+            result: FitResult | None = None
+            codebooks: list[Codebook] = []
+            if course is not None:
+                warn_if_few_defects(is_defect)
+                if course.is_anew:
+                    network = self._new_network(network)
+                result, novelty, codebooks = self._train(
+                    network, cache, self._classes, records.targets, weights, course, seed
+                )
+        if result is not None:
+            if result.interrupted:
+                raise KeyboardInterrupt
+            self.network_, self.history_ = network, result.history
+            calibrated = bool(course and course.folds)
+            self._calibrate(result, novelty, records.targets, weights, calibrated)
+            n_new = len(items)
+            self.held_out_probability_ = weighed.per_given(self.held_out_probability_[:n_new])
+            self.suspects_ = weighed.given(self.suspects_[self.suspects_ < n_new])
+        self.n_images_seen_ += weighed.n_used
+        tails = () if result is None else result.tails
+        self._replay = None
+        if self._replay_places():
+            self._replay = keeper.memory(seen, tails, codebooks, is_learned=result is not None)
+        train_ends(self.callbacks, self)
+        return self
+
+    def _new_network(self, present: DefectCAMNetwork) -> DefectCAMNetwork:
+        """Make a network with an untrained tail behind the present trunk and codebook."""
+        network, _ = self._build_network(len(self.classes_), self._classes.good)
+        network.trunk.load_state_dict(present.trunk.state_dict())
+        network.codebook = present.codebook
+        return network
+
+    def _course(
+        self,
+        network: DefectCAMNetwork,
+        records: Records,
+        memory: ReplayMemory | None,
+        groups: NDArray[np.int64],
+        seed: int,
+    ) -> Course | None:
+        """Decide how new and remembered images are learned; None where they are of one class."""
+        n_classes = len(np.unique(records.targets))
+        if has_evidence(network) and n_classes == 1:
+            warn_caller(
+                "partial_fit was given images of one class and remembers none of the other: they "
+                "are remembered, and nothing is trained until there are both."
+            )
+            return None
+        is_first_defect = n_classes > 1 and not has_evidence(network)
+        if memory is not None and memory.n_folds and not is_first_defect:
+            folds = more_folds(records, groups, memory.n_folds)
+            if are_usable(folds, records.targets):
+                return Course(folds, memory.tails, memory.codebooks, is_update=True)
+        folds = self._folds(records.labels, records.targets, groups, seed)
+        is_all_new = memory is None or not memory.is_learned
+        if has_evidence(network) and (is_all_new or self.cv is None):
+            # The network has seen nothing of what is held out, or nothing is held out.
+            state = tail_state(copy.deepcopy(network.state_dict()))
+            codebooks = [network.codebook] * len(folds) if network.codebook is not None else ()
+            return Course(folds, [state] * len(folds), codebooks, is_update=True)
+        return Course(folds, is_anew=n_classes > 1)
+
+    def _remembered(self) -> ReplayMemory | None:
+        memory = getattr(self, "_replay", None)
+        if memory is None and self.replay_size != 0:
+            warn_caller(
+                "partial_fit remembers no earlier image, so what they showed may be forgotten: "
+                "`load` reads no memory, and `fit` keeps one only where replay_size is a number. "
+                "The new images start one."
+            )
+        return memory
 
     def _check_for_good_only(self, good_label: Any) -> None:
         """Refuse parameters that mean nothing where there is no defective image."""
@@ -678,6 +977,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.good_label_ = classes.good_label
         self.defect_labels_ = classes.labels[classes.defects].tolist()
         self.image_size_ = preprocess.image_size
+        self._replay = None
 
     def _calibrate(
         self,
@@ -709,10 +1009,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         )
         classes = self._class_probabilities(self.held_out_probability_, result.logits)
         self.suspects_ = rank_suspects(np.take_along_axis(classes, targets[:, None], 1)[:, 0])
+        self._set_heat_model(result, novelty, is_defect)
+
+    def _set_heat_model(
+        self, result: FitResult, novelty: torch.Tensor | None, is_defect: NDArray[np.bool_]
+    ) -> None:
         self._familiarity_limit = None if novelty is None else fit_familiarity_limit(novelty)
         self._heat_model = fit_heat_model(
             self.heatmap,
-            good,
+            self._classes.good,
             result.cams,
             novelty,
             result.typical_cams,
@@ -741,7 +1046,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     ) -> torch.Tensor:
         if self.class_weight == "balanced":
             totals = np.bincount(targets, weights, minlength=len(classes.labels))
-            weights = totals.sum() / (len(totals) * totals)
+            # A class that is yet to come has no image whose weight could matter.
+            weights = totals.sum() / (len(totals) * np.where(totals > 0, totals, np.inf))
         elif isinstance(self.class_weight, Real):
             weights = np.full(len(classes.labels), float(self.class_weight))
             weights[classes.good] = 1.0
@@ -790,14 +1096,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _on_epoch(self, record: dict[str, Any], bar: tqdm) -> bool:
         bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{record['train_accuracy']:.3f}")
         bar.update()
-        return any([callback(self, record) is True for callback in self._callbacks()])
-
-    def _callbacks(self) -> Sequence[Any]:
-        callbacks = (self.callbacks,) if callable(self.callbacks) else self.callbacks or ()
-        for callback in callbacks:
-            if not callable(callback):
-                raise TypeError(f"callbacks holds {callback!r}, which cannot be called.")
-        return callbacks
+        return told_to_stop(self.callbacks, self, record)
 
     def _max_epochs(self, n_images: int) -> int:
         if self.max_epochs != "auto":
@@ -1085,6 +1384,32 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """
         return np.concatenate([batch.levels.sum(1).numpy() for batch in self._forward(_many(X))])
 
+    def query(self, X: Any, n: int) -> NDArray[np.int64]:
+        """Choose which of these unlabelled images to label next.
+
+        Those from which most is to be learned: near the decision or unlike all training images, and
+        different from one another; see `defectcam.active.choose_queries` for the method.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n_images, H, W[, C]), or sequence of arrays
+            Unlabelled images.
+        n : int
+            How many to choose; at most as many as there are.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Indices into ``X``, in the order in which they were chosen. A folder's images count in
+            the order of `defectcam.images.find_images`.
+        """
+        check_is_fitted(self)
+        describer = Describer(self.network_.head, self._classes.good, self._familiarity_limit)
+        for batch, description in self._described(_many(X)):
+            margin = self._log_odds_of(batch) - _log_odds(self.threshold_)
+            describer.add(margin, description.level_features, batch.levels, batch.novelty)
+        return choose_queries(*describer.summary(), n, check_random_state(self.random_state))
+
     def info(self) -> dict[str, Any]:
         """Return what the fitted classifier is made of, for logs and model cards.
 
@@ -1108,7 +1433,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "image_size": list(self.image_size_),
             "classes": self.classes_.tolist(),
             "good_label": plain_label(self.good_label_),
-            "n_training_images": int(np.isfinite(self.held_out_probability_).sum()),
+            "n_training_images": self.n_images_seen_,
             "epochs": len(self.history_["epoch"]),
             "threshold": self.threshold_,
             "box_threshold": float(self.box_threshold),
@@ -1140,14 +1465,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         for pixels, geometries in self._batches(items, self._preprocess):
             with torch.inference_mode(), _evaluating(self.network_):
                 output = self.network_.infer(pixels)
-            novelty = None if output.novelty is None else output.novelty.float().cpu()
-            yield _Batch(
-                output.logits.float().cpu(),
-                output.levels.float().cpu(),
-                novelty,
-                geometries,
-                pixels,
-            )
+            yield _Batch.of(output, geometries, pixels)
+
+    def _described(self, items: Iterable[Any]) -> Iterator[tuple[_Batch, Description]]:
+        """Run the network over images and hand out its features too."""
+        check_is_fitted(self)
+        for pixels, geometries in self._batches(items, self._preprocess):
+            with torch.inference_mode(), _evaluating(self.network_):
+                description = self.network_.describe(pixels)
+            yield _Batch.of(description.output, geometries, pixels), description
 
     def _decision_of(self, batch: _Batch) -> NDArray[np.float64]:
         score = self._log_odds_of(batch) - _log_odds(self.threshold_)
@@ -1248,6 +1574,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 type_grids=None,  # they would explain the classifier's own map
                 defect_labels=None,
             )
+
+
+def _warn_if_interrupted(result: FitResult) -> None:
+    if result.interrupted:
+        warn_caller(
+            f"Training was interrupted after {len(result.history['epoch'])} epochs; the "
+            "classifier can be used, its thresholds rest on what was finished."
+        )
 
 
 def _many(X: Any) -> list[Any]:

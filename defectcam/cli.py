@@ -193,6 +193,10 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
             "views of each training image",
             ("flips", "horizontal_flip", "none"),
         ),
+        _Parameter("warm_start", False, None, "of the API: start from the present weights"),
+        _Parameter(
+            "replay_size", None, _INT_OR_NONE, "of the API: images kept for partial_fit; none: auto"
+        ),
         _Parameter("cv", 3, _INT_OR_NONE, "folds that thresholds are learned on; none: no folds"),
     ),
     "answers": (

@@ -57,6 +57,23 @@ class NetworkOutput(NamedTuple):
         return self.levels.sum(1)
 
 
+class Description(NamedTuple):
+    """One forward pass with the features on its way.
+
+    Attributes
+    ----------
+    output : NetworkOutput
+    level_features : list of Tensor of shape (n, channels_i, height_i, width_i)
+        What the evidence head reads, finest level first.
+    patches : Tensor of shape (n, channels, height, width) or None
+        Patch descriptions; None without novelty.
+    """
+
+    output: NetworkOutput
+    level_features: list[Tensor]
+    patches: Tensor | None
+
+
 class DefectCAMNetwork(nn.Module):
     """Trunk, tail and evidence head; its forward pass gives class scores.
 
@@ -166,6 +183,10 @@ class DefectCAMNetwork(nn.Module):
 
     def level_evidence(self, deep: Sequence[Tensor]) -> Tensor:
         """Evidence maps of each level, shape ``(n, n_levels, n_classes, h, w)``."""
+        return self.head.level_evidence(self.level_features(deep))
+
+    def level_features(self, deep: Sequence[Tensor]) -> list[Tensor]:
+        """Run the tail; what the head reads, ``(n, channels_i, h_i, w_i)``, finest level first."""
         levels = list(deep)
         if self.tail:
             x = levels.pop()
@@ -176,14 +197,20 @@ class DefectCAMNetwork(nn.Module):
                     outputs.append(x)
             n_from_tail = len(self.evidence_levels) - len(levels)
             levels += [level.float() for level in outputs[len(outputs) - n_from_tail :]]
-        return self.head.level_evidence(levels)
+        return levels
 
     def infer(self, pixels: Tensor) -> NetworkOutput:
         """One pass from normalised images to scores, evidence and novelty."""
+        return self.describe(pixels).output
+
+    def describe(self, pixels: Tensor) -> Description:
+        """One pass that also hands out the features that scores, evidence and novelty rest on."""
         features = self.trunk_features(pixels)
-        levels = self.level_evidence(features.deep)
+        level_features = self.level_features(features.deep)
+        levels = self.head.level_evidence(level_features)
         novelty = self.novelty(features.patches)
-        return NetworkOutput(self.head.logits(levels.sum(1), novelty), levels, novelty)
+        output = NetworkOutput(self.head.logits(levels.sum(1), novelty), levels, novelty)
+        return Description(output, level_features, features.patches)
 
     def novelty(self, patches: Tensor | None) -> Tensor | None:
         """Novelty maps of described patches, shape ``(n, h, w)``; None without a codebook."""

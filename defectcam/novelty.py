@@ -8,6 +8,7 @@ of evidence or thresholds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ MAX_CODEBOOK_PATCHES = 50_000
 
 #: Patches that a centre must stand for, on average.
 MIN_PATCHES_PER_CENTRE = 8
+
+#: Passes of k-means over the patches when a codebook is updated.
+UPDATE_PASSES = 5
 
 #: Share of good patches whose novelty stays below 1.
 GOOD_PATCH_QUANTILE = 0.99
@@ -111,7 +115,13 @@ class Codebook(nn.Module):
         self.register_buffer("limit", torch.tensor(1.0))
 
     @classmethod
-    def fit(cls, patches: np.ndarray, n_centres: int, random_state: int) -> Codebook:
+    def fit(
+        cls,
+        patches: np.ndarray,
+        n_centres: int,
+        random_state: int,
+        start: Codebook | None = None,
+    ) -> Codebook:
         """Make a codebook with mini-batch k-means (Sculley, WWW 2010).
 
         Parameters
@@ -122,6 +132,10 @@ class Codebook(nn.Module):
             Number of centres; fewer when there are fewer patches.
         random_state : int
             Seed of the sample and of k-means.
+        start : Codebook, optional
+            K-means then goes on from its centres, with a few passes. None is given up: those that
+            no patch is near to stay where they are. Where there are fewer patches than centres,
+            nothing changes.
         """
         rng = np.random.RandomState(random_state)
         if len(patches) > MAX_CODEBOOK_PATCHES:
@@ -131,8 +145,20 @@ class Codebook(nn.Module):
         scaled = patches / scale
         # Fewer patches than that per centre, and every patch is a centre of its own.
         n_centres = max(1, min(n_centres, len(scaled) // MIN_PATCHES_PER_CENTRE))
+        options: dict[str, Any] = {"max_iter": 20}
+        if start is not None:
+            n_centres = max(n_centres, len(start.centres))
+            if len(scaled) < n_centres:
+                return start
+            more = rng.choice(len(scaled), n_centres - len(start.centres), replace=False)
+            centres = (start.centres * start.scale).cpu().numpy() / scale
+            options = {
+                "init": np.concatenate([centres, scaled[more]]),
+                "max_iter": UPDATE_PASSES,
+                "reassignment_ratio": 0.0,
+            }
         kmeans = MiniBatchKMeans(
-            n_centres, batch_size=4096, max_iter=20, n_init=1, random_state=rng
+            n_centres, batch_size=4096, n_init=1, random_state=rng, **options
         ).fit(scaled)
         codebook = cls(patches.shape[1], n_centres)
         codebook.scale.copy_(torch.from_numpy(scale))

@@ -57,8 +57,8 @@ def save(clf: DefectCAMClassifier, path: str | os.PathLike[str], overwrite: bool
     Parameters
     ----------
     clf : DefectCAMClassifier
-        Fitted. Its callbacks, its memory, and a ``random_state`` that is not a number, are not
-        saved.
+        Fitted. Its callbacks, its memory, the images that `partial_fit` remembers, and a
+        ``random_state`` that is not a number, are not saved.
     path : str or PathLike
         Usually ends with ``.safetensors``.
     overwrite : bool, default=True
@@ -206,6 +206,7 @@ def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
         "defect_probability": _encode(clf._defect_probability, "the probability of a defect"),
         "heat_model": _encode(clf._heat_model, "the heatmap's model"),
         "familiarity_limit": clf._familiarity_limit,
+        "n_images_seen": clf.n_images_seen_,
         "history": {name: _encode(column, name) for name, column in clf.history_.items()},
     }
 
@@ -314,6 +315,8 @@ def _restore(
             setattr(clf, name, _LATER_ARRAYS[name].copy())
         else:
             setattr(clf, name, tensors[_FITTED + name].numpy().copy())
+    # Files of 0.1.0 lack it, when there was no other call than one `fit`.
+    clf.n_images_seen_ = int(description.get("n_images_seen", len(clf.held_out_probability_)))
     clf.weights_source_ = description["weights_source"]
     clf.threshold_ = float(description["threshold"])
     clf.history_ = {name: _decode(Any, value) for name, value in description["history"].items()}

@@ -30,6 +30,11 @@ class WeighedRows(NamedTuple):
     weights: NDArray[np.float64]
     n_given: int
 
+    @property
+    def n_used(self) -> int:
+        """Number of given images that are fitted, each counted once."""
+        return len(np.unique(self.rows))
+
     def per_given(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Value of each given image, of its first copy; NaN for those that were left out."""
         found = np.full(self.n_given, np.nan)

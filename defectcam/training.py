@@ -7,6 +7,7 @@ reads a file, knows no label names, and decides no threshold.
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -237,6 +238,8 @@ class FitResult(NamedTuple):
     history : dict of list
     interrupted : bool
         Whether a KeyboardInterrupt ended the training early.
+    tails : tuple of dict of Tensor
+        Weights of tail and head of each fold, from which a later training may go on.
     """
 
     logits: Tensor
@@ -244,6 +247,7 @@ class FitResult(NamedTuple):
     typical_cams: tuple[float, ...]
     history: History
     interrupted: bool
+    tails: tuple[TailState, ...] = ()
 
 
 class CachedScores(NamedTuple):
@@ -257,7 +261,7 @@ class CachedScores(NamedTuple):
     typical_margin : float
         Median log-odds of a defect over the reference's good images.
     class_distance : float
-        How much higher that of its defective images is.
+        How much higher that of its defective images is; NaN where it has none.
     typical_cams : tuple of float
         Medians of the signed maps over its good images.
     """
@@ -285,8 +289,13 @@ class CachedScores(NamedTuple):
 
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 
+#: Weights of tail and head, by their names in the network.
+TailState = dict[str, Tensor]
 
-def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult:
+
+def train_with_folds(
+    training: TailTraining, folds: Sequence[Fold], starts: Sequence[TailState] = ()
+) -> FitResult:
     """Train one tail per fold from the same start and average their weights.
 
     The held-out rows of each fold are scored by the tail that has not seen them. Tails differ by a
@@ -302,6 +311,9 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     folds : sequence of (train rows, held-out rows)
         Empty: one tail is trained on everything, and the scores are those of the training images
         themselves.
+    starts : sequence of dict of Tensor, optional
+        Where each fold's tail starts from, if not from the network's weights: the tail of the same
+        fold of an earlier training.
     """
     network, cache = training.network, training.cache
     everything = np.arange(cache.n_images)
@@ -315,6 +327,8 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     held_out: list[tuple[NDArray[np.intp], Tensor, Tensor]] = []
     for fold, (train_rows, held_out_rows) in enumerate(folds):
         network.load_state_dict(start)
+        if starts:
+            network.load_state_dict(starts[fold], strict=False)  # the trunk's are not among them
         try:
             training.run(train_rows, fold)
         except KeyboardInterrupt:
@@ -343,7 +357,13 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
         return training.result(scores.logits, scores.centred_cams(everything), scores)
     rows, all_logits, all_cams = zip(*held_out, strict=True)
     order = np.argsort(np.concatenate(rows))
-    return training.result(torch.cat(all_logits)[order], torch.cat(all_cams)[order], scores)
+    result = training.result(torch.cat(all_logits)[order], torch.cat(all_cams)[order], scores)
+    return result._replace(tails=tuple(map(tail_state, states)))
+
+
+def tail_state(state: dict[str, Tensor]) -> TailState:
+    """Pick the weights of tail and head out of a network's."""
+    return {name: w for name, w in state.items() if name.startswith(("tail.", "head."))}
 
 
 def result_of_good_only(network: DefectCAMNetwork, cache: FeatureCache) -> FitResult:
@@ -363,9 +383,13 @@ def result_of_good_only(network: DefectCAMNetwork, cache: FeatureCache) -> FitRe
 
 
 def fit_codebook(
-    cache: FeatureCache, good_rows: NDArray[np.intp], n_centres: int, seed: int
+    cache: FeatureCache,
+    good_rows: NDArray[np.intp],
+    n_centres: int,
+    seed: int,
+    start: Codebook | None = None,
 ) -> Codebook:
-    """Make a codebook from a bounded sample of the cached patches of good images."""
+    """Make or update a codebook from a bounded sample of the cached patches of good images."""
     assert cache.patches is not None
     per_image = -(-MAX_CODEBOOK_PATCHES // len(good_rows))
     rng = np.random.RandomState(seed)
@@ -375,7 +399,7 @@ def fit_codebook(
         patches = cache.patches[row].flatten(1).T
         chosen = rng.choice(n_positions, min(per_image, n_positions), replace=False)
         sample.append(patches[torch.as_tensor(chosen)].float().numpy())
-    return Codebook.fit(np.concatenate(sample), n_centres, seed)
+    return Codebook.fit(np.concatenate(sample), n_centres, seed, start)
 
 
 @dataclass
@@ -398,6 +422,8 @@ class TailTraining:
         Decides order and views.
     on_epoch : callable, optional
         Called after each epoch with its record; returning True ends the training.
+    first_fold : int, default=0
+        Added to the number of a fold in history and records.
     history : dict of list
         One entry per finished epoch in each list.
     interrupted : bool
@@ -413,6 +439,7 @@ class TailTraining:
     options: TrainingOptions
     seed: int
     on_epoch: EpochCallback | None = None
+    first_fold: int = 0
     history: History = field(default_factory=dict)
     interrupted: bool = False
 
@@ -464,11 +491,14 @@ class TailTraining:
         good = self._good_among(rows)
         defective = np.setdiff1d(rows, good)
         typical_margin = float(margin[good].quantile(0.5))
+        distance = math.nan
+        if len(defective):
+            distance = float(margin[defective].quantile(0.5)) - typical_margin
         return CachedScores(
             logits,
             cams,
             typical_margin=typical_margin,
-            class_distance=float(margin[defective].quantile(0.5)) - typical_margin,
+            class_distance=distance,
             typical_cams=tuple(float(np.median(cam.numpy())) for cam in cams[good].unbind(1)),
         )
 
@@ -538,7 +568,7 @@ class TailTraining:
 
     def _record(self, fold: int, epoch: int, loss: float, accuracy: float, started: float) -> bool:
         record = {
-            "fold": fold,
+            "fold": self.first_fold + fold,
             "epoch": epoch,
             "loss": loss,
             "train_accuracy": accuracy,
@@ -589,23 +619,34 @@ def add_codebook(
     folds: Sequence[Fold],
     n_centres: int,
     seed: int,
-) -> Tensor:
+    starts: Sequence[Codebook] = (),
+) -> tuple[Tensor, list[Codebook]]:
     """Give the network its codebook and the cache its novelty maps; forget the cached patches.
+
+    A codebook that the network has is updated, and so are those in ``starts``, one per fold.
 
     Returns
     -------
-    Tensor of shape (n_images, height, width)
+    maps : Tensor of shape (n_images, height, width)
         Novelty maps of the training images, each from a codebook that has not seen the image's fold
         (where there are folds): images that a codebook was made of look less novel than others.
+    codebooks : list of Codebook
+        Of the folds.
     """
-    network.codebook = fit_codebook(cache, np.flatnonzero(is_good), n_centres, seed)
+    network.codebook = fit_codebook(
+        cache, np.flatnonzero(is_good), n_centres, seed, network.codebook
+    )
     cache.novelty = novelty_of_cached(network.codebook, cache)
     maps = cache.novelty.clone()
-    for train_rows, held_out_rows in folds:
-        codebook = fit_codebook(cache, train_rows[is_good[train_rows]], n_centres, seed)
-        maps[torch.as_tensor(held_out_rows)] = novelty_of_cached(codebook, cache, held_out_rows)
+    codebooks = []
+    for fold, (train_rows, held_out_rows) in enumerate(folds):
+        start = starts[fold] if starts else None
+        codebook = fit_codebook(cache, train_rows[is_good[train_rows]], n_centres, seed, start)
+        if len(held_out_rows):
+            maps[torch.as_tensor(held_out_rows)] = novelty_of_cached(codebook, cache, held_out_rows)
+        codebooks.append(codebook)
     cache.patches = None
-    return maps
+    return maps, codebooks
 
 
 def update_batch_norm(network: DefectCAMNetwork, cache: FeatureCache) -> None:

@@ -18,8 +18,10 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MODULES = (
     "accuracy",
+    "active",
     "cam_methods",
     "figures",
+    "incremental",
     "patchcore",
     "plain",
     "preprocessing",
@@ -522,3 +524,43 @@ def test_the_first_images_keep_masks_and_groups(script):
     assert sorted(few.types) == ["dent", "dent", "good", "good"]
     assert (few.groups == few.images * 10).all()
     assert few.masks == [data.masks[i] for i in few.images]
+
+
+# Incremental and active learning ------------------------------------------------------------------
+
+LEARNER = TINY | {"max_epochs": 2, "cv": 2, "learning_rate": 1e-2}
+
+
+def test_days_are_compared_with_one_fit_and_kept(script, plates, capsys):
+    kept = plates.parent / "incremental.json"
+    arguments = [str(plates), "--splits", "10", "--days", "2", "--json", str(kept)]
+    arguments += ["--set", json.dumps(LEARNER)]
+    script("incremental").main(arguments)
+    (run,) = json.loads(kept.read_text())
+    assert [day["images"] for day in run["daily"]] == [10, 10]
+    assert run["at once"]["images"] == 20
+    assert all(0 <= day["balanced accuracy"] <= 1 for day in run["daily"])
+    printed = capsys.readouterr().out
+    assert "| plates | 10 |" in printed and "longest update against one fit" in printed
+    script("incremental").main(arguments)
+    assert "day 1" not in capsys.readouterr().out
+
+
+def test_labels_are_counted_until_the_target(script, plates, capsys):
+    kept = plates.parent / "active.json"
+    common = [str(plates), "--splits", "10", "--start", "6", "--step", "4", "--most", "14"]
+    arguments = [*common, "--json", str(kept), "--set", json.dumps(LEARNER), "--target", "1.1"]
+    script("active").main(arguments)
+    runs = json.loads(kept.read_text())
+    assert [run["way"] for run in runs] == ["random", "query"]
+    assert all([n for n, _ in run["curve"]] == [6, 10, 14] for run in runs)
+    assert runs[0]["curve"][0] == runs[1]["curve"][0]
+    assert "| plates | 10 | inf | inf |" in capsys.readouterr().out
+
+
+def test_needed_labels_lie_between_two_rounds(script):
+    needed = script("active").needed
+    curve = [(10, 0.8), (20, 0.9), (30, 1.0)]
+    assert needed(curve, 0.85) == pytest.approx(15)
+    assert needed(curve, 0.7) == 10
+    assert needed(curve, 1.01) == float("inf")

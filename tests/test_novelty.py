@@ -164,3 +164,24 @@ def test_a_patch_that_is_a_centre_has_a_finite_gradient():
     assert novelty[0, 0].tolist() == [0.0, 5.0]
     (gradient,) = torch.autograd.grad(novelty.sum(), patches)
     np.testing.assert_allclose(gradient[0, :, 0].numpy(), [[0, 0.6], [0, 0.8]], atol=1e-6)
+
+
+def test_an_updated_codebook_learns_what_is_new_and_forgets_nothing():
+    rng = np.random.default_rng(0)
+    old, new = (rng.normal(m, 1, size=(400, 3)).astype(np.float32) for m in (0, 20))
+    before = Codebook.fit(old, 16, 0)
+    after = Codebook.fit(np.concatenate([old, new]), 16, 0, before)
+    alone = Codebook.fit(new, 16, 0, before)
+
+    def novelty(codebook: Codebook, patches: np.ndarray) -> float:
+        grid = torch.from_numpy(patches.T.reshape(1, 3, 20, 20).copy())
+        scaled = (grid / codebook.scale[:, None, None]).flatten(2)[0].T
+        return float(torch.cdist(scaled, codebook.centres).amin(1).median())
+
+    assert novelty(before, new) > 5 * novelty(before, old)
+    assert novelty(after, new) < 2 * novelty(after, old) + 1
+    # Centres that no new patch is near stay where they were.
+    centres = alone.centres * alone.scale
+    distance = torch.cdist(before.centres * before.scale, centres).amin(1)
+    assert (distance < 1e-3).sum() >= 10
+    assert Codebook.fit(new[:4], 16, 0, before) is before

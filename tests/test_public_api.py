@@ -15,6 +15,7 @@ PUBLIC = [
     "ChanceLevelWarning",
     "ContrastEqualizer",
     "DefectCAMClassifier",
+    "EvidenceTransformer",
     "FewDefectsWarning",
     "FlatFieldCorrector",
     "FlatImages",

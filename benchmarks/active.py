@@ -1,0 +1,144 @@
+"""Labels needed to reach a balanced accuracy: `query` against random choice.
+
+    python benchmarks/active.py path/to/magnetic_tile --splits 0 1 2 3 4 --target 0.95
+
+A data set is what benchmarks/accuracy.py takes. Both ways start from the same --start labelled
+images of the split's training images, drawn at random with at least two of each class, and label
+--step more in each round: those that `query` asks for, or random ones. After each round a new
+classifier is fitted on all that is labelled, and judged on the split's test images. The labels that
+a way needs are the fewest after which the target is reached; between two rounds by linear
+interpolation. Aim: at most .6 of what random choice needs, mean over the splits.
+
+Give --set '{"memory": "features"}' to run the trunk once per image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from protocols import DEFECT, GOOD, DataSet
+from sklearn.metrics import balanced_accuracy_score
+
+from defectcam import DefectCAMClassifier
+
+WAYS = ("random", "query")
+MOST = 0.6
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    runs = json.loads(options.json.read_text()) if options.json.exists() else []
+    asked = []
+    for place in options.sets:
+        data = DataSet.read(place, options.same_stem)
+        for seed in options.splits:
+            for way in WAYS:
+                run = {
+                    "set": data.name,
+                    "split": seed,
+                    "way": way,
+                    "labels": [options.start, options.step, options.most],
+                    "parameters": options.parameters,
+                }
+                done = [old for old in runs if run.items() <= old.items()]
+                if not done:
+                    done = [run | {"curve": learn(data, seed, way, options)}]
+                    runs += done
+                    options.json.parent.mkdir(parents=True, exist_ok=True)
+                    options.json.write_text(json.dumps(runs, indent=1) + "\n")
+                asked += done
+    print_table(asked, options.target)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sets", nargs="+", help="folders in the MVTec AD layout, or elpv")
+    parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds")
+    parser.add_argument("--target", type=float, default=0.95, help="balanced accuracy")
+    parser.add_argument("--start", type=int, default=40, help="labelled images to start from")
+    parser.add_argument("--step", type=int, default=40, help="labels per round")
+    parser.add_argument("--most", type=int, default=600, help="labels at which a way ends")
+    parser.add_argument("--test-size", type=float, default=0.2)
+    parser.add_argument("--same-stem", nargs="*", default=["deeppcb"], metavar="SET")
+    parser.add_argument("--json", default="benchmarks/results/active.json", type=Path)
+    parser.add_argument(
+        "--set",
+        default={},
+        type=json.loads,
+        dest="parameters",
+        metavar="JSON",
+        help="""parameters set otherwise, e.g. '{"image_size": 224}'""",
+    )
+    return parser.parse_args(arguments)
+
+
+def learn(
+    data: DataSet, seed: int, way: str, options: argparse.Namespace
+) -> list[tuple[int, float]]:
+    """Return the number of labels and the balanced accuracy after each round."""
+    train, test = data.split(seed, options.test_size)
+    rng = np.random.RandomState(seed)
+    labelled = first_labels(data.labels(train), options.start, rng)
+    curve: list[tuple[int, float]] = []
+    while True:
+        clf = DefectCAMClassifier(random_state=seed, **options.parameters)
+        chosen = train[labelled]
+        clf.fit(data.images[chosen], data.labels(chosen))
+        called = clf.predict(data.images[test]) == DEFECT
+        accuracy = float(balanced_accuracy_score(data.labels(test) == DEFECT, called))
+        curve.append((len(labelled), accuracy))
+        print(f"{data.name} split {seed} {way}: {curve[-1]}", flush=True)
+        pool = np.setdiff1d(np.arange(len(train)), labelled)
+        n = min(options.step, len(pool), options.most - len(labelled))
+        if accuracy >= options.target or n < 1:
+            return curve
+        if way == "query":
+            more = pool[clf.query(data.images[train[pool]], n)]
+        else:
+            more = rng.choice(pool, n, replace=False)
+        labelled = np.concatenate([labelled, more])
+
+
+def first_labels(labels: np.ndarray, n: int, rng: np.random.RandomState) -> np.ndarray:
+    """Draw the images that are labelled at the start, two of each class among them."""
+    order = rng.permutation(len(labels))
+    sure = np.concatenate([order[labels[order] == label][:2] for label in (GOOD, DEFECT)])
+    return np.concatenate([sure, order[~np.isin(order, sure)]])[:n]
+
+
+def needed(curve: list[tuple[int, float]], target: float) -> float:
+    """Labels at which the curve first reaches the target; infinite if it does not."""
+    before = None
+    for n, accuracy in curve:
+        if accuracy >= target:
+            if before is None:
+                return float(n)
+            share = (target - before[1]) / (accuracy - before[1])
+            return float(before[0] + share * (n - before[0]))
+        before = (n, accuracy)
+    return float("inf")
+
+
+def print_table(runs: list[dict[str, Any]], target: float) -> None:
+    print(f"\nLabels needed for a balanced accuracy of {target}\n")
+    print("| set | split | random | query | share |\n|---|---|---|---|---|")
+    found = {(run["set"], run["split"], run["way"]): needed(run["curve"], target) for run in runs}
+    totals: dict[str, list[float]] = {way: [] for way in WAYS}
+    for name, split in dict.fromkeys((run["set"], run["split"]) for run in runs):
+        labels = [found[name, split, way] for way in WAYS]
+        for way, n in zip(WAYS, labels, strict=True):
+            totals[way].append(n)
+        cells = [name, str(split), *(f"{n:.0f}" for n in labels), f"{labels[1] / labels[0]:.2f}"]
+        print("| " + " | ".join(cells) + " |")
+    share = np.mean(totals["query"]) / np.mean(totals["random"])
+    print(f"share of the mean: {share:.2f} (aim: at most {MOST})")
+
+
+if __name__ == "__main__":
+    main()

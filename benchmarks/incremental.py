@@ -1,0 +1,148 @@
+"""Daily batches through `partial_fit` against one `fit` on all images: accuracy and time.
+
+    python benchmarks/incremental.py path/to/magnetic_tile --splits 0 1 2
+
+A data set is what benchmarks/accuracy.py takes. Its training images come in --days batches, in
+random order; after each, the test images are judged. Beside it stands one fit on all of them, which
+is also the refit that the last day would need.
+
+Aims: balanced accuracy within .02 of the fit's; all days together at most 1.5 times its time; each
+day after the first at most a quarter of it. Each finished run is kept in the JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from protocols import DEFECT, DataSet
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from defectcam import DefectCAMClassifier
+
+#: Most that the balanced accuracy may lose, and the shares of the fit's time.
+MOST_LOST, MOST_IN_ALL, MOST_PER_DAY = 0.02, 1.5, 0.25
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    runs = json.loads(options.json.read_text()) if options.json.exists() else []
+    asked = []
+    for place in options.sets:
+        data = DataSet.read(place, options.same_stem)
+        for seed in options.splits:
+            run = {
+                "set": data.name,
+                "split": seed,
+                "days": options.days,
+                "parameters": options.parameters,
+            }
+            done = [old for old in runs if run.items() <= old.items()]
+            if not done:
+                done = [run | measure(data, seed, options)]
+                runs += done
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                options.json.write_text(json.dumps(runs, indent=1) + "\n")
+            asked += done
+    print_table(asked)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sets", nargs="+", help="folders in the MVTec AD layout, or elpv")
+    parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2], help="seeds")
+    parser.add_argument("--days", type=int, default=5)
+    parser.add_argument("--test-size", type=float, default=0.2)
+    parser.add_argument("--same-stem", nargs="*", default=["deeppcb"], metavar="SET")
+    parser.add_argument("--json", default="benchmarks/results/incremental.json", type=Path)
+    parser.add_argument(
+        "--set",
+        default={},
+        type=json.loads,
+        dest="parameters",
+        metavar="JSON",
+        help="""parameters set otherwise, e.g. '{"image_size": 224}'""",
+    )
+    return parser.parse_args(arguments)
+
+
+def measure(data: DataSet, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Learn the training images day by day, then at once."""
+    train, test = data.split(seed, options.test_size)
+    order = np.random.RandomState(seed).permutation(train)
+    daily = DefectCAMClassifier(random_state=seed, **options.parameters)
+    days = []
+    for batch in np.array_split(order, options.days):
+        started = time.perf_counter()
+        daily.partial_fit(
+            data.images[batch], data.labels(batch), classes=np.unique(data.labels(order))
+        )
+        seconds = time.perf_counter() - started
+        days.append({"images": len(batch), "seconds": seconds} | figures(daily, data, test))
+        print(f"{data.name} split {seed} day {len(days)}: {days[-1]}", flush=True)
+    whole = DefectCAMClassifier(random_state=seed, **options.parameters)
+    started = time.perf_counter()
+    whole.fit(data.images[order], data.labels(order))
+    seconds = time.perf_counter() - started
+    at_once = {"images": len(order), "seconds": seconds} | figures(whole, data, test)
+    print(f"{data.name} split {seed} at once: {at_once}", flush=True)
+    return {"daily": days, "at once": at_once}
+
+
+def figures(classifier: DefectCAMClassifier, data: DataSet, test: np.ndarray) -> dict[str, float]:
+    is_defect = data.labels(test) == DEFECT
+    score = classifier.defect_score(data.images[test])
+    called = score >= np.log(classifier.threshold_) - np.log1p(-classifier.threshold_)
+    return {
+        "balanced accuracy": float(balanced_accuracy_score(is_defect, called)),
+        "image AUROC": float(roc_auc_score(is_defect, score)),
+    }
+
+
+def print_table(runs: list[dict[str, Any]]) -> None:
+    """Print a row per run, and whether the aims are met on average."""
+    heads = [
+        "set",
+        "split",
+        "balanced accuracy, day by day",
+        "at once",
+        "AUROC, last day",
+        "at once",
+    ]
+    heads += ["time in all", "longest update"]
+    print("\n| " + " | ".join(heads) + " |")
+    print("|---" * len(heads) + "|")
+    lost, in_all, longest = [], [], []
+    for run in runs:
+        days, once = run["daily"], run["at once"]
+        seconds = [day["seconds"] / once["seconds"] for day in days]
+        lost.append(once["balanced accuracy"] - days[-1]["balanced accuracy"])
+        in_all.append(sum(seconds))
+        longest.append(max(seconds[1:], default=0.0))
+        cells = [
+            run["set"],
+            str(run["split"]),
+            " ".join(f"{day['balanced accuracy']:.3f}" for day in days),
+            f"{once['balanced accuracy']:.3f}",
+            f"{days[-1]['image AUROC']:.3f}",
+            f"{once['image AUROC']:.3f}",
+            f"{in_all[-1]:.2f}",
+            f"{longest[-1]:.2f}",
+        ]
+        print("| " + " | ".join(cells) + " |")
+    for what, value, most in (
+        ("balanced accuracy lost, mean", np.mean(lost), MOST_LOST),
+        ("time in all against one fit, mean", np.mean(in_all), MOST_IN_ALL),
+        ("longest update against one fit, mean", np.mean(longest), MOST_PER_DAY),
+    ):
+        print(f"{what}: {value:.3f} (aim: at most {most}): {'met' if value <= most else 'missed'}")
+
+
+if __name__ == "__main__":
+    main()

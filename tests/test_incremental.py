@@ -1,0 +1,476 @@
+"""Learning that goes on: `partial_fit`, `warm_start`, callbacks with hooks."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_part
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.base import clone
+
+from defectcam import DefectCAMClassifier, load
+from defectcam.callbacks import Callback, Checkpoint, TimeLimit
+from defectcam.classifier import AUTO_REPLAY_SIZE
+from defectcam.incremental import are_usable, more_folds
+from defectcam.network import DefectCAMNetwork
+from defectcam.replay import Records, choose_rows, importance, new_records
+from defectcam.training import TailTraining
+
+pytestmark = pytest.mark.filterwarnings("ignore:The label of")
+
+
+def parts(n_good: int, n_defective: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return good and scratched parts, and their labels."""
+    rng = np.random.default_rng(seed)
+    images = [draw_part(rng, scratched=i >= n_good) for i in range(n_good + n_defective)]
+    return np.stack(images), np.array(["good"] * n_good + ["scratch"] * n_defective)
+
+
+FIRST, SECOND = parts(5, 5, seed=1), parts(4, 3, seed=2)
+
+
+@pytest.fixture(scope="module")
+def started(tiny_classifier) -> DefectCAMClassifier:
+    """Return a classifier after its first `partial_fit`; deepcopy it to go on."""
+    return tiny_classifier().partial_fit(*FIRST)
+
+
+@pytest.fixture
+def going(started) -> DefectCAMClassifier:
+    return copy.deepcopy(started)
+
+
+def weights(classifier: DefectCAMClassifier) -> torch.Tensor:
+    return torch.cat([w.detach().flatten() for w in classifier.network_.parameters()])
+
+
+# --- The course of an update ----------------------------------------------------------------------
+
+
+def test_the_first_call_is_a_fit(started, tiny_classifier):
+    fitted = tiny_classifier().fit(*FIRST)
+    assert torch.equal(weights(started), weights(fitted))
+    assert started.threshold_ == fitted.threshold_
+    np.testing.assert_array_equal(started.held_out_probability_, fitted.held_out_probability_)
+
+
+def test_an_update_goes_on_from_where_the_tails_are(going, monkeypatch):
+    starts = []
+    run = TailTraining.run
+
+    def watched(self: TailTraining, rows: np.ndarray, fold: int) -> None:
+        starts.append({k: v.clone() for k, v in self.network.state_dict().items()})
+        run(self, rows, fold)
+
+    tails = going._replay.tails
+    monkeypatch.setattr(TailTraining, "run", watched)
+    going.partial_fit(*SECOND)
+    assert len(starts) == len(tails) == 2
+    for start, tail in zip(starts, tails, strict=True):
+        assert all(torch.equal(start[name], tail[name]) for name in tail)
+
+
+def test_an_update_is_shorter_than_a_fit_and_its_rates_are_lower(going, monkeypatch):
+    options = []
+    run = TailTraining.run
+    monkeypatch.setattr(
+        TailTraining, "run", lambda self, *args: (options.append(self.options), run(self, *args))
+    )
+    going.set_params(max_epochs=10).partial_fit(*SECOND)
+    assert {(o.max_epochs, o.learning_rate, o.head_learning_rate) for o in options} == {
+        (2, 5e-3, 5e-3)
+    }
+
+
+def test_the_trunk_sees_new_images_alone(going, monkeypatch):
+    seen = []
+    trunk_features = DefectCAMNetwork.trunk_features
+
+    def watched(self: DefectCAMNetwork, pixels: torch.Tensor) -> Any:
+        seen.append(int(pixels.flatten(1).any(1).sum()))
+        return trunk_features(self, pixels)
+
+    monkeypatch.setattr(DefectCAMNetwork, "trunk_features", watched)
+    going.partial_fit(*SECOND)
+    assert sum(seen) == 4 * len(SECOND[0])  # each in four views
+
+
+def test_no_tail_ever_trains_on_an_image_of_its_own_fold(going, monkeypatch):
+    trained: list[tuple[int, set[float]]] = []
+    run = TailTraining.run
+
+    def watched(self: TailTraining, rows: np.ndarray, fold: int) -> None:
+        # An image is known again by its features.
+        trained.append((fold, {float(self.cache.deep[0][row].double().sum()) for row in rows}))
+        run(self, rows, fold)
+
+    monkeypatch.setattr(TailTraining, "run", watched)
+    for seed in (2, 3, 4):
+        going.partial_fit(*parts(4, 3, seed))
+    folds = going._replay.records.folds
+    sums = going._replay.features.deep[0].double().flatten(1).sum(1).tolist()
+    assert set(folds) == {0, 1} and len(trained) == 6
+    for fold, images in trained:
+        assert not images & {s for s, own in zip(sums, folds, strict=True) if own == fold}
+
+
+def test_what_is_known_of_new_images_is_held_out(going):
+    """The scores of an image that says the opposite of its label are not those of its label."""
+    X, y = SECOND
+    wrong = y.copy()
+    wrong[0] = "scratch"  # it shows a good part
+    going.set_params(max_epochs=30, learning_rate=2e-2).partial_fit(X, wrong)
+    assert len(going.held_out_probability_) == len(X)
+    assert going.held_out_probability_[0] < 0.5
+    assert going.suspects_[0] == 0
+
+
+def test_thresholds_and_scales_are_learned_anew(going, started):
+    going.partial_fit(*SECOND)
+    assert going._defect_probability != started._defect_probability
+    assert going._heat_model != started._heat_model
+    assert going.threshold_ == pytest.approx(8 / 17)  # the share of defective images seen
+
+
+def test_the_codebook_learns_what_new_good_parts_look_like(started):
+    """Inverted parts are novel, and less so once some of them are called good."""
+    X, y = parts(6, 3, seed=5)
+    inverted = 255 - X[:6]
+    unlike = parts(3, 0, seed=6)[0]
+    before, after = copy.deepcopy(started), copy.deepcopy(started)
+    assert all(found.unfamiliar for found in before.localize(255 - unlike))
+    after.partial_fit(np.concatenate([inverted, X[6:]]), y)
+    assert not any(found.unfamiliar for found in after.localize(255 - unlike))
+
+
+def test_the_history_grows_by_a_fold_for_each_tail(going, started):
+    going.partial_fit(*SECOND)
+    n = len(started.history_["epoch"])
+    assert {k: v[:n] for k, v in going.history_.items()} == started.history_
+    assert going.history_["fold"][n:] == [2, 3]
+    assert going.n_images_seen_ == going.info()["n_training_images"] == 17
+
+
+def test_one_random_state_gives_the_same_bytes(started):
+    twice = [copy.deepcopy(started).partial_fit(*SECOND) for _ in range(2)]
+    assert torch.equal(weights(twice[0]), weights(twice[1]))
+
+
+def test_global_generators_are_not_used(going, generators_untouched):
+    going.partial_fit(*SECOND)
+
+
+def test_five_days_are_as_good_as_one_fit_and_nothing_is_forgotten(tiny_classifier):
+    """Each day brings defects at another place; the first day's are found on the last."""
+
+    def day(number: int, seed: int, n: int = 8) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        X = np.clip(rng.normal(110, 4, size=(2 * n, 48, 48)), 0, 255).astype(np.uint8)
+        X[n:, 4 + 8 * number : 8 + 8 * number, 10:36] = (20, 60, 170, 220, 250)[number]
+        return X, np.repeat(["good", "defect"], n)
+
+    days = [day(number, seed=number) for number in range(5)]
+    test = [day(number, seed=10 + number) for number in range(5)]
+    daily = tiny_classifier(max_epochs=5, replay_size=24)
+    for X, y in days:
+        daily.partial_fit(X, y)
+        assert len(daily._replay) <= 24
+    once = tiny_classifier(max_epochs=5).fit(*map(np.concatenate, zip(*days, strict=True)))
+    scores = [[clf.score(*images) for images in test] for clf in (daily, once)]
+    assert np.mean(scores[0]) >= np.mean(scores[1]) - 0.02
+    assert scores[0][0] >= 0.9
+
+
+def test_sample_weights_leave_out_and_repeat(started):
+    X, y = SECOND
+    w = np.array([2, 1, 0, 1, 1, 0, 1])
+    weighted = copy.deepcopy(started).partial_fit(X, y, sample_weight=w)
+    repeated = copy.deepcopy(started).partial_fit(np.repeat(X, w, axis=0), np.repeat(y, w))
+    assert torch.equal(weights(weighted), weights(repeated))
+    assert np.flatnonzero(np.isnan(weighted.held_out_probability_)).tolist() == [2, 5]
+    assert weighted.n_images_seen_ == 15
+
+
+# --- What may come --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chosen", [slice(0, 1), slice(0, 4), slice(4, 7)])
+def test_images_of_one_class_are_learned_among_remembered_ones(going, chosen):
+    before = weights(going)
+    X, y = SECOND
+    going.partial_fit(X[chosen], y[chosen])
+    assert not torch.equal(weights(going), before)
+    assert len(going.held_out_probability_) == len(X[chosen])
+    assert going.score(*FIRST) >= 0.9
+
+
+@pytest.mark.filterwarnings("ignore::defectcam.exceptions.OnlyGoodImagesWarning")
+def test_good_images_alone_then_defects(tiny_classifier):
+    X, y = FIRST
+    clf = tiny_classifier().partial_fit(X[:5], y[:5], classes=["good", "scratch"])
+    assert not clf.evidence(X).any()
+    clf.partial_fit(parts(4, 0, seed=3)[0], ["good"] * 4)
+    assert not clf.evidence(X).any() and clf.n_images_seen_ == 9
+    clf.partial_fit(X[5:], y[5:])
+    assert clf.evidence(X).any()
+    assert set(clf.history_["fold"]) == {0, 1}  # a full fit, on remembered and new images
+    assert clf.score(*SECOND) == 1
+    clf.partial_fit(*SECOND)
+    assert set(clf.history_["fold"]) == {0, 1, 2, 3}
+
+
+def test_a_type_that_comes_later_is_refused_with_advice(going):
+    X, _ = SECOND
+    before = pickle.dumps(going)
+    with pytest.raises(ValueError, match=r"'dent'.*'good', 'scratch'.*Start anew with all"):
+        going.partial_fit(X, ["good"] * 4 + ["dent"] * 3)
+    assert pickle.dumps(going) == before
+
+
+def test_classes_say_what_will_come(tiny_classifier):
+    X, y = FIRST
+    classes = ["good", "scratch", "dent"]
+    merged = tiny_classifier().partial_fit(X, y, classes=classes)
+    assert merged.classes_.tolist() == ["anomaly", "good"]
+    merged.partial_fit(SECOND[0], ["good"] * 4 + ["dent", "scratch", "crack"], classes=classes)
+    apart = tiny_classifier(target="type").partial_fit(X, y, classes=classes)
+    assert apart.classes_.tolist() == ["dent", "good", "scratch"]
+    apart.partial_fit(SECOND[0], ["good"] * 4 + ["dent"] * 3)
+    assert np.isfinite(apart.predict_proba(X)).all()
+
+
+@pytest.mark.parametrize(
+    ("y", "classes", "message"),
+    [
+        (SECOND[1], ["good", "dent"], r"classes=\['good', 'dent'\] is not the same"),
+        ([0] * 4 + [1] * 3, None, r"y holds the labels \[0, 1\]"),
+        (SECOND[1][:3], None, "inconsistent numbers"),
+    ],
+)
+def test_labels_that_do_not_fit_the_first_call_are_refused(going, y, classes, message):
+    with pytest.raises(ValueError, match=message):
+        going.partial_fit(SECOND[0], y, classes=classes)
+
+
+def test_labels_outside_of_classes_are_refused_at_the_first_call(tiny_classifier):
+    with pytest.raises(ValueError, match="'scratch'"):
+        tiny_classifier(target="type").partial_fit(*FIRST, classes=["good", "dent"])
+
+
+def test_without_folds_a_single_tail_goes_on(tiny_classifier):
+    clf = tiny_classifier(cv=None).partial_fit(*FIRST)
+    before = weights(clf)
+    clf.partial_fit(*SECOND)
+    assert clf.history_["fold"][-1] == 1
+    assert 0 < float((weights(clf) - before).abs().max()) < 1
+    assert clf.threshold_ == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:A class has a single")
+def test_a_first_day_with_a_single_defect(tiny_classifier):
+    X, y = FIRST
+    clf = tiny_classifier().partial_fit(X[:6], y[:6])
+    clf.partial_fit(*SECOND)  # now images can be held out
+    assert set(clf.history_["fold"]) == {0, 1}
+    assert clf.score(X, y) == 1
+
+
+def test_an_interrupt_leaves_the_classifier_as_it_was(going, monkeypatch):
+    calls = Counter[str]()
+    loss = TailTraining._loss
+
+    def watched(self: TailTraining, *args: torch.Tensor) -> torch.Tensor:
+        calls["loss"] += 1
+        if calls["loss"] == 6:  # in the second tail
+            raise KeyboardInterrupt
+        return loss(self, *args)
+
+    monkeypatch.setattr(TailTraining, "_loss", watched)
+    before = pickle.dumps(going)
+    with pytest.raises(KeyboardInterrupt):
+        going.partial_fit(*SECOND)
+    assert pickle.dumps(going) == before
+
+
+# --- Memory ---------------------------------------------------------------------------------------
+
+
+def test_a_pickled_classifier_goes_on_alike(started):
+    copied = pickle.loads(pickle.dumps(started)).partial_fit(*SECOND)
+    assert torch.equal(weights(copied), weights(copy.deepcopy(started).partial_fit(*SECOND)))
+
+
+def test_a_loaded_classifier_says_that_it_remembers_nothing_and_goes_on(started, tmp_path):
+    started.save(tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors")
+    assert loaded.n_images_seen_ == 10
+    before = weights(loaded)
+    with pytest.warns(UserWarning, match="remembers no earlier image"):
+        loaded.partial_fit(*SECOND)
+    assert 0 < float((weights(loaded) - before).abs().max()) < 1
+    assert len(loaded._replay) == 7 and loaded.n_images_seen_ == 17
+    assert loaded.score(*FIRST) >= 0.9
+    loaded.partial_fit(*parts(2, 2, seed=4))  # no warning now
+    assert len(loaded._replay) == 11
+
+
+def test_without_memory_one_class_alone_is_remembered_but_not_learned(tiny_classifier):
+    clf = tiny_classifier().fit(*FIRST)
+    before, state = weights(clf), clf.threshold_
+    X, y = SECOND
+    with (
+        pytest.warns(UserWarning, match="remembers no earlier image"),
+        pytest.warns(UserWarning, match="nothing is trained until there are both"),
+    ):
+        clf.partial_fit(X[:4], y[:4])
+    assert torch.equal(weights(clf), before) and clf.threshold_ == state
+    assert len(clf._replay) == 4
+    clf.partial_fit(X[4:], y[4:])  # goes on from the present weights
+    assert 0 < float((weights(clf) - before).abs().max()) < 1
+
+
+def test_fit_remembers_where_it_is_asked_to(tiny_classifier):
+    assert tiny_classifier().fit(*FIRST)._replay is None
+    clf = tiny_classifier(replay_size=6).fit(*FIRST)
+    assert len(clf._replay) == 6
+    clf.partial_fit(*SECOND)  # no warning
+    assert len(clf._replay) == 6
+    assert clf._replay.seen == {"good": 9, "scratch": 8}
+    assert clone(clf).replay_size == 6
+    assert tiny_classifier().replay_size is None and AUTO_REPLAY_SIZE >= 100
+
+
+@given(
+    st.lists(st.sampled_from("gabc"), min_size=1, max_size=40), st.integers(0, 45), st.integers(0)
+)
+def test_kept_images_fill_the_places_in_balance(letters, size, seed):
+    labels = np.array(letters)
+    keys = np.random.RandomState(seed % 2**32).uniform(size=len(labels))
+    rows = choose_rows(labels, labels != "g", keys, size)
+    assert len(rows) == len(set(rows.tolist())) == min(size, len(labels))
+    assert (np.diff(rows) > 0).all()
+    kept, had = Counter(labels[rows].tolist()), Counter(letters)
+    n_types = len(set(letters) - {"g"})
+    for label in had:
+        share = size if not n_types else size / 2 if label == "g" else size / (2 * n_types)
+        if "g" not in had:
+            share = size / n_types
+        assert kept[label] >= min(had[label], int(share))
+        in_label = np.flatnonzero(labels == label)
+        lowest = in_label[np.argsort(keys[in_label])[: kept[label]]]
+        assert set(lowest) == set(rows[labels[rows] == label])
+
+
+def test_kept_images_stand_for_all_that_were_seen():
+    labels = np.array(["good"] * 2 + ["dent"])
+    assert importance(labels, Counter(good=10, dent=1)).tolist() == [5, 5, 1]
+
+
+def records_of(labels: list[str], folds: list[int]) -> Records:
+    names = np.array(labels)
+    thumbnails = list(np.zeros((len(names), 2, 2), np.uint8))
+    targets = (names == "good").astype(int)
+    records = new_records(names, targets, np.ones(len(names)), thumbnails, seed=0)
+    return records._replace(folds=np.array(folds))
+
+
+def test_new_images_go_where_their_label_is_rare_and_copies_to_their_like():
+    records = records_of(["good", "good", "good", "dent", "dent"], [-1, -1, 0, 1, -1])
+    folds = more_folds(records, np.arange(5), 2)
+    assert [held_out.tolist() for _, held_out in folds] == [[1, 2, 4], [0, 3]]
+    copies = more_folds(records, np.array([0, 2, 2, 3, 3]), 2)
+    assert [held_out.tolist() for _, held_out in copies] == [[1, 2], [0, 3, 4]]
+    assert are_usable(folds, records.targets)
+    assert not are_usable(copies, records.targets)  # the first tail... sees dents alone
+
+
+# --- warm_start -----------------------------------------------------------------------------------
+
+
+def test_warm_start_is_better_than_starting_anew_in_the_same_time(tiny_classifier):
+    X, y = map(np.concatenate, zip(FIRST, SECOND, strict=True))
+    warm = tiny_classifier(warm_start=True, max_epochs=1, learning_rate=2e-3)
+    losses = [np.mean(warm.fit(X, y).history_["loss"]) for _ in range(4)]
+    anew = clone(warm).set_params(warm_start=False)
+    assert np.mean(anew.fit(X, y).history_["loss"]) == losses[0]
+    assert losses[3] < 0.8 * losses[0]
+    unseen = parts(10, 10, seed=9)
+    assert warm.score(*unseen) >= anew.score(*unseen)
+
+
+@pytest.mark.parametrize("change", ["classes", "architecture"])
+def test_where_nothing_fits_warm_start_says_so(tiny_classifier, change):
+    X, y = FIRST
+    clf = tiny_classifier(warm_start=True, max_epochs=1).fit(X, y)
+    if change == "classes":
+        y = np.where(y == "scratch", "dent", y)
+    else:
+        clf.set_params(evidence_stages=1)
+    with pytest.warns(UserWarning, match="fit starts anew"):
+        clf.fit(X, y)
+    expected = tiny_classifier(max_epochs=1, evidence_stages=clf.evidence_stages).fit(X, y)
+    assert torch.equal(weights(clf), weights(expected))
+
+
+# --- Callbacks ------------------------------------------------------------------------------------
+
+
+class Diary(Callback):
+    def __init__(self) -> None:
+        self.entries: list[Any] = []
+
+    def on_train_begin(self, classifier: DefectCAMClassifier) -> None:
+        self.entries.append(("begin", hasattr(classifier, "network_")))
+
+    def on_epoch_end(self, classifier: DefectCAMClassifier, record: dict[str, Any]) -> bool:
+        self.entries.append((record["fold"], record["epoch"]))
+        return record["epoch"] == 2
+
+    def on_train_end(self, classifier: DefectCAMClassifier) -> None:
+        self.entries.append(("end", classifier.n_images_seen_))
+
+
+def test_hooks_are_called_in_order_and_may_end_a_fold(tiny_classifier):
+    diary = Diary()
+    clf = tiny_classifier(callbacks=diary).partial_fit(*FIRST)
+    first = [("begin", False), (0, 1), (0, 2), (1, 1), (1, 2), ("end", 10)]
+    assert diary.entries == first
+    clf.set_params(callbacks=[diary, lambda classifier, record: None]).partial_fit(*SECOND)
+    assert diary.entries[6:] == [("begin", True), (2, 1), (3, 1), ("end", 17)]
+
+
+def test_an_object_with_one_hook_will_do(tiny_classifier):
+    class End:
+        def on_train_end(self, classifier: DefectCAMClassifier) -> None:
+            self.classes = classifier.classes_.tolist()
+
+    end = End()
+    tiny_classifier(callbacks=[end], max_epochs=1).fit(*FIRST)
+    assert end.classes == ["good", "scratch"]
+
+
+def test_a_checkpoint_is_written_after_each_call(tiny_classifier, tmp_path):
+    callbacks = [Checkpoint(tmp_path / "last.safetensors"), Checkpoint(f"{tmp_path}/{{n}}.st")]
+    clf = tiny_classifier(callbacks=callbacks, max_epochs=1).partial_fit(*FIRST)
+    clf.partial_fit(*SECOND)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["10.st", "17.st", "last.safetensors"]
+    X = FIRST[0]
+    last = load(tmp_path / "last.safetensors").predict_proba(X)
+    np.testing.assert_array_equal(last, clf.predict_proba(X))
+
+
+def test_a_time_limit_leaves_each_fold_after_its_epoch(tiny_classifier, monkeypatch):
+    now = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    clf = tiny_classifier(max_epochs=50, callbacks=TimeLimit(8.5)).fit(*FIRST)
+    assert clf.history_["fold"] == [0, 0, 0, 1]
+    assert len(clf.held_out_probability_) == 10
