@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import copy
 import dataclasses
 import os
 import platform
@@ -70,20 +69,16 @@ from defectcam.images import (
 )
 from defectcam.incremental import (
     Course,
-    are_usable,
     first_classes,
-    has_evidence,
-    more_folds,
     options_of_update,
     start_from,
-    targets_of_known,
 )
 from defectcam.labels import Classes, as_labels, plain_label
 from defectcam.network import DefectCAMNetwork, Description, NetworkOutput
 from defectcam.novelty import Codebook
 from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
-from defectcam.replay import Keeper, Records, ReplayMemory, importance, in_folds, new_records
+from defectcam.replay import Keeper, ReplayMemory, in_folds, new_records
 from defectcam.results import Localization
 from defectcam.sample_weights import weigh_rows
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
@@ -96,7 +91,6 @@ from defectcam.training import (
     TrainingOptions,
     add_codebook,
     result_of_good_only,
-    tail_state,
     train_with_folds,
 )
 from defectcam.views import original_of, placed
@@ -657,7 +651,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Chaudhry et al., "On tiny episodic memories in continual learning", 2019: experience replay.
         """
         if hasattr(self, "network_"):
-            return self._learn_more(X, y, sample_weight, classes)
+            from defectcam.updates import learn_more  # updates know the classifier, not the reverse
+
+            return learn_more(self, X, y, sample_weight, classes)
         return self._fit(X, y, sample_weight, classes=classes, n_kept=self._replay_places())
 
     def _fit(
@@ -800,126 +796,6 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
     def _replay_places(self) -> int:
         return AUTO_REPLAY_SIZE if self.replay_size is None else self.replay_size
-
-    def _learn_more(
-        self, X: Any, y: Any, sample_weight: ArrayLike | None, classes: Any
-    ) -> DefectCAMClassifier:
-        check_threshold(self.threshold)
-        check_callbacks(self.callbacks)
-        folder = folder_of_memory(self.memory)
-        sources, labels = labelled_sources(X, y, self.good_label_)
-        weighed = weigh_rows(sample_weight, len(sources.items))
-        items = [sources.items[row] for row in weighed.rows]
-        labels = as_labels(labels)[weighed.rows]
-        targets = targets_of_known(self._classes, labels, classes, self.target)
-        check_readable(paths_of(sources), n_workers=self.n_jobs)
-        memory = self._remembered()
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        seed = (seed + self.n_images_seen_) % np.iinfo(np.int32).max  # another one each day
-        views = VIEWS[self.augmentation] if memory is None else memory.views
-        train_begins(self.callbacks, self)
-        network = copy.deepcopy(self.network_)
-        n_images = len(items) + (0 if memory is None else len(memory))
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.random.fork_rng(),
-            FeatureCache(n_images, views, self.cache_size, torch.float16, self.batch_size) as cache,
-        ):
-            torch.manual_seed(seed)
-            store = self._feature_store(folder, network, self._preprocess, cache)
-            try:
-                thumbnails = self._fill(cache, network, self._preprocess, items, store)
-            except ImageReadError:
-                if sample_weight is not None:
-                    _complain_in_place(sources.items, weighed.rows)
-                raise
-            records = new_records(labels, targets, weighed.weights, thumbnails, seed)
-            seen = Counter(labels.tolist())
-            if memory is not None:  # the new images come first
-                memory.put_into(cache, len(items))
-                records, seen = records.joined(memory.records), seen + memory.seen
-            pairs = duplicate_pairs(list(records.thumbnails))
-            is_defect = records.targets != self._classes.good
-            new_pairs = pairs[(pairs < len(items)).all(1)]
-            warn_if_duplicates(new_pairs, is_defect[: len(items)], sources.items, weighed.rows)
-            course = self._course(network, records, memory, duplicate_groups(pairs, n_images), seed)
-            if course is not None:
-                records = in_folds(records, course.folds)
-            keeper = Keeper(cache, records, is_defect, self._replay_places())
-            weights = records.weights * importance(records.labels, seen)
-            result: FitResult | None = None
-            codebooks: list[Codebook] = []
-            if course is not None:
-                warn_if_few_defects(is_defect)
-                if course.is_anew:
-                    network = self._new_network(network)
-                result, novelty, codebooks = self._train(
-                    network, cache, self._classes, records.targets, weights, course, seed
-                )
-        if result is not None:
-            if result.interrupted:
-                raise KeyboardInterrupt
-            self.network_, self.history_ = network, result.history
-            calibrated = bool(course and course.folds)
-            self._calibrate(result, novelty, records.targets, weights, calibrated)
-            n_new = len(items)
-            self.held_out_probability_ = weighed.per_given(self.held_out_probability_[:n_new])
-            self.suspects_ = weighed.given(self.suspects_[self.suspects_ < n_new])
-        self.n_images_seen_ += weighed.n_used
-        tails = () if result is None else result.tails
-        self._replay = None
-        if self._replay_places():
-            self._replay = keeper.memory(seen, tails, codebooks, is_learned=result is not None)
-        train_ends(self.callbacks, self)
-        return self
-
-    def _new_network(self, present: DefectCAMNetwork) -> DefectCAMNetwork:
-        """Make a network with an untrained tail behind the present trunk and codebook."""
-        network, _ = self._build_network(len(self.classes_), self._classes.good)
-        network.trunk.load_state_dict(present.trunk.state_dict())
-        network.codebook = present.codebook
-        return network
-
-    def _course(
-        self,
-        network: DefectCAMNetwork,
-        records: Records,
-        memory: ReplayMemory | None,
-        groups: NDArray[np.int64],
-        seed: int,
-    ) -> Course | None:
-        """Decide how new and remembered images are learned; None where they are of one class."""
-        n_classes = len(np.unique(records.targets))
-        if has_evidence(network) and n_classes == 1:
-            warn_caller(
-                "partial_fit was given images of one class and remembers none of the other: they "
-                "are remembered, and nothing is trained until there are both."
-            )
-            return None
-        is_first_defect = n_classes > 1 and not has_evidence(network)
-        if memory is not None and memory.n_folds and not is_first_defect:
-            folds = more_folds(records, groups, memory.n_folds)
-            if are_usable(folds, records.targets):
-                return Course(folds, memory.tails, memory.codebooks, is_update=True)
-        folds = self._folds(records.labels, records.targets, groups, seed)
-        is_all_new = memory is None or not memory.is_learned
-        if has_evidence(network) and (is_all_new or self.cv is None):
-            # The network has seen nothing of what is held out, or nothing is held out.
-            state = tail_state(copy.deepcopy(network.state_dict()))
-            codebooks = [network.codebook] * len(folds) if network.codebook is not None else ()
-            return Course(folds, [state] * len(folds), codebooks, is_update=True)
-        return Course(folds, is_anew=n_classes > 1)
-
-    def _remembered(self) -> ReplayMemory | None:
-        memory = getattr(self, "_replay", None)
-        if memory is None and self.replay_size != 0:
-            warn_caller(
-                "partial_fit remembers no earlier image, so what they showed may be forgotten: "
-                "`load` reads no memory, and `fit` keeps one only where replay_size is a number. "
-                "The new images start one."
-            )
-        return memory
 
     def _check_for_good_only(self, good_label: Any) -> None:
         """Refuse parameters that mean nothing where there is no defective image."""

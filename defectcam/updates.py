@@ -1,0 +1,214 @@
+"""One `partial_fit` after the first: new images are learned among remembered ones.
+
+Owns the order of the steps, and when nothing can be learned or all has to be learned anew. It knows
+the classifier, whose methods do the work; what an update starts from, and what is remembered, are
+`defectcam.incremental`'s and `defectcam.replay`'s matter.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
+
+from defectcam.calibration import check_threshold
+from defectcam.callbacks import check_callbacks, train_begins, train_ends
+from defectcam.classifier import DefectCAMClassifier, _complain_in_place
+from defectcam.diagnostics import warn_if_duplicates, warn_if_few_defects
+from defectcam.duplicates import duplicate_groups, duplicate_pairs
+from defectcam.exceptions import warn_caller
+from defectcam.feature_store import folder_of_memory
+from defectcam.images import ImageReadError, check_readable
+from defectcam.incremental import (
+    Course,
+    are_usable,
+    has_evidence,
+    more_folds,
+    targets_of_known,
+)
+from defectcam.labels import as_labels
+from defectcam.network import DefectCAMNetwork
+from defectcam.novelty import Codebook
+from defectcam.replay import Keeper, Records, ReplayMemory, importance, in_folds, new_records
+from defectcam.sample_weights import WeighedRows, weigh_rows
+from defectcam.sources import Sources, labelled_sources, paths_of
+from defectcam.training import VIEWS, FeatureCache, FitResult, tail_state
+
+__all__ = ["learn_more"]
+
+
+class _New(NamedTuple):
+    """New images that were found fit to be learned; a row each, but for ``sources``."""
+
+    sources: Sources
+    weighed: WeighedRows
+    items: list[Any]
+    labels: NDArray[Any]
+    targets: NDArray[np.int64]
+
+
+class _Learned(NamedTuple):
+    """What new and remembered images have taught; ``result`` is None where it was nothing."""
+
+    network: DefectCAMNetwork
+    records: Records
+    weights: NDArray[np.float64]
+    course: Course | None
+    result: FitResult | None
+    novelty: torch.Tensor | None
+    memory: ReplayMemory
+
+
+def learn_more(
+    clf: DefectCAMClassifier, X: Any, y: Any, sample_weight: ArrayLike | None, classes: Any
+) -> DefectCAMClassifier:
+    """Do what `DefectCAMClassifier.partial_fit` says of a later call.
+
+    Whatever is raised, the classifier stays as it was.
+    """
+    check_threshold(clf.threshold)
+    check_callbacks(clf.callbacks)
+    new = _accept(clf, X, y, sample_weight, classes)
+    memory = _remembered(clf)
+    seed = int(check_random_state(clf.random_state).randint(np.iinfo(np.int32).max))
+    seed = (seed + clf.n_images_seen_) % np.iinfo(np.int32).max  # another one each day
+    train_begins(clf.callbacks, clf)
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        learned = _learn(clf, new, memory, seed)
+    if learned.result is not None:
+        _take_over(clf, learned, learned.result, new.weighed)
+    clf.n_images_seen_ += new.weighed.n_used
+    clf._replay = learned.memory if clf._replay_places() else None
+    train_ends(clf.callbacks, clf)
+    return clf
+
+
+def _accept(
+    clf: DefectCAMClassifier, X: Any, y: Any, sample_weight: ArrayLike | None, classes: Any
+) -> _New:
+    sources, labels = labelled_sources(X, y, clf.good_label_)
+    weighed = weigh_rows(sample_weight, len(sources.items))
+    items = [sources.items[row] for row in weighed.rows]
+    labels = as_labels(labels)[weighed.rows]
+    targets = targets_of_known(clf._classes, labels, classes, clf.target)
+    check_readable(paths_of(sources), n_workers=clf.n_jobs)
+    return _New(sources, weighed, items, labels, targets)
+
+
+def _remembered(clf: DefectCAMClassifier) -> ReplayMemory | None:
+    memory = getattr(clf, "_replay", None)
+    if memory is None and clf.replay_size != 0:
+        warn_caller(
+            "partial_fit remembers no earlier image, so what they showed may be forgotten: `load` "
+            "reads no memory, and `fit` keeps one only where replay_size is a number. The new "
+            "images start one."
+        )
+    return memory
+
+
+def _learn(clf: DefectCAMClassifier, new: _New, memory: ReplayMemory | None, seed: int) -> _Learned:
+    """Learn on a copy of the network."""
+    network, n_new = copy.deepcopy(clf.network_), len(new.items)
+    views = VIEWS[clf.augmentation] if memory is None else memory.views
+    n_images = n_new + (0 if memory is None else len(memory))
+    with FeatureCache(n_images, views, clf.cache_size, torch.float16, clf.batch_size) as cache:
+        thumbnails = _fill(clf, cache, network, new)
+        records = new_records(new.labels, new.targets, new.weighed.weights, thumbnails, seed)
+        seen = Counter(new.labels.tolist())
+        if memory is not None:  # the new images come first
+            memory.put_into(cache, n_new)
+            records, seen = records.joined(memory.records), seen + memory.seen
+        is_defect = records.targets != clf._classes.good
+        pairs = duplicate_pairs(list(records.thumbnails))
+        new_pairs = pairs[(pairs < n_new).all(1)]
+        warn_if_duplicates(new_pairs, is_defect[:n_new], new.sources.items, new.weighed.rows)
+        course = _course(clf, network, records, memory, duplicate_groups(pairs, n_images), seed)
+        if course is not None:
+            records = in_folds(records, course.folds)
+        keeper = Keeper(cache, records, is_defect, clf._replay_places())
+        weights = records.weights * importance(records.labels, seen)
+        result: FitResult | None = None
+        novelty: torch.Tensor | None = None
+        codebooks: list[Codebook] = []
+        if course is not None:
+            warn_if_few_defects(is_defect)
+            if course.is_anew:
+                network = _untrained(clf, network)
+            result, novelty, codebooks = clf._train(
+                network, cache, clf._classes, records.targets, weights, course, seed
+            )
+            if result.interrupted:
+                raise KeyboardInterrupt
+    tails = () if result is None else result.tails
+    kept = keeper.memory(seen, tails, codebooks, is_learned=result is not None)
+    return _Learned(network, records, weights, course, result, novelty, kept)
+
+
+def _fill(
+    clf: DefectCAMClassifier, cache: FeatureCache, network: DefectCAMNetwork, new: _New
+) -> list[NDArray[np.uint8]]:
+    folder = folder_of_memory(clf.memory)
+    store = clf._feature_store(folder, network, clf._preprocess, cache)
+    try:
+        return clf._fill(cache, network, clf._preprocess, new.items, store)
+    except ImageReadError:
+        _complain_in_place(new.sources.items, new.weighed.rows)
+        raise
+
+
+def _untrained(clf: DefectCAMClassifier, present: DefectCAMNetwork) -> DefectCAMNetwork:
+    """Make a network with an untrained tail behind the present trunk and codebook."""
+    network, _ = clf._build_network(len(clf.classes_), clf._classes.good)
+    network.trunk.load_state_dict(present.trunk.state_dict())
+    network.codebook = present.codebook
+    return network
+
+
+def _course(
+    clf: DefectCAMClassifier,
+    network: DefectCAMNetwork,
+    records: Records,
+    memory: ReplayMemory | None,
+    groups: NDArray[np.int64],
+    seed: int,
+) -> Course | None:
+    """Decide how new and remembered images are learned; None where they are of one class."""
+    n_classes = len(np.unique(records.targets))
+    is_trained = has_evidence(network)
+    if is_trained and n_classes == 1:
+        warn_caller(
+            "partial_fit was given images of one class and remembers none of the other: they are "
+            "remembered, and nothing is trained until there are both."
+        )
+        return None
+    is_first_defect = n_classes > 1 and not is_trained
+    if memory is not None and memory.n_folds and not is_first_defect:
+        folds = more_folds(records, groups, memory.n_folds)
+        if are_usable(folds, records.targets):
+            return Course(folds, memory.tails, memory.codebooks, is_update=True)
+    folds = clf._folds(records.labels, records.targets, groups, seed)
+    is_all_new = memory is None or not memory.is_learned
+    if is_trained and (is_all_new or clf.cv is None):
+        # The network has seen nothing of what is held out, or nothing is held out.
+        state = tail_state(copy.deepcopy(network.state_dict()))
+        codebooks = [network.codebook] * len(folds) if network.codebook is not None else ()
+        return Course(folds, [state] * len(folds), codebooks, is_update=True)
+    return Course(folds, is_anew=n_classes > 1)
+
+
+def _take_over(
+    clf: DefectCAMClassifier, learned: _Learned, result: FitResult, weighed: WeighedRows
+) -> None:
+    """Set the fitted attributes; those of single images are about the new ones."""
+    clf.network_, clf.history_ = learned.network, result.history
+    is_held_out = bool(learned.course and learned.course.folds)
+    clf._calibrate(result, learned.novelty, learned.records.targets, learned.weights, is_held_out)
+    n_new = len(weighed.rows)
+    clf.held_out_probability_ = weighed.per_given(clf.held_out_probability_[:n_new])
+    clf.suspects_ = weighed.given(clf.suspects_[clf.suspects_ < n_new])
