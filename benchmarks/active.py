@@ -136,7 +136,8 @@ def print_table(runs: list[dict[str, Any]], target: float) -> None:
             totals[way].append(n)
         cells = [name, str(split), *(f"{n:.0f}" for n in labels), f"{labels[1] / labels[0]:.2f}"]
         print("| " + " | ".join(cells) + " |")
-    share = np.mean(totals["query"]) / np.mean(totals["random"])
+    with np.errstate(invalid="ignore"):  # neither way may have reached the target
+        share = np.mean(totals["query"]) / np.mean(totals["random"])
     print(f"share of the mean: {share:.2f} (aim: at most {MOST})")
 
 
