@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import image_figures, pixel_figures, predictions, suspect_figures
+from options import make_parser
 from printing import print_pooled, print_row, print_table, title
 from protocols import DEFECT, PROTOCOLS, Case, DataSet
 
@@ -93,29 +94,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sets", nargs="+", help="folders in the MVTec AD layout, or elpv")
-    parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2], help="seeds")
-    parser.add_argument(
-        "--test-size", type=float, default=0.2, help="for another one use another --json"
-    )
+    parser = make_parser(__doc__, "accuracy.json")
     parser.add_argument("--methods", nargs="+", default=["ancestor", "default"], choices=METHODS)
     parser.add_argument("--protocol", default="split", choices=PROTOCOLS)
     parser.add_argument("--types", nargs="+", help="defect types to leave out, one at a time")
     parser.add_argument("--n-defects", nargs="+", type=int, default=[5, 10, 20, 40])
     parser.add_argument("--flipped", nargs="+", type=float, default=[0.02, 0.05])
-    parser.add_argument("--same-stem", nargs="*", default=["deeppcb"], metavar="SET")
-    parser.add_argument("--json", default="benchmarks/results/accuracy.json", type=Path)
-    parser.add_argument(
-        "--set",
-        default={},
-        type=json.loads,
-        dest="parameters",
-        metavar="JSON",
-        help="""parameters set otherwise, e.g. '{"image_size": 224}'""",
-    )
     return parser.parse_args(arguments)
 
 

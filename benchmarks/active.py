@@ -15,11 +15,10 @@ Give --set '{"memory": "features"}' to run the trunk once per image.
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
+from accuracy import Run, keep_run, key, read_runs
+from options import make_parser
 from protocols import DEFECT, GOOD, DataSet
 from sklearn.metrics import balanced_accuracy_score
 
@@ -31,50 +30,33 @@ MOST = 0.6
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    runs = json.loads(options.json.read_text()) if options.json.exists() else []
-    asked = []
+    asked: list[Run] = []
     for place in options.sets:
         data = DataSet.read(place, options.same_stem)
         for seed in options.splits:
             for way in WAYS:
                 run = {
                     "set": data.name,
+                    "protocol": "active",
+                    # a curve ends where it reaches the target
+                    "variant": f"{options.start}+{options.step}..{options.most}, {options.target}",
+                    "method": way,
                     "split": seed,
-                    "way": way,
-                    "labels": [options.start, options.step, options.most],
                     "parameters": options.parameters,
                 }
-                done = [old for old in runs if run.items() <= old.items()]
-                if not done:
-                    done = [run | {"curve": learn(data, seed, way, options)}]
-                    runs += done
-                    options.json.parent.mkdir(parents=True, exist_ok=True)
-                    options.json.write_text(json.dumps(runs, indent=1) + "\n")
-                asked += done
-    print_table(asked, options.target)
+                if key(run) not in read_runs(options.json):
+                    keep_run(run | {"curve": learn(data, seed, way, options)}, options.json)
+                asked.append(run)
+    runs = read_runs(options.json)
+    print_table([runs[key(run)] for run in asked], options.target)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sets", nargs="+", help="folders in the MVTec AD layout, or elpv")
-    parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds")
+    parser = make_parser(__doc__, "active.json", splits=range(5))
     parser.add_argument("--target", type=float, default=0.95, help="balanced accuracy")
     parser.add_argument("--start", type=int, default=40, help="labelled images to start from")
     parser.add_argument("--step", type=int, default=40, help="labels per round")
     parser.add_argument("--most", type=int, default=600, help="labels at which a way ends")
-    parser.add_argument("--test-size", type=float, default=0.2)
-    parser.add_argument("--same-stem", nargs="*", default=["deeppcb"], metavar="SET")
-    parser.add_argument("--json", default="benchmarks/results/active.json", type=Path)
-    parser.add_argument(
-        "--set",
-        default={},
-        type=json.loads,
-        dest="parameters",
-        metavar="JSON",
-        help="""parameters set otherwise, e.g. '{"image_size": 224}'""",
-    )
     return parser.parse_args(arguments)
 
 
@@ -125,10 +107,12 @@ def needed(curve: list[tuple[int, float]], target: float) -> float:
     return float("inf")
 
 
-def print_table(runs: list[dict[str, Any]], target: float) -> None:
+def print_table(runs: list[Run], target: float) -> None:
     print(f"\nLabels needed for a balanced accuracy of {target}\n")
     print("| set | split | random | query | share |\n|---|---|---|---|---|")
-    found = {(run["set"], run["split"], run["way"]): needed(run["curve"], target) for run in runs}
+    found = {
+        (run["set"], run["split"], run["method"]): needed(run["curve"], target) for run in runs
+    }
     totals: dict[str, list[float]] = {way: [] for way in WAYS}
     for name, split in dict.fromkeys((run["set"], run["split"]) for run in runs):
         labels = [found[name, split, way] for way in WAYS]

@@ -26,16 +26,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accuracy import Run, keep_run, key, read_runs
 from figures import pixel_figures
+from options import make_parser
 from printing import print_row, print_table
 from protocols import DataSet
 
@@ -64,26 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sets", nargs="+", help="folders in the MVTec AD layout")
-    parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2], help="seeds")
-    parser.add_argument(
-        "--test-size", type=float, default=0.2, help="for another one use another --json"
-    )
+    parser = make_parser(__doc__, "cam_methods.json")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--images", type=int, help="most test images per split; default: all")
-    parser.add_argument("--same-stem", nargs="*", default=["deeppcb"], metavar="SET")
-    parser.add_argument("--json", default="benchmarks/results/cam_methods.json", type=Path)
-    parser.add_argument(
-        "--set",
-        default={},
-        type=json.loads,
-        dest="parameters",
-        metavar="JSON",
-        help="""parameters of the classifier set otherwise, e.g. '{"image_size": 224}'""",
-    )
     return parser.parse_args(arguments)
 
 

@@ -13,12 +13,12 @@ day after the first at most a quarter of it. Each finished run is kept in the JS
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accuracy import Run, keep_run, key, read_runs
+from options import make_parser
 from protocols import DEFECT, DataSet
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
@@ -30,45 +30,28 @@ MOST_LOST, MOST_IN_ALL, MOST_PER_DAY = 0.02, 1.5, 0.25
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    runs = json.loads(options.json.read_text()) if options.json.exists() else []
-    asked = []
+    asked: list[Run] = []
     for place in options.sets:
         data = DataSet.read(place, options.same_stem)
         for seed in options.splits:
             run = {
                 "set": data.name,
+                "protocol": "days",
+                "variant": options.days,
+                "method": "partial_fit",
                 "split": seed,
-                "days": options.days,
                 "parameters": options.parameters,
             }
-            done = [old for old in runs if run.items() <= old.items()]
-            if not done:
-                done = [run | measure(data, seed, options)]
-                runs += done
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                options.json.write_text(json.dumps(runs, indent=1) + "\n")
-            asked += done
-    print_table(asked)
+            if key(run) not in read_runs(options.json):
+                keep_run(run | measure(data, seed, options), options.json)
+            asked.append(run)
+    runs = read_runs(options.json)
+    print_table([runs[key(run)] for run in asked])
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sets", nargs="+", help="folders in the MVTec AD layout, or elpv")
-    parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2], help="seeds")
+    parser = make_parser(__doc__, "incremental.json")
     parser.add_argument("--days", type=int, default=5)
-    parser.add_argument("--test-size", type=float, default=0.2)
-    parser.add_argument("--same-stem", nargs="*", default=["deeppcb"], metavar="SET")
-    parser.add_argument("--json", default="benchmarks/results/incremental.json", type=Path)
-    parser.add_argument(
-        "--set",
-        default={},
-        type=json.loads,
-        dest="parameters",
-        metavar="JSON",
-        help="""parameters set otherwise, e.g. '{"image_size": 224}'""",
-    )
     return parser.parse_args(arguments)
 
 
@@ -105,7 +88,7 @@ def figures(classifier: DefectCAMClassifier, data: DataSet, test: np.ndarray) ->
     }
 
 
-def print_table(runs: list[dict[str, Any]]) -> None:
+def print_table(runs: list[Run]) -> None:
     """Print a row per run, and whether the aims are met on average."""
     heads = [
         "set",

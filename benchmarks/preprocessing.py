@@ -20,14 +20,13 @@ a finished one prints its tables again. The tables hold the runs that the comman
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accuracy import keep_run, key, measure, read_runs
+from options import make_parser
 from printing import print_pooled, print_row, print_table
 from protocols import Case, DataSet
 from protocols import split as split_protocol
@@ -94,30 +93,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sets", nargs="+", help="folders in the MVTec AD layout, or elpv")
-    parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2], help="seeds")
-    parser.add_argument(
-        "--test-size", type=float, default=0.2, help="for another one use another --json"
-    )
+    parser = make_parser(__doc__, "preprocessing.json")
     parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=STEPS)
     parser.add_argument("--protocol", default="split", choices=PROTOCOLS)
     parser.add_argument(
         "--folds", type=int, default=5, help="for another number use another --json"
     )
     parser.add_argument("--images", type=int, help="for another number use another --json")
-    parser.add_argument("--same-stem", nargs="*", default=["deeppcb"], metavar="SET")
-    parser.add_argument("--json", default="benchmarks/results/preprocessing.json", type=Path)
-    parser.add_argument(
-        "--set",
-        default={},
-        type=json.loads,
-        dest="parameters",
-        metavar="JSON",
-        help="""the classifier's parameters set otherwise, e.g. '{"image_size": 224}'""",
-    )
     return parser.parse_args(arguments)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import accuracy
 import numpy as np
+from options import make_parser
 from printing import digits, print_line
 from protocols import PROTOCOLS, DataSet
 from scipy.stats import spearmanr
@@ -76,26 +77,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = make_parser(
+        __doc__,
+        "ranking.json",
+        splits=(10, 11),
+        test_size=0.4,
+        parameters={"image_size": 224},  # of all configurations, before what each changes
     )
-    parser.add_argument("sets", nargs="+", help="folders in the MVTec AD layout, or elpv")
     parser.add_argument("--configurations", nargs="+", default=list(CONFIGURATIONS))
     parser.add_argument("--kinds", nargs="+", default=list(SURFACES), choices=SURFACES)
     parser.add_argument("--n-samples", type=int, default=250, help="generated images of a kind")
     parser.add_argument("--generated-size", type=int, default=256, help="their size in pixels")
-    parser.add_argument("--splits", nargs="+", type=int, default=[10, 11], help="seeds")
-    parser.add_argument("--test-size", type=float, default=0.4)
-    parser.add_argument("--same-stem", nargs="*", default=["deeppcb"], metavar="SET")
-    parser.add_argument("--json", default="benchmarks/results/ranking.json", type=Path)
-    parser.add_argument(
-        "--set",
-        default={"image_size": 224},
-        type=json.loads,
-        dest="parameters",
-        metavar="JSON",
-        help="parameters that all configurations share, before what each changes",
-    )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.configurations if name not in CONFIGURATIONS]
     if unknown or len(set(options.configurations)) < MIN_CONFIGURATIONS:

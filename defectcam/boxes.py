@@ -182,31 +182,44 @@ def _find_regions(
     shape, largest_blob = values.shape, _PLATEAU_SHARE * values.size
     place = _rectangle_around(above)  # mostly a small part of the map, and all that matters
     values, above = values[place], above[place]
-    labels, areas, corners, peaks = _label_regions(above, values)
-    is_region = (areas >= min_area) & (peaks >= least_peak)
+    regions = _label_regions(above, values)
+    is_region = (regions.areas >= min_area) & (regions.peaks >= least_peak)
     if tighten:
-        whole, whole_peaks = labels, np.where(is_region, peaks, np.inf)
-        is_blob = is_region & (areas <= largest_blob)
-        levels = _steepest_levels(values, labels, corners, is_blob, min_area)
-        labels, areas, corners, peaks = _label_regions(above & (values >= levels[labels]), values)
+        is_blob = is_region & (regions.areas <= largest_blob)
+        whole, whole_peaks = regions.labels, np.where(is_region, regions.peaks, np.inf)
+        levels = _steepest_levels(values, regions, is_blob, min_area)
+        regions = _label_regions(above & (values >= levels[whole]), values)
         # The part with the peak stays, however small: tightening loses no region.
-        part_of = np.zeros(len(areas), dtype=np.intp)
-        part_of[labels] = whole
-        is_region = (areas >= min_area) | (peaks >= whole_peaks[part_of])
-        is_region &= peaks >= least_peak
+        part_of = np.zeros(len(regions.areas), dtype=np.intp)
+        part_of[regions.labels] = whole
+        is_region = (regions.areas >= min_area) | (regions.peaks >= whole_peaks[part_of])
+        is_region &= regions.peaks >= least_peak
+    return _kept(regions, is_region, max_boxes, merge_distance, shape, place)
+
+
+def _kept(
+    regions: _Labelled,
+    is_region: NDArray[np.bool_],
+    max_boxes: int | None,
+    merge_distance: float | None,
+    shape: tuple[int, int],
+    place: tuple[slice, slice],
+) -> _Regions:
+    """Merge boxes that are near, order them and keep the best, in the pixels of the whole map."""
     candidates = 1 + np.flatnonzero(is_region[1:])  # label 0 is the background
-    groups = _group_near_boxes(corners[candidates], merge_distance, values.shape)
-    boxes = _bounding_boxes(corners[candidates], groups)
+    corners = regions.corners[candidates]
+    groups = _group_near_boxes(corners, merge_distance, regions.labels.shape)
+    boxes = _bounding_boxes(corners, groups)
     boxes += np.tile([place[1].start, place[0].start], 2)
     scores = np.full(len(boxes), -np.inf, dtype=np.float32)
-    np.maximum.at(scores, groups, peaks[candidates])
+    np.maximum.at(scores, groups, regions.peaks[candidates])
     box_areas = np.zeros(len(boxes), dtype=np.int64)
-    np.add.at(box_areas, groups, areas[candidates])
+    np.add.at(box_areas, groups, regions.areas[candidates])
 
     order = np.lexsort((boxes[:, 0], boxes[:, 1], -box_areas, -scores))[:max_boxes]
-    is_kept = np.zeros(len(areas), dtype=bool)
+    is_kept = np.zeros(len(is_region), dtype=bool)
     is_kept[candidates[np.isin(groups, order)]] = True
-    return _Regions(boxes[order], scores[order], shape, place, labels, is_kept)
+    return _Regions(boxes[order], scores[order], shape, place, regions.labels, is_kept)
 
 
 def _rectangle_around(is_marked: NDArray[np.bool_]) -> tuple[slice, slice]:
@@ -218,18 +231,17 @@ def _rectangle_around(is_marked: NDArray[np.bool_]) -> tuple[slice, slice]:
     )
 
 
-def _label_regions(
-    is_marked: NDArray[np.bool_], values: NDArray[np.float32]
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Label the 8-connected regions; label 0 is what is not marked.
+class _Labelled(NamedTuple):
+    """Regions by label; label 0 is what belongs to none."""
 
-    Returns
-    -------
-    labels : int32 array of shape (H, W)
-    areas : int64 array of shape (n_labels,)
-    corners : int64 array of shape (n_labels, 4), half-open xyxy
-    peaks : float32 array of shape (n_labels,), -inf for label 0
-    """
+    labels: NDArray[np.int32]  # (H, W)
+    areas: NDArray[np.int64]  # (n_labels,)
+    corners: NDArray[np.int64]  # (n_labels, 4), half-open xyxy
+    peaks: NDArray[np.float32]  # (n_labels,), -inf for label 0
+
+
+def _label_regions(is_marked: NDArray[np.bool_], values: NDArray[np.float32]) -> _Labelled:
+    """Label the 8-connected regions of what is marked."""
     n_labels, labelled, stats, _ = cv2.connectedComponentsWithStats(
         is_marked.view(np.uint8), connectivity=8, ltype=cv2.CV_32S
     )
@@ -238,22 +250,21 @@ def _label_regions(
     corners[:, 2:] += corners[:, :2]
     peaks = np.full(n_labels, -np.inf, dtype=np.float32)
     np.maximum.at(peaks, labels[is_marked], values[is_marked])
-    return labels, stats[:, cv2.CC_STAT_AREA].astype(np.int64), corners, peaks
+    return _Labelled(labels, stats[:, cv2.CC_STAT_AREA].astype(np.int64), corners, peaks)
 
 
 def _steepest_levels(
     values: NDArray[np.float32],
-    labels: NDArray[np.int32],
-    corners: NDArray[np.int64],
+    regions: _Labelled,
     is_blob: NDArray[np.bool_],
     min_area: int,
 ) -> NDArray[np.float32]:
     """Level per label to which its region is cut back, -inf for those that are no blobs."""
     levels = np.full(len(is_blob), -np.inf, dtype=np.float32)
     for label in 1 + np.flatnonzero(is_blob[1:]):  # label 0 is the background
-        left, top, right, bottom = corners[label].tolist()
+        left, top, right, bottom = regions.corners[label].tolist()
         y, x = slice(max(top - 1, 0), bottom + 1), slice(max(left - 1, 0), right + 1)
-        levels[label] = _steepest_level(values[y, x], labels[y, x] == label, min_area)
+        levels[label] = _steepest_level(values[y, x], regions.labels[y, x] == label, min_area)
     return levels
 
 

@@ -15,7 +15,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -661,13 +660,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     ) -> DefectCAMClassifier:
         check_threshold(self.threshold)
         check_callbacks(self.callbacks)
-        memory = folder_of_memory(self.memory)
+        folder_of_memory(self.memory)  # refuse a wrong one early
         sources, labels = labelled_sources(X, y, self.good_label)
         weighed = weigh_rows(sample_weight, len(sources.items))
-        items, labels = (
-            [sources.items[row] for row in weighed.rows],
-            as_labels(labels)[weighed.rows],
-        )
+        labels = as_labels(labels)[weighed.rows]
         classes = first_classes(labels, classes, self.target, self.good_label)
         targets = classes.encode(labels)
         is_defect = targets != classes.good
@@ -687,16 +683,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             if self.warm_start:
                 self._warm_start(network, classes)
             views = VIEWS["none" if only_good and not n_kept else self.augmentation]
-            with FeatureCache(
-                len(items), views, self.cache_size, torch.float16, self.batch_size
-            ) as cache:
-                store = self._feature_store(memory, network, preprocess, cache)
-                try:
-                    thumbnails = self._fill(cache, network, preprocess, items, store)
-                except ImageReadError:
-                    if sample_weight is not None:
-                        _complain_in_place(sources.items, weighed.rows)
-                    raise
+            with self._feature_cache(len(targets), views, network) as cache:
+                thumbnails = self._fill(cache, network, preprocess, sources.items, weighed.rows)
                 pairs = duplicate_pairs(thumbnails)
                 warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
                 groups = duplicate_groups(pairs, len(targets))
@@ -982,14 +970,22 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _epoch_bar(self, n_epochs: int) -> tqdm:
         return tqdm(total=n_epochs, desc="training", unit="epoch", disable=not self.verbose)
 
+    def _feature_cache(
+        self, n_images: int, views: Sequence[tuple[int, ...]], network: DefectCAMNetwork
+    ) -> FeatureCache:
+        device = next(network.parameters()).device
+        return FeatureCache(
+            n_images, views, self.cache_size, torch.float16, self.batch_size, device
+        )
+
     def _feature_store(
         self,
-        memory: Path | None,
         network: DefectCAMNetwork,
         preprocess: Preprocess,
         cache: FeatureCache,
     ) -> FeatureStore | None:
-        if memory is None:
+        folder = folder_of_memory(self.memory)
+        if folder is None:
             return None
         kind = fingerprint(
             network,
@@ -999,7 +995,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             dtype=cache.dtype,
             batch_size=cache.batch_size,
         )
-        return FeatureStore(memory / kind)
+        return FeatureStore(folder / kind)
 
     def _fill(
         self,
@@ -1007,7 +1003,25 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         network: DefectCAMNetwork,
         preprocess: Preprocess,
         items: list[Any],
+        rows: NDArray[np.intp],
+    ) -> list[NDArray[np.uint8]]:
+        """Fill the cache with these rows of the given images; return their thumbnails."""
+        store = self._feature_store(network, preprocess, cache)
+        chosen = [items[row] for row in rows]
+        try:
+            return self._fill_from(store, cache, network, preprocess, chosen)
+        except ImageReadError:
+            if len(rows) != len(items) or (np.diff(rows) != 1).any():
+                _complain_in_place(items, rows)
+            raise
+
+    def _fill_from(
+        self,
         store: FeatureStore | None,
+        cache: FeatureCache,
+        network: DefectCAMNetwork,
+        preprocess: Preprocess,
+        items: list[Any],
     ) -> list[NDArray[np.uint8]]:
         """Fill the cache, by the trunk with what the store does not have; return thumbnails."""
         hashes: list[str] = []
@@ -1192,7 +1206,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             that method of the package grad-cam, see `defectcam.attribution`. Label and probability
             are the same. Its map is scaled by each image's own minimum and maximum, so good images
             look as hot as defective ones; boxes, in images called defective, are drawn where it is
-            above 0.5 in place of `box_threshold` and `box_peak_fraction`.
+            above 0.5, whatever the parameters of the boxes.
 
         Returns
         -------
@@ -1447,6 +1461,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 grid=grid,
                 threshold=BOX_THRESHOLD,
                 peak_fraction=0.0,
+                tighten=False,
                 type_grids=None,  # they would explain the classifier's own map
                 defect_labels=None,
             )

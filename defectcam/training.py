@@ -77,6 +77,8 @@ class FeatureCache:
         Type the features are kept in.
     batch_size : int, default=16
         Most views that go through the trunk together, unless a single image has more.
+    device : torch.device or str, default="cpu"
+        Where batches are handed out, the network's; the cache itself lies in ordinary memory.
 
     Attributes
     ----------
@@ -94,12 +96,14 @@ class FeatureCache:
         budget: int,
         dtype: torch.dtype,
         batch_size: int = 16,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.n_images = n_images
         self.views = views
         self.budget = budget
         self.dtype = dtype
         self.batch_size = batch_size
+        self.device = device
         self.deep: list[Tensor] = []
         self.patches: Tensor | None = None
         self.novelty: Tensor | None = None
@@ -165,7 +169,7 @@ class FeatureCache:
     def batch(self, rows: Tensor, views: Tensor) -> list[Tensor]:
         """Deep features of some rows, each in one of its views, as float32 in channels_last."""
         return [
-            level[rows, views].float().contiguous(memory_format=torch.channels_last)
+            level[rows, views].to(self.device).float().contiguous(memory_format=torch.channels_last)
             for level in self.deep
         ]
 
@@ -177,7 +181,7 @@ class FeatureCache:
         for view, dims in enumerate(self.views):
             chosen = views == view
             maps[chosen] = maps[chosen].flip([dim - 1 for dim in dims])
-        return maps
+        return maps.to(self.device)
 
     def close(self) -> None:
         """Release memory and remove the temporary file, if any."""
@@ -399,7 +403,7 @@ def fit_codebook(
         patches = cache.patches[row].flatten(1).T
         chosen = rng.choice(n_positions, min(per_image, n_positions), replace=False)
         sample.append(patches[torch.as_tensor(chosen)].float().numpy())
-    return Codebook.fit(np.concatenate(sample), n_centres, seed, start)
+    return Codebook.fit(np.concatenate(sample), n_centres, seed, start).to(cache.device)
 
 
 @dataclass
@@ -548,7 +552,7 @@ class TailTraining:
                 schedule.step()
             loss_sum += loss.item() * len(batch)
             logits = torch.stack(scores).detach().mean(0)
-            n_correct += int((logits.argmax(1) == self.targets[batch]).sum())
+            n_correct += int((logits.argmax(1).cpu() == self.targets[batch]).sum())
         mean_loss = loss_sum / len(rows)
         if not np.isfinite(mean_loss):
             raise TrainingDivergedError(
@@ -559,7 +563,8 @@ class TailTraining:
 
     def _loss(self, logits: Tensor, batch: Tensor) -> Tensor:
         targets = self.targets[batch]
-        weights = self.class_weight[targets] * self.sample_weight[batch]
+        weights = (self.class_weight[targets] * self.sample_weight[batch]).to(logits.device)
+        targets = targets.to(logits.device)
         losses = F.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self.options.label_smoothing
         )
@@ -595,7 +600,7 @@ def predict_cached(
             views = torch.zeros_like(batch)
             levels = network.level_evidence(cache.batch(batch, views))
             novelty = cache.novelty_batch(batch, views)
-            outputs.append((network.head.logits(levels.sum(1), novelty), levels))
+            outputs.append((network.head.logits(levels.sum(1), novelty).cpu(), levels.cpu()))
     logits, levels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     return logits, levels
 
@@ -604,11 +609,14 @@ def predict_cached(
 def novelty_of_cached(
     codebook: Codebook, cache: FeatureCache, rows: NDArray[np.intp] | None = None
 ) -> Tensor:
-    """Novelty maps of cached images, all by default, shape ``(n, height, width)``."""
+    """Novelty maps of cached images, all by default, shape ``(n, height, width)``, on the CPU."""
     assert cache.patches is not None
     chosen = torch.arange(cache.n_images) if rows is None else torch.as_tensor(rows)
     return torch.cat(
-        [codebook(cache.patches[batch].float()) for batch in chosen.split(CACHE_BATCH)]
+        [
+            codebook(cache.patches[batch].to(cache.device).float()).cpu()
+            for batch in chosen.split(CACHE_BATCH)
+        ]
     )
 
 

@@ -18,12 +18,12 @@ from sklearn.utils import check_random_state
 
 from defectcam.calibration import check_threshold
 from defectcam.callbacks import check_callbacks, train_begins, train_ends
-from defectcam.classifier import DefectCAMClassifier, _complain_in_place
+from defectcam.classifier import DefectCAMClassifier
 from defectcam.diagnostics import warn_if_duplicates, warn_if_few_defects
 from defectcam.duplicates import duplicate_groups, duplicate_pairs
 from defectcam.exceptions import warn_caller
 from defectcam.feature_store import folder_of_memory
-from defectcam.images import ImageReadError, check_readable
+from defectcam.images import check_readable
 from defectcam.incremental import (
     Course,
     are_usable,
@@ -37,7 +37,7 @@ from defectcam.novelty import Codebook
 from defectcam.replay import Keeper, Records, ReplayMemory, importance, in_folds, new_records
 from defectcam.sample_weights import WeighedRows, weigh_rows
 from defectcam.sources import Sources, labelled_sources, paths_of
-from defectcam.training import VIEWS, FeatureCache, FitResult, tail_state
+from defectcam.training import VIEWS, FitResult, tail_state
 
 __all__ = ["learn_more"]
 
@@ -47,7 +47,6 @@ class _New(NamedTuple):
 
     sources: Sources
     weighed: WeighedRows
-    items: list[Any]
     labels: NDArray[Any]
     targets: NDArray[np.int64]
 
@@ -73,6 +72,7 @@ def learn_more(
     """
     check_threshold(clf.threshold)
     check_callbacks(clf.callbacks)
+    folder_of_memory(clf.memory)  # refuse a wrong one early
     new = _accept(clf, X, y, sample_weight, classes)
     memory = _remembered(clf)
     seed = int(check_random_state(clf.random_state).randint(np.iinfo(np.int32).max))
@@ -94,11 +94,10 @@ def _accept(
 ) -> _New:
     sources, labels = labelled_sources(X, y, clf.good_label_)
     weighed = weigh_rows(sample_weight, len(sources.items))
-    items = [sources.items[row] for row in weighed.rows]
     labels = as_labels(labels)[weighed.rows]
     targets = targets_of_known(clf._classes, labels, classes, clf.target)
     check_readable(paths_of(sources), n_workers=clf.n_jobs)
-    return _New(sources, weighed, items, labels, targets)
+    return _New(sources, weighed, labels, targets)
 
 
 def _remembered(clf: DefectCAMClassifier) -> ReplayMemory | None:
@@ -114,11 +113,11 @@ def _remembered(clf: DefectCAMClassifier) -> ReplayMemory | None:
 
 def _learn(clf: DefectCAMClassifier, new: _New, memory: ReplayMemory | None, seed: int) -> _Learned:
     """Learn on a copy of the network."""
-    network, n_new = copy.deepcopy(clf.network_), len(new.items)
+    network, n_new = copy.deepcopy(clf.network_), len(new.targets)
     views = VIEWS[clf.augmentation] if memory is None else memory.views
     n_images = n_new + (0 if memory is None else len(memory))
-    with FeatureCache(n_images, views, clf.cache_size, torch.float16, clf.batch_size) as cache:
-        thumbnails = _fill(clf, cache, network, new)
+    with clf._feature_cache(n_images, views, network) as cache:
+        thumbnails = clf._fill(cache, network, clf._preprocess, new.sources.items, new.weighed.rows)
         records = new_records(new.labels, new.targets, new.weighed.weights, thumbnails, seed)
         seen = Counter(new.labels.tolist())
         if memory is not None:  # the new images come first
@@ -148,18 +147,6 @@ def _learn(clf: DefectCAMClassifier, new: _New, memory: ReplayMemory | None, see
     tails = () if result is None else result.tails
     kept = keeper.memory(seen, tails, codebooks, is_learned=result is not None)
     return _Learned(network, records, weights, course, result, novelty, kept)
-
-
-def _fill(
-    clf: DefectCAMClassifier, cache: FeatureCache, network: DefectCAMNetwork, new: _New
-) -> list[NDArray[np.uint8]]:
-    folder = folder_of_memory(clf.memory)
-    store = clf._feature_store(folder, network, clf._preprocess, cache)
-    try:
-        return clf._fill(cache, network, clf._preprocess, new.items, store)
-    except ImageReadError:
-        _complain_in_place(new.sources.items, new.weighed.rows)
-        raise
 
 
 def _untrained(clf: DefectCAMClassifier, present: DefectCAMNetwork) -> DefectCAMNetwork:

@@ -49,7 +49,7 @@ def test_the_result_is_the_same_but_for_the_map(fitted, scratched, method):
         assert found.is_defect == own.is_defect and found.source == own.source
         assert found.heatmap.shape == own.heatmap.shape == found.image_size
         assert found.heatmap.min() >= 0 and 0.9 < found.heatmap.max() <= 1
-        assert found.threshold == BOX_THRESHOLD
+        assert (found.threshold, found.peak_fraction, found.tighten) == (BOX_THRESHOLD, 0.0, False)
         above = found.heatmap > BOX_THRESHOLD
         assert not found.mask()[~above].any()
 

@@ -22,6 +22,7 @@ MODULES = (
     "cam_methods",
     "figures",
     "incremental",
+    "options",
     "patchcore",
     "plain",
     "preprocessing",
@@ -552,7 +553,7 @@ def test_labels_are_counted_until_the_target(script, plates, capsys):
     arguments = [*common, "--json", str(kept), "--set", json.dumps(LEARNER), "--target", "1.1"]
     script("active").main(arguments)
     runs = json.loads(kept.read_text())
-    assert [run["way"] for run in runs] == ["random", "query"]
+    assert [run["method"] for run in runs] == ["random", "query"]
     assert all([n for n, _ in run["curve"]] == [6, 10, 14] for run in runs)
     assert runs[0]["curve"][0] == runs[1]["curve"][0]
     assert "| plates | 10 | inf | inf |" in capsys.readouterr().out

@@ -22,6 +22,7 @@ from defectcam.training import (
     TailTraining,
     TrainingDivergedError,
     TrainingOptions,
+    add_codebook,
     average_states,
     predict_cached,
     result_of_good_only,
@@ -683,3 +684,35 @@ def test_features_are_the_same_bits_in_any_company(views, batch_size):
     for cache in caches[1:]:
         for mine, level in zip(cache.deep, caches[0].deep, strict=True):
             assert torch.equal(mine, level)
+
+
+# --- Another device -----------------------------------------------------------------------------
+
+
+def test_a_fit_on_another_device_moves_what_it_needs_there(monkeypatch):
+    """The meta device computes no values, but as any other it refuses tensors of the CPU."""
+
+    def without_values(name, of_meta):
+        method = getattr(Tensor, name)
+        monkeypatch.setattr(Tensor, name, lambda x: of_meta(x) if x.is_meta else method(x))
+
+    without_values("item", lambda x: 1.0)
+    without_values("__float__", lambda x: 1.0)
+    without_values("cpu", lambda x: torch.zeros(x.shape))
+    net = DefectCAMNetwork(
+        create_backbone("test_efficientnet", None),
+        head_options={"n_classes": 2, "pooling": "novelty_top_k", "fraction": 0.1, "reference": 0},
+        trainable_stages=1,
+        evidence_stages=2,
+        novelty_strides=(4, 8),
+    ).eval()
+    cache = filled(net, "flips", device="meta")
+    net.to("meta")
+    is_good = np.array([True, False] * 3)
+    maps, codebooks = add_codebook(net, cache, is_good, FOLDS, 4, 0)
+    assert maps.device.type == "cpu"
+    assert {codebook.centres.device.type for codebook in (net.codebook, *codebooks)} == {"meta"}
+    training = tail_training(net, cache=cache, class_weight=torch.tensor([1.0, 2.0]))
+    result = train_with_folds(training, FOLDS)
+    assert result.logits.device.type == result.cams.device.type == "cpu"
+    assert net.infer(pixels().to("meta")).novelty.device.type == "meta"
