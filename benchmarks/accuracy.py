@@ -61,6 +61,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "top-k": partial(DefectCAMClassifier, pooling="top_k"),
     "no-flips": partial(DefectCAMClassifier, augmentation="none"),
     "no-folds": partial(DefectCAMClassifier, cv=None),
+    "no-students": partial(DefectCAMClassifier, self_training=False),
     "all-boxes": partial(DefectCAMClassifier, box_peak_fraction=0.0, tighten_boxes=False),
     "loose-boxes": partial(DefectCAMClassifier, tighten_boxes=False),
     "patchcore": patchcore,

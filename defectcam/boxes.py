@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["component_mask", "find_boxes"]
 
 #: How far down a region reaches, as a share of the least peak that regions must have.
-_EXTENT = 2 / 3
+_EXTENT = 1 / 2
 
 #: Share of the map above which a region is a plateau, whose own ups and downs are no edges.
 _PLATEAU_SHARE = 1 / 12
@@ -55,7 +55,7 @@ def find_boxes(
         touch, `inf` gives one box around everything, None merges nothing.
     peak_fraction : float, default=0.0
         Regions whose highest value is less than this share, in [0, 1), of the map's highest are
-        dropped, and a region reaches only as far as two thirds of that share: what is much weaker
+        dropped, and a region reaches only as far as half of that share: what is much weaker
         than the image's strongest spot is that spot's surroundings, or noise, more often than
         another defect. A map without positive values is left as it is. Two thresholds, as in the
         hysteresis of Canny (PAMI 1986).

@@ -103,6 +103,8 @@ class HeatModel(NamedTuple):
     level_scales : tuple of HeatScale, default=()
         Of each evidence level's signed map. Models that 0.1.0 saved have none: they fuse the
         levels' sum.
+    student_scales : tuple of HeatScale, default=()
+        Of each student's map; empty where there is no student.
     """
 
     kind: str
@@ -113,8 +115,11 @@ class HeatModel(NamedTuple):
     fused_scale: HeatScale
     input_size: tuple[int, int]
     level_scales: tuple[HeatScale, ...] = ()
+    student_scales: tuple[HeatScale, ...] = ()
 
-    def grids(self, levels: Tensor, novelty: Tensor | None) -> Tensor:
+    def grids(
+        self, levels: Tensor, novelty: Tensor | None, students: Tensor | None = None
+    ) -> Tensor:
         """Return maps on the network's grid, shape ``(n, height, width)``."""
         if self.kind == "min_max_cam":
             evidence = levels.sum(1)
@@ -122,13 +127,26 @@ class HeatModel(NamedTuple):
             return min_max(class_cam(evidence, defects), self.input_size)
         if self.kind == "cam" or novelty is None:
             return self.cam_scale.apply(signed_cam(levels.sum(1), self.good))
-        cams = signed_cams(levels, self.good)
+        return self.fused_scale.apply(self.fused(signed_cams(levels, self.good), novelty, students))
+
+    def fused(self, cams: Tensor, novelty: Tensor, students: Tensor | None = None) -> Tensor:
+        """Fuse maps, before the fused map's own scale.
+
+        Parameters
+        ----------
+        cams : Tensor of shape (n, 1 + n_levels, height, width)
+            Signed maps of the whole evidence and of each level's.
+        novelty : Tensor of shape (n, height', width')
+        students : Tensor of shape (n, n_students, height'', width''), optional
+        """
         if self.level_scales:
             cams = scaled(cams[:, 1:], self.level_scales)
         else:
             cams = self.cam_scale.apply(cams[:, :1])
         smooth = self.novelty_scale.apply(smooth_novelty(novelty))
-        return self.fused_scale.apply(fuse(cams, smooth, self.novelty_share))
+        if not self.student_scales or students is None:
+            return fuse(cams, smooth, self.novelty_share)
+        return fuse(cams, smooth, self.novelty_share, scaled(students, self.student_scales))
 
     def type_grids(self, levels: Tensor) -> Tensor:
         """Return a map per defect class, shape ``(n, n_classes - 1, height, width)``.
@@ -142,7 +160,7 @@ class HeatModel(NamedTuple):
 
 
 def scaled(cams: Tensor, scales: Sequence[HeatScale]) -> Tensor:
-    """Put each level's signed map on its scale, shape ``(n, n_levels, height, width)``."""
+    """Put each level's or student's map on its scale, shape ``(n, n_maps, height, width)``."""
     pairs = zip(scales, cams.unbind(1), strict=True)
     return torch.stack([scale.apply(cam) for scale, cam in pairs], dim=1)
 
@@ -201,6 +219,51 @@ def fit_heat_model(
         novelty_share=share,
         fused_scale=fit_heat_scale(fuse(cams[good_rows], smooth[good_rows], share)),
     )
+
+
+def with_students(
+    model: HeatModel,
+    cams: Tensor,
+    novelty: Tensor,
+    students: Tensor,
+    typical_cams: Sequence[float],
+    is_defect: NDArray[np.bool_],
+) -> HeatModel:
+    """Let students' maps count in the fused one, and learn its scale anew.
+
+    Parameters
+    ----------
+    model : HeatModel
+        Of the same training images, without students.
+    cams, novelty, typical_cams, is_defect
+        As `fit_heat_model` takes them.
+    students : Tensor of shape (n_images, n_students, height'', width'')
+    """
+    good = torch.as_tensor(~is_defect)
+    scales = tuple(fit_heat_scale(drawn) for drawn in students[good].unbind(1))
+    model = model._replace(student_scales=scales)
+    fused = model.fused(_as_final(cams[good], typical_cams), novelty[good], students[good])
+    return model._replace(fused_scale=fit_heat_scale(fused))
+
+
+def held_out_maps(
+    model: HeatModel, cams: Tensor, novelty: Tensor, typical_cams: Sequence[float]
+) -> Tensor:
+    """Fused maps of the training images, shape ``(n_images, height', width')``.
+
+    Parameters
+    ----------
+    model : HeatModel
+        Of the same training images.
+    cams, novelty, typical_cams
+        As `fit_heat_model` takes them.
+    """
+    return model.fused_scale.apply(model.fused(_as_final(cams, typical_cams), novelty))
+
+
+def _as_final(cams: Tensor, typical_cams: Sequence[float]) -> Tensor:
+    """Shift centred maps to where the final network's lie."""
+    return cams + cams.new_tensor(typical_cams)[:, None, None]
 
 
 def choose_novelty_share(cams: Tensor, novelty: Tensor, is_defect: NDArray[np.bool_]) -> float:

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+#: How much of the fused map is the students', where there are some.
+STUDENT_SHARE = 0.5
+
 
 def signed_cam(evidence: Tensor, good: int) -> Tensor:
     """Signed class activation map of "defective".
@@ -74,12 +77,15 @@ def class_cam(evidence: Tensor, classes: Sequence[int]) -> Tensor:
     return evidence[:, list(classes)].amax(1)
 
 
-def fuse(cam: Tensor, novelty: Tensor, novelty_share: float) -> Tensor:
+def fuse(
+    cam: Tensor, novelty: Tensor, novelty_share: float, students: Tensor | None = None
+) -> Tensor:
     """Fuse evidence and novelty into one map: all must speak for a pixel to be hot.
 
     A weighted geometric mean of the maps, each made positive by a softplus. The evidence levels
     share what novelty leaves: with ``n`` of them, ``softplus(2 cam_i)^((1 - share) / n)`` each,
-    times ``softplus(2 novelty)^share``.
+    times ``softplus(2 novelty)^share``. With students' maps, they share `STUDENT_SHARE` of the
+    geometric mean in the same way, and that product has the rest.
 
     Parameters
     ----------
@@ -90,6 +96,8 @@ def fuse(cam: Tensor, novelty: Tensor, novelty_share: float) -> Tensor:
         On the same scale.
     novelty_share : float
         From 0 (evidence alone) to 1 (novelty alone).
+    students : Tensor of shape (n, n_students, height'', width''), optional
+        Maps of students on the same scale.
 
     Returns
     -------
@@ -98,7 +106,12 @@ def fuse(cam: Tensor, novelty: Tensor, novelty_share: float) -> Tensor:
     grid = (novelty.shape[1], novelty.shape[2])
     cam = F.interpolate(cam, size=grid, mode="bilinear", align_corners=False)
     evidence = (F.softplus(2 * cam) ** (1 / cam.shape[1])).prod(1)
-    return evidence ** (1 - novelty_share) * F.softplus(2 * novelty) ** novelty_share
+    fused = evidence ** (1 - novelty_share) * F.softplus(2 * novelty) ** novelty_share
+    if students is None:
+        return fused
+    students = F.interpolate(students, size=grid, mode="bilinear", align_corners=False)
+    drawn = (F.softplus(2 * students) ** (1 / students.shape[1])).prod(1)
+    return fused ** (1 - STUDENT_SHARE) * drawn**STUDENT_SHARE
 
 
 def min_max(maps: Tensor, size: tuple[int, int] | None = None) -> Tensor:

@@ -35,6 +35,7 @@ from defectcam.attribution import BOX_THRESHOLD, attribution_maps, check_method
 from defectcam.backbones import create_backbone
 from defectcam.calibration import (
     DefectProbability,
+    HeatModel,
     calm_novelty,
     check_threshold,
     choose_threshold,
@@ -43,6 +44,8 @@ from defectcam.calibration import (
     fit_familiarity_limit,
     fit_heat_model,
     fit_novelty_probability,
+    held_out_maps,
+    with_students,
 )
 from defectcam.callbacks import HOOKS, check_callbacks, told_to_stop, train_begins, train_ends
 from defectcam.diagnostics import (
@@ -68,6 +71,7 @@ from defectcam.images import (
 )
 from defectcam.incremental import (
     Course,
+    Trained,
     first_classes,
     options_of_update,
     start_from,
@@ -81,6 +85,7 @@ from defectcam.replay import Keeper, ReplayMemory, in_folds, new_records
 from defectcam.results import Localization
 from defectcam.sample_weights import weigh_rows
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
+from defectcam.student import draw_all, fit_students
 from defectcam.training import (
     VIEWS,
     FeatureCache,
@@ -90,6 +95,7 @@ from defectcam.training import (
     TrainingOptions,
     add_codebook,
     result_of_good_only,
+    student_features_of,
     train_with_folds,
 )
 from defectcam.views import original_of, placed
@@ -125,6 +131,7 @@ VGG16_CAM: dict[str, Any] = {
     "box_threshold": 0.8,
     "box_peak_fraction": 0.0,
     "tighten_boxes": False,
+    "self_training": False,
     "min_area": 1,
     "max_boxes": 1,
     "merge_distance": float("inf"),
@@ -149,6 +156,7 @@ class _Batch(NamedTuple):
     logits: torch.Tensor
     levels: torch.Tensor
     novelty: torch.Tensor | None
+    students: torch.Tensor | None
     geometries: list[Geometry]
     pixels: torch.Tensor  # the network's input, on its device
 
@@ -156,7 +164,8 @@ class _Batch(NamedTuple):
     def of(cls, output: NetworkOutput, geometries: list[Geometry], pixels: torch.Tensor) -> _Batch:
         novelty = None if output.novelty is None else output.novelty.float().cpu()
         logits, levels = output.logits.float().cpu(), output.levels.float().cpu()
-        return cls(logits, levels, novelty, geometries, pixels)
+        students = None if output.students is None else output.students.float().cpu()
+        return cls(logits, levels, novelty, students, geometries, pixels)
 
 
 class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
@@ -246,6 +255,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ``"balanced"`` for the best balanced accuracy, ``"recall>=0.99"`` to find at least that
         share of the held-out defective images, ``"cost=20:1"`` where an escape costs 20 times an
         overkill, or a probability.
+    self_training : bool, default=True
+        Whether the ``"fused"`` map also follows linear heads, the students, that are fitted to the
+        peaks of the training images' maps (see `defectcam.student`). They draw what defects have in
+        common, on a finer grid than the evidence has. Without defective images there are none.
     box_threshold : float, default=1.0
         Boxes are drawn where the heatmap is above this.
     box_peak_fraction : float, default=0.6
@@ -379,6 +392,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "box_threshold": [Interval(Real, None, None, closed="neither")],
         "box_peak_fraction": [Interval(Real, 0, 1, closed="left")],
         "tighten_boxes": ["boolean"],
+        "self_training": ["boolean"],
         "min_area": [Interval(Integral, 1, None, closed="left")],
         "max_boxes": [Interval(Integral, 1, None, closed="left"), None],
         "merge_distance": [Interval(Real, 0, None, closed="both"), None],
@@ -442,6 +456,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         box_threshold: float = 1.0,
         box_peak_fraction: float = 0.6,
         tighten_boxes: bool = True,
+        self_training: bool = True,
         min_area: int = 16,
         max_boxes: int | None = None,
         merge_distance: float | None = None,
@@ -492,6 +507,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.box_threshold = box_threshold
         self.box_peak_fraction = box_peak_fraction
         self.tighten_boxes = tighten_boxes
+        self.self_training = self_training
         self.min_area = min_area
         self.max_boxes = max_boxes
         self.merge_distance = merge_distance
@@ -693,16 +709,24 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 if n_kept:
                     records = new_records(labels, targets, weighed.weights, thumbnails, seed)
                     keeper = Keeper(cache, in_folds(records, folds), is_defect, n_kept)
-                result, novelty, codebooks = self._train(
-                    network, cache, classes, targets, weighed.weights, Course(folds), seed
+                trained = self._train(
+                    network,
+                    cache,
+                    classes,
+                    targets,
+                    weighed.weights,
+                    Course(folds),
+                    seed,
+                    preprocess.image_size,
                 )
+        result = trained.result
         _warn_if_interrupted(result)
         self._set_network(network, preprocess, classes)
         self.n_images_seen_ = weighed.n_used
         self.history_ = result.history
-        self._calibrate(result, novelty, targets, weighed.weights, calibrated=bool(folds))
+        self._calibrate(trained, targets, weighed.weights, calibrated=bool(folds))
         if keeper is not None:
-            self._replay = keeper.memory(Counter(labels.tolist()), result.tails, codebooks)
+            self._replay = keeper.memory(Counter(labels.tolist()), result.tails, trained.codebooks)
         if folds and not (only_good or result.interrupted):
             warn_if_chance(is_defect, self.held_out_probability_)
             warn_if_suspects(
@@ -722,8 +746,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         weights: NDArray[np.float64],
         course: Course,
         seed: int,
-    ) -> tuple[FitResult, torch.Tensor | None, list[Codebook]]:
-        """Learn codebook, tail and head from all cached images."""
+        input_size: tuple[int, int],
+    ) -> Trained:
+        """Learn codebook, tail, head and map from all cached images."""
         is_good, folds = targets == classes.good, course.folds
         novelty: torch.Tensor | None = None
         codebooks: list[Codebook] = []
@@ -732,7 +757,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 network, cache, is_good, folds, self.codebook_size, seed, course.codebooks
             )
         if is_good.all():
-            return result_of_good_only(network, cache), novelty, codebooks
+            result = result_of_good_only(network, cache)
+            return Trained(
+                result,
+                novelty,
+                codebooks,
+                self._fit_heat_model(classes, input_size, result, novelty, ~is_good),
+            )
         n_images = len(targets)
         if course.is_update:
             n_images = max(n_images, self.n_images_seen_)
@@ -746,7 +777,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             if course.is_update:
                 training.history = {name: list(column) for name, column in self.history_.items()}
                 training.first_fold = 1 + int(max(training.history["fold"], default=-1))
-            return train_with_folds(training, folds, course.tails), novelty, codebooks
+            result = train_with_folds(training, folds, course.tails)
+        heat_model = self._fit_heat_model(classes, input_size, result, novelty, ~is_good)
+        network.students = torch.nn.ModuleList()
+        if self.self_training and heat_model.kind == "fused" and novelty is not None:
+            heat_model = _self_train(network, cache, heat_model, result, novelty, ~is_good, seed)
+        return Trained(result, novelty, codebooks, heat_model)
 
     def _tail_training(
         self,
@@ -845,14 +881,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
     def _calibrate(
         self,
-        result: FitResult,
-        novelty: torch.Tensor | None,
+        trained: Trained,
         targets: NDArray[np.int64],
         weights: NDArray[np.float64],
         calibrated: bool,
     ) -> None:
         """Learn from the training images' scores what a score and a map value mean."""
-        good = self._classes.good
+        result, novelty, good = trained.result, trained.novelty, self._classes.good
         is_defect = targets != good
         scores = defect_scores(result.logits, novelty if self.heatmap == "fused" else None, good)
         only_good = not is_defect.any()
@@ -873,20 +908,25 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         )
         classes = self._class_probabilities(self.held_out_probability_, result.logits)
         self.suspects_ = rank_suspects(np.take_along_axis(classes, targets[:, None], 1)[:, 0])
-        self._set_heat_model(result, novelty, is_defect)
-
-    def _set_heat_model(
-        self, result: FitResult, novelty: torch.Tensor | None, is_defect: NDArray[np.bool_]
-    ) -> None:
         self._familiarity_limit = None if novelty is None else fit_familiarity_limit(novelty)
-        self._heat_model = fit_heat_model(
+        self._heat_model = trained.heat_model
+
+    def _fit_heat_model(
+        self,
+        classes: Classes,
+        input_size: tuple[int, int],
+        result: FitResult,
+        novelty: torch.Tensor | None,
+        is_defect: NDArray[np.bool_],
+    ) -> HeatModel:
+        return fit_heat_model(
             self.heatmap,
-            self._classes.good,
+            classes.good,
             result.cams,
             novelty,
             result.typical_cams,
             is_defect,
-            self.image_size_,
+            input_size,
         )
 
     def _training_options(self, max_epochs: int) -> TrainingOptions:
@@ -1418,7 +1458,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         probabilities = self._defect_probabilities(batch)
         labels = self._labels_of(batch)
         defect_types = self._defect_types_of(batch)
-        grids = self._heat_model.grids(batch.levels, batch.novelty).numpy()
+        grids = self._heat_model.grids(batch.levels, batch.novelty, batch.students).numpy()
         types, type_grids = None, None
         if len(self.defect_labels_) > 1:
             types = self.defect_labels_
@@ -1465,6 +1505,26 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 type_grids=None,  # they would explain the classifier's own map
                 defect_labels=None,
             )
+
+
+def _self_train(
+    network: DefectCAMNetwork,
+    cache: FeatureCache,
+    heat_model: HeatModel,
+    result: FitResult,
+    novelty: torch.Tensor,
+    is_defect: NDArray[np.bool_],
+    seed: int,
+) -> HeatModel:
+    """Give the network students of the held-out maps, and the map's model their share."""
+    features_of = student_features_of(network, cache)
+    maps = held_out_maps(heat_model, result.cams, novelty, result.typical_cams)
+    students = fit_students(features_of, network.student_depths, maps, is_defect, seed)
+    network.students = torch.nn.ModuleList(students)
+    if not students:
+        return heat_model
+    drawn = draw_all(students, features_of, cache.n_images)
+    return with_students(heat_model, result.cams, novelty, drawn, result.typical_cams, is_defect)
 
 
 def _warn_if_interrupted(result: FitResult) -> None:

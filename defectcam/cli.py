@@ -208,6 +208,7 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
             "defective from this probability: balanced, 'recall>=0.99' (of the defects), "
             "'cost=20:1' (an escape costs 20 times an overkill), or a number",
         ),
+        _Parameter("self_training", True, None, "let the heatmap learn from its own peaks"),
         _Parameter("box_threshold", 1.0, float, "boxes are where the heatmap is above this"),
         _Parameter("box_peak_fraction", 0.6, float, "and at least this share of its peak"),
         _Parameter("tighten_boxes", True, None, "cut back to where the heatmap falls most steeply"),

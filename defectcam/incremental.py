@@ -12,15 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
+from defectcam.calibration import HeatModel
 from defectcam.labels import ANOMALY, Classes, as_labels, find_classes
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
 from defectcam.replay import Records
-from defectcam.training import Fold, TailState, TrainingOptions
+from defectcam.training import FitResult, Fold, TailState, TrainingOptions
 
 __all__ = [
     "Course",
+    "Trained",
     "are_usable",
     "first_classes",
     "has_evidence",
@@ -61,6 +64,25 @@ class Course(NamedTuple):
     codebooks: Sequence[Codebook] = ()
     is_update: bool = False
     is_anew: bool = False
+
+
+class Trained(NamedTuple):
+    """What a training leaves behind besides the network.
+
+    Attributes
+    ----------
+    result : FitResult
+    novelty : Tensor of shape (n_images, height, width) or None
+        Maps of the training images, from codebooks that have not seen them.
+    codebooks : list of Codebook
+        Of the folds.
+    heat_model : HeatModel
+    """
+
+    result: FitResult
+    novelty: Tensor | None
+    codebooks: list[Codebook]
+    heat_model: HeatModel
 
 
 def more_folds(records: Records, groups: NDArray[np.int64], n_folds: int) -> list[Fold]:
@@ -152,14 +174,18 @@ def targets_of_known(
 
 
 def start_from(network: DefectCAMNetwork, previous: DefectCAMNetwork) -> bool:
-    """Give a network the weights of another, if all of them fit; the codebook is not a weight.
+    """Give a network the weights of another, if all of them fit; codebook and students are none.
 
     Returns
     -------
     bool
         Whether they did.
     """
-    weights = {k: v for k, v in previous.state_dict().items() if not k.startswith("codebook.")}
+    weights = {
+        name: tensor
+        for name, tensor in previous.state_dict().items()
+        if not name.startswith(("codebook.", "students."))
+    }
     own = network.state_dict()
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in own.items()}:
         return False

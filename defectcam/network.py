@@ -6,7 +6,7 @@ to class scores, evidence maps and novelty. It never trains, thresholds or resiz
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -16,6 +16,7 @@ from defectcam.backbones import Backbone, fold_batch_norm
 from defectcam.heads import EvidenceHead
 from defectcam.novelty import Codebook, describe_patches
 from defectcam.precision import mixed_precision
+from defectcam.student import StudentHead, draw
 
 
 class TrunkFeatures(NamedTuple):
@@ -45,11 +46,14 @@ class NetworkOutput(NamedTuple):
         Evidence map per level and class, on the grid of the finest evidence level.
     novelty : Tensor of shape (n, height, width) or None
         Distance of each patch to the nearest good one.
+    students : Tensor of shape (n, n_students, height, width) or None
+        The students' maps, on the grid of the finest features that they read.
     """
 
     logits: Tensor
     levels: Tensor
     novelty: Tensor | None
+    students: Tensor | None = None
 
     @property
     def evidence(self) -> Tensor:
@@ -117,11 +121,17 @@ class DefectCAMNetwork(nn.Module):
             [backbone.channels[i] for i in self.evidence_levels],
             **head_options,  # type: ignore[arg-type]
         )
+        entry_channels = [backbone.channels[n_frozen - 1] if n_frozen else 3]
+        self._student_channels = entry_channels if trainable_stages else []
+        self._student_channels += [backbone.channels[i] for i in self.evidence_levels]
         self.codebook: Codebook | None = None
+        self.students = nn.ModuleList()
         self.dtype = torch.float32
         self.weights_source = backbone.weights_source
         for parameter in self.trunk.parameters():
             parameter.requires_grad_(False)
+        for kernel in _depthwise_kernels(self.tail):
+            kernel.requires_grad_(False)
 
     def train(self, mode: bool = True) -> DefectCAMNetwork:
         """Set the mode of the trained part; the frozen trunk always evaluates."""
@@ -209,8 +219,29 @@ class DefectCAMNetwork(nn.Module):
         level_features = self.level_features(features.deep)
         levels = self.head.level_evidence(level_features)
         novelty = self.novelty(features.patches)
-        output = NetworkOutput(self.head.logits(levels.sum(1), novelty), levels, novelty)
+        students = None
+        if self.students:
+            heads = cast("Sequence[StudentHead]", self.students)
+            students = draw(heads, self.student_features(features.deep, level_features))
+        output = NetworkOutput(self.head.logits(levels.sum(1), novelty), levels, novelty, students)
         return Description(output, level_features, features.patches)
+
+    def student_features(
+        self, deep: Sequence[Tensor], level_features: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Pick what students read: what the tail starts from, and the evidence levels."""
+        return [*deep[-1:], *level_features] if self.tail else list(level_features)
+
+    @property
+    def student_depths(self) -> range:
+        """How many of these features each student reads: up to one evidence level or the next."""
+        n_features = len(self._student_channels)
+        return range(n_features - len(self.evidence_levels) + 1, n_features + 1)
+
+    def add_untrained_students(self) -> None:
+        """Add a student per evidence level, whose weights another network has."""
+        heads = [StudentHead(self._student_channels[:depth]) for depth in self.student_depths]
+        self.students = nn.ModuleList(heads).to(self.head.bias.device)
 
     def novelty(self, patches: Tensor | None) -> Tensor | None:
         """Novelty maps of described patches, shape ``(n, h, w)``; None without a codebook."""
@@ -226,6 +257,17 @@ class DefectCAMNetwork(nn.Module):
         pixels : Tensor of shape (n, 3, height, width)
         """
         return self.infer(pixels).logits
+
+
+def _depthwise_kernels(tail: nn.Module) -> Iterator[Tensor]:
+    """Kernels that filter one channel each, which stay as pre-trained.
+
+    They are a few per cent of the weights, their gradients a third of a training step on a
+    processor, and what is found does not change without them.
+    """
+    for layer in tail.modules():
+        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
+            yield layer.weight
 
 
 def _check_stages(name: str, value: int, low: int, high: int) -> None:

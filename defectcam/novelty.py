@@ -186,4 +186,6 @@ class Codebook(nn.Module):
         weight, bias = -2 * self.centres, self.centres.square().sum(1)
         bracket = torch.stack([F.linear(image, weight, bias).amin(-1) for image in scaled])
         squared = scaled.square().sum(-1) + bracket
-        return (squared.clamp_min(0).sqrt() - self.typical) / (self.limit - self.typical)
+        is_apart = squared > 0  # rounding may say less; the root of 0 has no finite gradient
+        distance = torch.where(is_apart, torch.where(is_apart, squared, 1.0).sqrt(), 0.0)
+        return (distance - self.typical) / (self.limit - self.typical)

@@ -357,6 +357,8 @@ def _restore_network(
         n_centres, n_channels = state["codebook.centres"].shape
         device = next(network.parameters()).device
         network.codebook = Codebook(n_channels, n_centres).to(device)
+    if any(name.startswith("students.") for name in state):
+        network.add_untrained_students()
     network.load_state_dict(state)
     return network.eval()
 

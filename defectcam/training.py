@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from defectcam.cam import signed_cams
 from defectcam.network import DefectCAMNetwork, TrunkFeatures
 from defectcam.novelty import MAX_CODEBOOK_PATCHES, Codebook
+from defectcam.student import FeaturesOf
 
 #: Views of an image by ``augmentation``: which dimensions of ``(n, channels, h, w)`` are flipped.
 VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -655,6 +656,17 @@ def add_codebook(
         codebooks.append(codebook)
     cache.patches = None
     return maps, codebooks
+
+
+def student_features_of(network: DefectCAMNetwork, cache: FeatureCache) -> FeaturesOf:
+    """Make the function from rows of the cache to what students read of them (first view)."""
+
+    def features_of(rows: Tensor) -> list[Tensor]:
+        deep = cache.batch(rows, torch.zeros_like(rows))
+        with torch.inference_mode():
+            return network.student_features(deep, network.level_features(deep))
+
+    return features_of
 
 
 def update_batch_norm(network: DefectCAMNetwork, cache: FeatureCache) -> None:

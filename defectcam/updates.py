@@ -26,6 +26,7 @@ from defectcam.feature_store import folder_of_memory
 from defectcam.images import check_readable
 from defectcam.incremental import (
     Course,
+    Trained,
     are_usable,
     has_evidence,
     more_folds,
@@ -33,11 +34,10 @@ from defectcam.incremental import (
 )
 from defectcam.labels import as_labels
 from defectcam.network import DefectCAMNetwork
-from defectcam.novelty import Codebook
 from defectcam.replay import Keeper, Records, ReplayMemory, importance, in_folds, new_records
 from defectcam.sample_weights import WeighedRows, weigh_rows
 from defectcam.sources import Sources, labelled_sources, paths_of
-from defectcam.training import VIEWS, FitResult, tail_state
+from defectcam.training import VIEWS, tail_state
 
 __all__ = ["learn_more"]
 
@@ -52,14 +52,13 @@ class _New(NamedTuple):
 
 
 class _Learned(NamedTuple):
-    """What new and remembered images have taught; ``result`` is None where it was nothing."""
+    """What new and remembered images have taught; ``trained`` is None where it was nothing."""
 
     network: DefectCAMNetwork
     records: Records
     weights: NDArray[np.float64]
     course: Course | None
-    result: FitResult | None
-    novelty: torch.Tensor | None
+    trained: Trained | None
     memory: ReplayMemory
 
 
@@ -81,8 +80,8 @@ def learn_more(
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         learned = _learn(clf, new, memory, seed)
-    if learned.result is not None:
-        _take_over(clf, learned, learned.result, new.weighed)
+    if learned.trained is not None:
+        _take_over(clf, learned, learned.trained, new.weighed)
     clf.n_images_seen_ += new.weighed.n_used
     clf._replay = learned.memory if clf._replay_places() else None
     train_ends(clf.callbacks, clf)
@@ -132,21 +131,28 @@ def _learn(clf: DefectCAMClassifier, new: _New, memory: ReplayMemory | None, see
             records = in_folds(records, course.folds)
         keeper = Keeper(cache, records, is_defect, clf._replay_places())
         weights = records.weights * importance(records.labels, seen)
-        result: FitResult | None = None
-        novelty: torch.Tensor | None = None
-        codebooks: list[Codebook] = []
+        trained: Trained | None = None
         if course is not None:
             warn_if_few_defects(is_defect)
             if course.is_anew:
                 network = _untrained(clf, network)
-            result, novelty, codebooks = clf._train(
-                network, cache, clf._classes, records.targets, weights, course, seed
+            trained = clf._train(
+                network,
+                cache,
+                clf._classes,
+                records.targets,
+                weights,
+                course,
+                seed,
+                clf.image_size_,
             )
-            if result.interrupted:
+            if trained.result.interrupted:
                 raise KeyboardInterrupt
-    tails = () if result is None else result.tails
-    kept = keeper.memory(seen, tails, codebooks, is_learned=result is not None)
-    return _Learned(network, records, weights, course, result, novelty, kept)
+    if trained is None:
+        kept = keeper.memory(seen, (), [], is_learned=False)
+    else:
+        kept = keeper.memory(seen, trained.result.tails, trained.codebooks, is_learned=True)
+    return _Learned(network, records, weights, course, trained, kept)
 
 
 def _untrained(clf: DefectCAMClassifier, present: DefectCAMNetwork) -> DefectCAMNetwork:
@@ -190,12 +196,12 @@ def _course(
 
 
 def _take_over(
-    clf: DefectCAMClassifier, learned: _Learned, result: FitResult, weighed: WeighedRows
+    clf: DefectCAMClassifier, learned: _Learned, trained: Trained, weighed: WeighedRows
 ) -> None:
     """Set the fitted attributes; those of single images are about the new ones."""
-    clf.network_, clf.history_ = learned.network, result.history
+    clf.network_, clf.history_ = learned.network, trained.result.history
     is_held_out = bool(learned.course and learned.course.folds)
-    clf._calibrate(result, learned.novelty, learned.records.targets, learned.weights, is_held_out)
+    clf._calibrate(trained, learned.records.targets, learned.weights, is_held_out)
     n_new = len(weighed.rows)
     clf.held_out_probability_ = weighed.per_given(clf.held_out_probability_[:n_new])
     clf.suspects_ = weighed.given(clf.suspects_[clf.suspects_ < n_new])

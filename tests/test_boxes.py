@@ -241,7 +241,7 @@ def test_peak_fraction_keeps_regions_near_the_peak(heatmap, threshold, fraction)
     peak = float(heatmap.max())
     marked = component_mask(heatmap, threshold, peak_fraction=fraction)
     least_peak = fraction * peak if peak > 0 else -np.inf
-    above = (heatmap > threshold) & (heatmap >= 2 / 3 * least_peak)
+    above = (heatmap > threshold) & (heatmap >= 1 / 2 * least_peak)
     labels, n_labels = ndimage.label(above, structure=np.ones((3, 3)))
     expected = np.zeros_like(marked)
     for label in range(1, n_labels + 1):

@@ -36,12 +36,29 @@ def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
     return [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
+def fixed_in(module: nn.Module) -> set[str]:
+    return {name for name, p in module.named_parameters() if not p.requires_grad}
+
+
+def depthwise_in(module: nn.Module) -> set[str]:
+    return {
+        f"{name}.weight"
+        for name, m in module.named_modules()
+        if isinstance(m, nn.Conv2d) and m.weight.shape[1] == 1 < m.in_channels
+    }
+
+
+def test_a_kernel_of_one_input_channel_is_not_a_depthwise_one():
+    net = network("vgg16", trainable=5)
+    assert not fixed_in(net.tail) and not depthwise_in(net.tail)
+
+
 @pytest.mark.parametrize("trainable", range(6))
 def test_the_last_stages_train_and_the_others_never_do(trainable):
     net = network(trainable=trainable)
     assert (len(net.trunk), len(net.tail)) == (5 - trainable, trainable)
     assert not any(p.requires_grad for p in net.trunk.parameters())
-    assert all(p.requires_grad for p in net.tail.parameters())
+    assert fixed_in(net.tail) == depthwise_in(net.tail)
     assert all(p.requires_grad for p in net.head.parameters())
 
 
@@ -61,7 +78,9 @@ def test_a_training_pass_leaves_the_trunk_as_it_was():
     net(pixels()).sum().backward()
     assert all(torch.equal(value, before[name]) for name, value in net.trunk.state_dict().items())
     assert all(p.grad is None for p in net.trunk.parameters())
-    assert all(p.grad is not None for p in net.tail.parameters())
+    assert {name for name, p in net.tail.named_parameters() if p.grad is None} == depthwise_in(
+        net.tail
+    )
     assert not torch.equal(batch_norms(net.tail)[0].running_mean, tail_mean)
 
 
