@@ -28,6 +28,8 @@ from defectcam.calibration import (
     fit_heat_model,
     fit_heat_scale,
     fit_novelty_probability,
+    held_out_maps,
+    with_students,
 )
 from defectcam.cam import fuse, signed_cam, signed_cams
 from defectcam.novelty import smooth_novelty
@@ -433,6 +435,40 @@ def test_each_level_of_the_final_network_has_its_typical_value_and_its_limit(kin
         good = scale.apply(signed_cam(level, 0)).numpy()
         assert np.median(good) == pytest.approx(0, abs=1e-4)
         assert np.quantile(good, GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-4)
+
+
+@SHIFTS
+def test_held_out_maps_are_those_of_the_final_network_where_both_agree(shifts):
+    model, final, novelty = trained_model("fused", shifts)
+    cams = signed_cams(final, 0)
+    typical = [float(cam.quantile(0.5)) for cam in cams[:20].unbind(1)]
+    centred = cams - torch.tensor(typical)[:, None, None]
+    maps = held_out_maps(model, centred, novelty, typical)
+    torch.testing.assert_close(maps, model.grids(final, novelty), rtol=1e-3, atol=1e-3)
+
+
+@SHIFTS
+def test_with_students_good_images_stay_calm_and_what_students_see_is_hotter(shifts):
+    model, final, novelty = trained_model("fused", shifts)
+    students = torch.from_numpy(normal(30, 2, 8, 10, seed=2))
+    students[20:25, :, 2:5, 2:5] += 20
+    is_defect = np.arange(30) >= 20
+    cams = signed_cams(final, 0)
+    typical = [float(cam.quantile(0.5)) for cam in cams[:20].unbind(1)]
+    centred = cams - torch.tensor(typical)[:, None, None]
+    taught = with_students(model, centred, novelty, students, typical, is_defect)
+    assert len(taught.student_scales) == 2 and not model.student_scales
+    maps = taught.grids(final, novelty, students)
+    good, seen, unseen = maps[:20], maps[20:25], maps[25:]
+    assert good.median() == pytest.approx(0, abs=1e-2)
+    assert np.quantile(good.numpy(), GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-2)
+    assert seen.amax((1, 2)).min() > unseen.amax((1, 2)).max()
+
+
+def test_a_model_without_students_scales_takes_no_notice_of_students():
+    model, final, novelty = trained_model("fused", (0.0, 0.0))
+    students = torch.from_numpy(normal(30, 2, 8, 10))
+    assert torch.equal(model.grids(final, novelty, students), model.grids(final, novelty))
 
 
 def maps_with(peaks: np.ndarray, seed: int) -> Tensor:

@@ -30,6 +30,7 @@ from defectcam import (
     OnlyGoodImagesWarning,
     SuspectLabelsWarning,
     images,
+    load,
     results,
 )
 from defectcam.calibration import (
@@ -753,6 +754,44 @@ def test_without_folds_each_level_has_its_fixed_scale_too(tiny_classifier, array
         good = scale.apply(signed_cam(level, 0)).numpy()
         assert np.median(good) == pytest.approx(0, abs=5e-2)
         assert np.quantile(good, GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "n_students"),
+    [
+        ({}, 2),
+        ({"evidence_stages": 1}, 1),
+        ({"trainable_stages": 0}, 2),
+        ({"trainable_stages": 3}, 2),
+        ({"self_training": False}, 0),
+        ({"heatmap": "cam"}, 0),
+    ],
+)
+def test_there_is_a_student_per_level_of_a_fused_map(
+    tiny_classifier, arrays, tmp_path, parameters, n_students
+):
+    classifier = tiny_classifier(max_epochs=1, **parameters).fit(arrays, Y)
+    assert len(classifier.network_.students) == n_students
+    classifier.save(tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert len(loaded.network_.students) == n_students
+    maps = (clf.localize(arrays[0]).heatmap for clf in (classifier, loaded))
+    np.testing.assert_array_equal(*maps)
+
+
+def test_self_training_changes_the_heatmap_and_no_decision(tiny_classifier, arrays):
+    plain, taught = (
+        tiny_classifier(max_epochs=1, self_training=value).fit(arrays, Y) for value in (False, True)
+    )
+    np.testing.assert_array_equal(plain.predict_proba(arrays), taught.predict_proba(arrays))
+    maps = (clf.localize(arrays[0]).heatmap for clf in (plain, taught))
+    assert not np.array_equal(*maps)
+
+
+def test_good_images_alone_have_no_students(tiny_classifier, arrays):
+    with pytest.warns(OnlyGoodImagesWarning):
+        classifier = tiny_classifier().fit(arrays[:6], ["good"] * 6)
+    assert len(classifier.network_.students) == 0
 
 
 @pytest.mark.parametrize("evidence_stages", [1, 2])
