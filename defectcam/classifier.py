@@ -241,10 +241,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     augmentation : {"flips", "horizontal_flip", "none"}, default="flips"
         Views of each training image; each is one more trunk pass.
     cv : int or None, default=3
-        Number of folds. A tail is trained without each fold and scores it; these held-out scores
-        decide thresholds and scales, and the mean of the tails' weights is the model. None: one
-        tail on all images; thresholds then rest on the training images themselves. Good images
-        alone, for which no tail is trained, are cut into at least 10.
+        Number of folds. Beside the tail that is trained on all images, one is trained without each
+        fold and scores it; these held-out scores decide thresholds and scales. None: thresholds
+        rest on the training images themselves. Good images alone, for which no tail is trained, are
+        cut into at least 10.
     heatmap : {"fused", "cam", "min_max_cam"}, default="fused"
         ``"fused"``: evidence and novelty together, on a fixed scale, 0 = typical of good parts, 1 =
         the limit that good parts stay below; novelty then also counts in the image's probability.
@@ -770,7 +770,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         options = self._training_options(self._max_epochs(n_images))
         if course.is_update:
             options = options_of_update(options)
-        with self._epoch_bar(max(1, len(folds)) * options.max_epochs) as bar:
+        with self._epoch_bar((1 + len(folds)) * options.max_epochs) as bar:
             training = self._tail_training(
                 network, cache, classes, targets, weights, options, seed, bar
             )

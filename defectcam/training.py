@@ -1,7 +1,7 @@
 """One fit: the trunk's features are cached once, then tail and head train on the cache.
 
-Owns the feature cache, the training loop, cross-fitting and the averaging of weights. It never
-reads a file, knows no label names, and decides no threshold.
+Owns the feature cache, the training loop and cross-fitting. It never reads a file, knows no label
+names, and decides no threshold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from defectcam.cam import signed_cams
 from defectcam.network import DefectCAMNetwork, TrunkFeatures
@@ -301,69 +301,66 @@ TailState = dict[str, Tensor]
 def train_with_folds(
     training: TailTraining, folds: Sequence[Fold], starts: Sequence[TailState] = ()
 ) -> FitResult:
-    """Train one tail per fold from the same start and average their weights.
+    """Train a tail on everything, and from the same start one per fold, which scores what it lacks.
 
-    The held-out rows of each fold are scored by the tail that has not seen them. Tails differ by a
-    constant, and averaged weights give smaller scores: each network's scores and maps are shifted
-    to have median 0 on the good images that it was trained on, and the averaged network's are
-    scaled to keep good and defective training images as far apart as the tails do. So what is
-    learned from held-out scores holds for the averaged network.
+    Networks differ by a constant, and one that has seen more is surer: each network's scores and
+    maps are shifted to have median 0 on the good images that it was trained on, and the final
+    one's are scaled to keep good and defective training images as far apart as the folds' networks
+    do. So what is learned from held-out scores holds for the final network.
 
     Parameters
     ----------
     training : TailTraining
-        Its network ends up with the averaged weights.
+        Its network ends up with the tail that was trained on everything, which is fold 0 in history
+        and records; the others count from 1.
     folds : sequence of (train rows, held-out rows)
-        Empty: one tail is trained on everything, and the scores are those of the training images
-        themselves.
+        Empty: the scores are those of the training images themselves, as they are.
     starts : sequence of dict of Tensor, optional
         Where each fold's tail starts from, if not from the network's weights: the tail of the same
         fold of an earlier training.
     """
     network, cache = training.network, training.cache
     everything = np.arange(cache.n_images)
+    start = copy.deepcopy(network.state_dict())
+    training.run(everything, fold=0)
     if not folds:
-        training.run(everything, fold=0)
         scores = training.scores(everything)
         return training.result(scores.logits, scores.centred_cams(everything), scores)
-    start = copy.deepcopy(network.state_dict())
-    states: list[dict[str, Tensor]] = []
+    final = copy.deepcopy(network.state_dict())
+    tails: list[TailState] = []
     distances: list[float] = []
     held_out: list[tuple[NDArray[np.intp], Tensor, Tensor]] = []
     for fold, (train_rows, held_out_rows) in enumerate(folds):
+        if training.interrupted:
+            break
         network.load_state_dict(start)
         if starts:
             network.load_state_dict(starts[fold], strict=False)  # the trunk's are not among them
         try:
-            training.run(train_rows, fold)
+            training.run(train_rows, fold=1 + fold)
         except KeyboardInterrupt:
-            if not states:
-                raise
             training.interrupted = True
+        if training.interrupted:
             break
-        states.append(copy.deepcopy(network.state_dict()))
+        tails.append(tail_state(copy.deepcopy(network.state_dict())))
         scores = training.centre_scores(train_rows)
         distances.append(scores.class_distance)
         held_out.append(
             (held_out_rows, scores.logits[held_out_rows], scores.centred_cams(held_out_rows))
         )
-        if training.interrupted:
-            break
-    network.load_state_dict(average_states(states))
-    if training.options.train_batch_norm:
-        update_batch_norm(network, cache)
+    network.load_state_dict(final)
     network.eval()
     scores = training.centre_scores(everything)
+    if len(tails) < len(folds):  # an interrupt left rows that no tail has scored
+        return training.result(scores.logits, scores.centred_cams(everything), scores)
     if scores.class_distance > 0 and min(distances) > 0:  # not so where nothing was learned
         factor = float(np.mean(distances)) / scores.class_distance
         network.head.scale_(factor)
         scores = scores.scaled(factor)
-    if len(states) < len(folds):  # an interrupt left rows that no tail has scored
-        return training.result(scores.logits, scores.centred_cams(everything), scores)
     rows, all_logits, all_cams = zip(*held_out, strict=True)
     order = np.argsort(np.concatenate(rows))
     result = training.result(torch.cat(all_logits)[order], torch.cat(all_cams)[order], scores)
-    return result._replace(tails=tuple(map(tail_state, states)))
+    return result._replace(tails=tuple(tails))
 
 
 def tail_state(state: dict[str, Tensor]) -> TailState:
@@ -667,48 +664,6 @@ def student_features_of(network: DefectCAMNetwork, cache: FeatureCache) -> Featu
             return network.student_features(deep, network.level_features(deep))
 
     return features_of
-
-
-def update_batch_norm(network: DefectCAMNetwork, cache: FeatureCache) -> None:
-    """Measure the trained part's batch-normalisation statistics anew, as averaged weights need it.
-
-    References
-    ----------
-    Izmailov et al., "Averaging weights leads to wider optima and better generalization", UAI 2018.
-    """
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    frozen = set(network.trunk.modules())
-    norms = [norm for norm in norms if norm not in frozen]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over all batches
-    network.train()
-    # Neighbouring images are often of one class: the batches must mix them.
-    order = torch.randperm(cache.n_images, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for batch in order.tensor_split(-(-cache.n_images // CACHE_BATCH)):
-            network.evidence(cache.batch(batch, torch.zeros_like(batch)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
-def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of the weights of networks fine-tuned from one initialisation.
-
-    References
-    ----------
-    Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
-    without increasing inference time", ICML 2022.
-    """
-    return {
-        name: (
-            torch.stack([state[name] for state in states]).mean(0)
-            if tensor.is_floating_point()
-            else tensor
-        )
-        for name, tensor in states[0].items()
-    }
 
 
 def _batches(order: Tensor, batch_size: int) -> list[Tensor]:

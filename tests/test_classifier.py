@@ -304,7 +304,7 @@ def test_copies_are_held_out_together(tiny_classifier, arrays, monkeypatch, cv):
 @pytest.mark.filterwarnings("ignore::defectcam.NearDuplicateWarning")
 def test_where_all_images_are_copies_they_are_split_all_the_same(tiny_classifier, arrays):
     classifier = tiny_classifier(max_epochs=1).fit(arrays[[0] * 4 + [7] * 4], Y[1:9])
-    assert set(classifier.history_["fold"]) == {0, 1}
+    assert set(classifier.history_["fold"]) == {0, 1, 2}
     tiny_classifier(max_epochs=1).fit(arrays[[0] * 8], Y[1:9])
 
 
@@ -397,7 +397,7 @@ def test_a_folder_of_good_images_alone_and_the_same_call_with_defects(
     scratched.rename((root / layout).parent / "scratch")
     classifier.fit(root)
     assert classifier.classes_.tolist() == ["good", "scratch"]
-    assert classifier.history_["epoch"] == [1, 1]
+    assert classifier.history_["epoch"] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -1060,8 +1060,8 @@ def test_an_unreadable_file_is_named_before_the_trunk_runs(tiny_classifier, part
 
 def test_the_history_is_a_table(fitted):
     table = pd.DataFrame(fitted.history_)
-    assert table["epoch"].tolist() == [1, 2, 3, 1, 2, 3]
-    assert table["fold"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert table["epoch"].tolist() == 3 * [1, 2, 3]
+    assert table["fold"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert np.isfinite(table["loss"]).all()
     assert table["train_accuracy"].between(0, 1).all()
     assert (table["seconds"] > 0).all()
@@ -1078,11 +1078,11 @@ def test_callbacks_get_each_row_and_may_end_a_fold(tiny_classifier, arrays):
         return record["epoch"] == 2
 
     classifier = tiny_classifier(max_epochs=4, callbacks=[stop, note]).fit(arrays, Y)
-    assert [row["epoch"] for row in told] == [1, 2, 1, 2]
+    assert [row["epoch"] for row in told] == 3 * [1, 2]
     assert pd.DataFrame(told).to_dict("list") == classifier.history_
     told.clear()
     tiny_classifier(max_epochs=1, callbacks=note).fit(arrays, Y)
-    assert len(told) == 2
+    assert len(told) == 3
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -1109,13 +1109,13 @@ def test_an_interrupt_in_the_first_epoch_leaves_it_unfitted(tiny_classifier, arr
     assert not [name for name in vars(classifier) if name.endswith("_")]
 
 
-@pytest.mark.parametrize(("cv", "step"), [(None, 4), (2, 2), (2, 5)])
+@pytest.mark.parametrize(("cv", "step"), [(None, 4), (2, 4), (2, 11)])
 def test_an_interrupt_later_leaves_it_usable_with_a_warning(
     tiny_classifier, arrays, monkeypatch, cv, step
 ):
-    interrupt(monkeypatch, step)  # an epoch has 3 steps without folds, 1 with them
+    interrupt(monkeypatch, step)  # an epoch of all images has 3 steps, one of a fold 1
     classifier = tiny_classifier(cv=cv)
-    n_finished = (step - 1) // (3 if cv is None else 1)
+    n_finished = {4: 1, 11: 4}[step]
     with pytest.warns(UserWarning, match=f"interrupted after {n_finished} epochs"):
         classifier.fit(arrays, Y)
     assert len(classifier.history_["epoch"]) == n_finished
@@ -1154,7 +1154,7 @@ def test_a_class_of_a_single_image_cannot_be_held_out(tiny_classifier, arrays):
 def test_rare_defect_types_are_spread_over_the_folds(tiny_classifier, arrays):
     y = ["good"] * 5 + ["a", "b", "c", "d", "d"]
     classifier = tiny_classifier(max_epochs=1, cv=5).fit(arrays, y)
-    assert set(classifier.history_["fold"]) == set(range(5))
+    assert set(classifier.history_["fold"]) == set(range(6))
 
 
 def test_a_large_cache_gives_the_same_weights_from_a_file(tiny_classifier, fitted, fitted_parts):

@@ -72,10 +72,12 @@ def test_an_update_goes_on_from_where_the_tails_are(going, monkeypatch):
         run(self, rows, fold)
 
     tails = going._replay.tails
+    present = {k: v.clone() for k, v in going.network_.state_dict().items()}
     monkeypatch.setattr(TailTraining, "run", watched)
     going.partial_fit(*SECOND)
-    assert len(starts) == len(tails) == 2
-    for start, tail in zip(starts, tails, strict=True):
+    final, *of_folds = starts
+    assert all(torch.equal(final[k], present[k]) for k in final if k.startswith(("tail", "head")))
+    for start, tail in zip(of_folds, tails, strict=True):
         assert all(torch.equal(start[name], tail[name]) for name in tail)
 
 
@@ -83,7 +85,9 @@ def test_an_update_is_shorter_than_a_fit_and_its_rates_are_lower(going, monkeypa
     options = []
     run = TailTraining.run
     monkeypatch.setattr(
-        TailTraining, "run", lambda self, *args: (options.append(self.options), run(self, *args))
+        TailTraining,
+        "run",
+        lambda self, rows, fold: (options.append(self.options), run(self, rows, fold)),
     )
     going.set_params(max_epochs=10).partial_fit(*SECOND)
     assert {(o.max_epochs, o.learning_rate, o.head_learning_rate) for o in options} == {
@@ -110,7 +114,7 @@ def test_no_tail_ever_trains_on_an_image_of_its_own_fold(going, monkeypatch):
 
     def watched(self: TailTraining, rows: np.ndarray, fold: int) -> None:
         # An image is known again by its features.
-        trained.append((fold, {float(self.cache.deep[0][row].double().sum()) for row in rows}))
+        trained.append((fold - 1, {float(self.cache.deep[0][row].double().sum()) for row in rows}))
         run(self, rows, fold)
 
     monkeypatch.setattr(TailTraining, "run", watched)
@@ -118,8 +122,8 @@ def test_no_tail_ever_trains_on_an_image_of_its_own_fold(going, monkeypatch):
         going.partial_fit(*parts(4, 3, seed))
     folds = going._replay.records.folds
     sums = going._replay.features.deep[0].double().flatten(1).sum(1).tolist()
-    assert set(folds) == {0, 1} and len(trained) == 6
-    for fold, images in trained:
+    assert set(folds) == {0, 1} and len(trained) == 9
+    for fold, images in trained:  # -1: the final tail, trained on everything
         assert not images & {s for s, own in zip(sums, folds, strict=True) if own == fold}
 
 
@@ -156,7 +160,7 @@ def test_the_history_grows_by_a_fold_for_each_tail(going, started):
     going.partial_fit(*SECOND)
     n = len(started.history_["epoch"])
     assert {k: v[:n] for k, v in going.history_.items()} == started.history_
-    assert going.history_["fold"][n:] == [2, 3]
+    assert going.history_["fold"][n:] == [3, 4, 5]
     assert going.n_images_seen_ == going.info()["n_training_images"] == 17
 
 
@@ -222,10 +226,10 @@ def test_good_images_alone_then_defects(tiny_classifier):
     assert not clf.evidence(X).any() and clf.n_images_seen_ == 9
     clf.partial_fit(X[5:], y[5:])
     assert clf.evidence(X).any()
-    assert set(clf.history_["fold"]) == {0, 1}  # a full fit, on remembered and new images
+    assert set(clf.history_["fold"]) == {0, 1, 2}  # a full fit, on remembered and new images
     assert clf.score(*SECOND) == 1
     clf.partial_fit(*SECOND)
-    assert set(clf.history_["fold"]) == {0, 1, 2, 3}
+    assert set(clf.history_["fold"]) == {0, 1, 2, 3, 4, 5}
 
 
 def test_a_type_that_comes_later_is_refused_with_advice(going):
@@ -280,7 +284,7 @@ def test_a_first_day_with_a_single_defect(tiny_classifier):
     X, y = FIRST
     clf = tiny_classifier().partial_fit(X[:6], y[:6])
     clf.partial_fit(*SECOND)  # now images can be held out
-    assert set(clf.history_["fold"]) == {0, 1}
+    assert set(clf.history_["fold"]) == {0, 1, 2}
     assert clf.score(X, y) == 1
 
 
@@ -442,10 +446,11 @@ class Diary(Callback):
 def test_hooks_are_called_in_order_and_may_end_a_fold(tiny_classifier):
     diary = Diary()
     clf = tiny_classifier(callbacks=diary).partial_fit(*FIRST)
-    first = [("begin", False), (0, 1), (0, 2), (1, 1), (1, 2), ("end", 10)]
+    first = [("begin", False), *itertools.product(range(3), (1, 2)), ("end", 10)]
     assert diary.entries == first
     clf.set_params(callbacks=[diary, lambda classifier, record: None]).partial_fit(*SECOND)
-    assert diary.entries[6:] == [("begin", True), (2, 1), (3, 1), ("end", 17)]
+    later = [("begin", True), (3, 1), (4, 1), (5, 1), ("end", 17)]
+    assert diary.entries[len(first) :] == later
 
 
 def test_an_object_with_one_hook_will_do(tiny_classifier):
@@ -472,5 +477,5 @@ def test_a_time_limit_leaves_each_fold_after_its_epoch(tiny_classifier, monkeypa
     now = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
     clf = tiny_classifier(max_epochs=50, callbacks=TimeLimit(8.5)).fit(*FIRST)
-    assert clf.history_["fold"] == [0, 0, 0, 1]
+    assert clf.history_["fold"] == [0, 0, 0, 1, 2]
     assert len(clf.held_out_probability_) == 10

@@ -23,11 +23,9 @@ from defectcam.training import (
     TrainingDivergedError,
     TrainingOptions,
     add_codebook,
-    average_states,
     predict_cached,
     result_of_good_only,
     train_with_folds,
-    update_batch_norm,
 )
 
 N_IMAGES = 6
@@ -460,12 +458,13 @@ def trained_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 @pytest.mark.parametrize("deep_supervision", [True, False])
 def test_no_tail_trains_on_its_held_out_rows(trained_rows, deep_supervision):
     result = train_with_folds(tail_training(deep_supervision=deep_supervision), FOLDS)
-    assert len(trained_rows) == 3
     n_losses = 2 if deep_supervision else 1
-    for rows, (train, held_out) in zip(trained_rows, FOLDS, strict=True):
+    everything, *of_folds = trained_rows
+    assert sorted(everything) == sorted(2 * n_losses * ROWS.tolist())
+    for rows, (train, held_out) in zip(of_folds, FOLDS, strict=True):
         assert sorted(rows) == sorted(2 * n_losses * train.tolist())  # once in each of two epochs
         assert not set(rows) & set(held_out.tolist())
-    assert result.history["fold"] == [0, 0, 1, 1, 2, 2]
+    assert result.history["fold"] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_held_out_scores_are_in_order_and_from_the_tail_that_has_not_seen_the_image():
@@ -474,7 +473,7 @@ def test_held_out_scores_are_in_order_and_from_the_tail_that_has_not_seen_the_im
     result = train_with_folds(run, FOLDS)
     for fold, (train, held_out) in enumerate(FOLDS):
         run.network.load_state_dict(start)
-        run.run(train, fold)
+        run.run(train, 1 + fold)
         run.centre_scores(train)
         logits, levels = predict_cached(run.network, run.cache, held_out)
         torch.testing.assert_close(result.logits[held_out], logits)
@@ -487,31 +486,28 @@ def test_held_out_scores_are_in_order_and_from_the_tail_that_has_not_seen_the_im
             )
 
 
-def test_the_network_gets_the_mean_of_the_tails_weights():
-    run = tail_training(max_epochs=3, learning_rate=1e-2, train_batch_norm=False)
+def test_the_final_tail_is_the_one_that_was_trained_on_everything():
+    run = tail_training(max_epochs=3, learning_rate=1e-2)
     start = {name: value.clone() for name, value in run.network.state_dict().items()}
     train_with_folds(run, FOLDS)
-    averaged = {name: value.clone() for name, value in run.network.named_parameters()}
-    states = []
-    for fold, (train, _) in enumerate(FOLDS):
-        run.network.load_state_dict(start)
-        run.run(train, fold)
-        states.append({name: value.clone() for name, value in run.network.state_dict().items()})
-    for name, value in average_states(states).items():
-        if name in averaged and not name.startswith("head."):
-            torch.testing.assert_close(averaged[name], value)
+    final = {name: value.clone() for name, value in run.network.state_dict().items()}
+    run.network.load_state_dict(start)
+    run.run(ROWS, 0)
+    for name, value in run.network.state_dict().items():
+        if not name.startswith("head."):
+            assert torch.equal(final[name], value)
         if name.startswith("head.convs"):  # scaled
-            ratio = (averaged[name] / value).flatten()
+            ratio = (final[name] / value).flatten()
             torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-3, atol=0)
 
 
-def test_the_averaged_network_keeps_the_classes_as_far_apart_as_the_tails_do():
+def test_the_final_network_keeps_the_classes_as_far_apart_as_the_folds_tails_do():
     run = tail_training(max_epochs=5, learning_rate=1e-2)
     start = {name: value.clone() for name, value in run.network.state_dict().items()}
     distances = []
     for fold, (train, _) in enumerate(FOLDS):
         run.network.load_state_dict(start)
-        run.run(train, fold)
+        run.run(train, 1 + fold)
         distances.append(run.scores(train).class_distance)
     assert min(distances) > 0
     run.network.load_state_dict(start)
@@ -552,37 +548,6 @@ def test_of_good_images_alone_the_maps_and_the_final_evidence_are_zero():
     assert result.typical_cams == (0, 0, 0)
 
 
-def test_statistics_are_measured_anew_for_averaged_weights():
-    """As one pass over all images, whatever the batches are."""
-    net = network()
-    with torch.no_grad():
-        for parameter in net.tail.parameters():
-            parameter += 0.1
-    cache = filled(net)
-    update_batch_norm(net, cache)
-    net.eval()
-    first = next(m for m in net.tail.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    seen: list[Tensor] = []
-    handle = first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    predict_cached(net, cache, ROWS)
-    handle.remove()
-    torch.testing.assert_close(first.running_mean, seen[0].mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(first.running_var, seen[0].var((0, 2, 3)), atol=1e-5, rtol=1e-4)
-    assert first.momentum is not None
-
-
-def test_a_last_image_alone_does_not_outweigh_the_others(monkeypatch):
-    net = network()
-    cache = filled(net)
-    update_batch_norm(net, cache)
-    expected = [b.clone() for n, b in net.tail.named_buffers() if n.endswith("running_mean")]
-    monkeypatch.setattr(training, "CACHE_BATCH", N_IMAGES - 1)
-    update_batch_norm(net, cache)
-    found = [b for n, b in net.tail.named_buffers() if n.endswith("running_mean")]
-    # The first layer sees the same values whatever the batches are; deeper ones differ slightly.
-    torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-3)
-
-
 def test_without_folds_one_tail_trains_on_everything(trained_rows):
     run = tail_training()
     result = train_with_folds(run, [])
@@ -591,26 +556,14 @@ def test_without_folds_one_tail_trains_on_everything(trained_rows):
     torch.testing.assert_close(result.logits, predict_cached(run.network, run.cache, ROWS)[0])
 
 
-def test_average_states_averages_numbers_and_keeps_counts():
-    states = [
-        {"weight": torch.tensor([1.0, 3.0]), "count": torch.tensor(5)},
-        {"weight": torch.tensor([3.0, 3.0]), "count": torch.tensor(5)},
-    ]
-    averaged = average_states(states)
-    assert averaged["weight"].tolist() == [2, 3]
-    assert averaged["count"] == 5
-    assert averaged["count"].dtype == torch.int64
-    assert states[0]["weight"].tolist() == [1, 3]
-
-
 # --- Interrupts ---------------------------------------------------------------------------------
 
 
-def interrupt_in_epoch(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def interrupt_in_epoch(monkeypatch: pytest.MonkeyPatch, number: int, n_batches: int) -> None:
     """Interrupt the last step of the epoch with this number, counted from 1 over all folds."""
     calls = {"n": 0}
     loss = TailTraining._loss
-    losses_per_epoch = 2 * -(-4 // OPTIONS.batch_size)  # one for each level and batch
+    losses_per_epoch = 2 * n_batches  # one for each level and batch
 
     def watched(self: TailTraining, logits: Tensor, batch: Tensor) -> Tensor:
         calls["n"] += 1
@@ -622,7 +575,7 @@ def interrupt_in_epoch(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 def test_an_interrupt_before_an_epoch_is_finished_goes_on(monkeypatch):
-    interrupt_in_epoch(monkeypatch, 1)
+    interrupt_in_epoch(monkeypatch, 1, n_batches=1)
     with pytest.raises(KeyboardInterrupt):
         train_with_folds(tail_training(), FOLDS)
 
@@ -632,7 +585,7 @@ def test_an_interrupt_later_leaves_the_weights_of_the_last_finished_epoch(monkey
     expected = network()
     expected.load_state_dict(start.state_dict())
     tail_training(expected, max_epochs=1).run(FOLDS[0][0], fold=0)
-    interrupt_in_epoch(monkeypatch, 2)
+    interrupt_in_epoch(monkeypatch, 2, n_batches=-(-4 // OPTIONS.batch_size))
     run = tail_training(start)
     run.run(FOLDS[0][0], fold=0)
     assert run.interrupted
@@ -642,9 +595,10 @@ def test_an_interrupt_later_leaves_the_weights_of_the_last_finished_epoch(monkey
 
 @pytest.mark.parametrize("epoch", [2, 3, 4, 5, 6])
 def test_an_interrupt_later_leaves_a_usable_result(monkeypatch, epoch):
-    interrupt_in_epoch(monkeypatch, epoch)
-    result = train_with_folds(tail_training(), FOLDS)
+    interrupt_in_epoch(monkeypatch, epoch, n_batches=1)
+    result = train_with_folds(tail_training(batch_size=N_IMAGES), FOLDS)
     assert result.interrupted
+    assert result.tails == ()
     assert len(result.history["epoch"]) == epoch - 1
     assert result.logits.shape == (N_IMAGES, 2)
     assert result.logits.isfinite().all()
