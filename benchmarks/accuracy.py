@@ -33,6 +33,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from figures import image_figures, pixel_figures, predictions, suspect_figures
 from options import make_parser
 from printing import print_pooled, print_row, print_table, title
@@ -158,6 +159,7 @@ def measure(detector: Any, data: DataSet, case: Case) -> Run:
         "fit seconds": seconds,
         "localize ms per image": 1000 * localize_seconds / len(case.test),
         "predictions": predictions(is_defect, found),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 
 
