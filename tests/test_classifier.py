@@ -756,6 +756,18 @@ def test_without_folds_each_level_has_its_fixed_scale_too(tiny_classifier, array
         assert np.quantile(good, GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-2)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_a_gpu_learned_the_processor_answers_alike(tiny_classifier, arrays, tmp_path):
+    learned = tiny_classifier(device="cuda", precision="float32").fit(arrays, Y)
+    assert next(learned.network_.parameters()).is_cuda
+    learned.save(tmp_path / "model")
+    loaded = load(tmp_path / "model", device="cpu")
+    probabilities = (clf.predict_proba(arrays) for clf in (learned, loaded))
+    np.testing.assert_allclose(*probabilities, atol=1e-2)
+    maps = (clf.localize(arrays[0]).heatmap for clf in (learned, loaded))
+    np.testing.assert_allclose(*maps, atol=5e-2)
+
+
 @pytest.mark.parametrize(
     ("parameters", "n_students"),
     [
