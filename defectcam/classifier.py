@@ -781,7 +781,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         heat_model = self._fit_heat_model(classes, input_size, result, novelty, ~is_good)
         network.students = torch.nn.ModuleList()
         if self.self_training and heat_model.kind == "fused" and novelty is not None:
-            heat_model = _self_train(network, cache, heat_model, result, novelty, ~is_good, seed)
+            heat_model = _self_train(
+                network, cache, folds, heat_model, result, novelty, ~is_good, seed
+            )
         return Trained(result, novelty, codebooks, heat_model)
 
     def _tail_training(
@@ -1510,6 +1512,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 def _self_train(
     network: DefectCAMNetwork,
     cache: FeatureCache,
+    folds: Sequence[Fold],
     heat_model: HeatModel,
     result: FitResult,
     novelty: torch.Tensor,
@@ -1517,7 +1520,7 @@ def _self_train(
     seed: int,
 ) -> HeatModel:
     """Give the network students of the held-out maps, and the map's model their share."""
-    features_of = student_features_of(network, cache)
+    features_of = student_features_of(network, cache, folds, result.tails)
     maps = held_out_maps(heat_model, result.cams, novelty, result.typical_cams)
     students = fit_students(features_of, network.student_depths, maps, is_defect, seed)
     network.students = torch.nn.ModuleList(students)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -655,15 +656,43 @@ def add_codebook(
     return maps, codebooks
 
 
-def student_features_of(network: DefectCAMNetwork, cache: FeatureCache) -> FeaturesOf:
-    """Make the function from rows of the cache to what students read of them (first view)."""
+def student_features_of(
+    network: DefectCAMNetwork,
+    cache: FeatureCache,
+    folds: Sequence[Fold] = (),
+    tails: Sequence[TailState] = (),
+) -> FeaturesOf:
+    """Make the function from rows of the cache to what students read of them (first view).
+
+    A tail's features are tidier on images that it was trained on than they will be on others. So
+    where there are tails of folds, each row's features come from the one that has not seen it: all
+    start from the same weights, and what a channel means has not drifted apart in so few epochs.
+    """
+    if not tails:
+        return partial(_student_features, network, cache)
+    others = [copy.deepcopy(network) for _ in tails]
+    fold_of = torch.zeros(cache.n_images, dtype=torch.int64)
+    for fold, (other, tail) in enumerate(zip(others, tails, strict=True)):
+        other.load_state_dict(tail, strict=False)  # the trunk's weights are not among them
+        fold_of[torch.as_tensor(folds[fold][1])] = fold
 
     def features_of(rows: Tensor) -> list[Tensor]:
-        deep = cache.batch(rows, torch.zeros_like(rows))
-        with torch.inference_mode():
-            return network.student_features(deep, network.level_features(deep))
+        parts = [rows[fold_of[rows] == fold] for fold in range(len(others))]
+        order = torch.cat([(fold_of[rows] == fold).nonzero()[:, 0] for fold in range(len(others))])
+        features = [
+            _student_features(other, cache, part)
+            for other, part in zip(others, parts, strict=True)
+            if len(part)
+        ]
+        return [torch.cat(level)[order.argsort()] for level in zip(*features, strict=True)]
 
     return features_of
+
+
+@torch.inference_mode()
+def _student_features(network: DefectCAMNetwork, cache: FeatureCache, rows: Tensor) -> list[Tensor]:
+    deep = cache.batch(rows, torch.zeros_like(rows))
+    return network.student_features(deep, network.level_features(deep))
 
 
 def _batches(order: Tensor, batch_size: int) -> list[Tensor]:

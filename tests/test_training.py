@@ -25,6 +25,7 @@ from defectcam.training import (
     add_codebook,
     predict_cached,
     result_of_good_only,
+    student_features_of,
     train_with_folds,
 )
 
@@ -546,6 +547,25 @@ def test_of_good_images_alone_the_maps_and_the_final_evidence_are_zero():
     assert result.cams.shape == signed_cams(levels, 0).shape
     assert not result.cams.any()
     assert result.typical_cams == (0, 0, 0)
+
+
+def test_students_read_each_row_through_the_tail_that_has_not_seen_it():
+    run = tail_training(max_epochs=1, learning_rate=1e-2)
+    result = train_with_folds(run, FOLDS)
+    final = {name: value.clone() for name, value in run.network.state_dict().items()}
+    rows = torch.tensor([5, 0, 3, 1])
+    found = student_features_of(run.network, run.cache, FOLDS, result.tails)(rows)
+    for name, value in run.network.state_dict().items():
+        assert torch.equal(value, final[name])
+    of_final = student_features_of(run.network, run.cache)(rows)
+    assert [level.shape for level in found] == [level.shape for level in of_final]
+    assert torch.equal(found[0], of_final[0])  # what the tail starts from
+    for (_, held_out), tail in zip(FOLDS, result.tails, strict=True):
+        run.network.load_state_dict(tail, strict=False)
+        own = [i for i, row in enumerate(rows.tolist()) if row in held_out]
+        expected = student_features_of(run.network, run.cache)(rows[own])
+        for level, expected_level in zip(found, expected, strict=True):
+            torch.testing.assert_close(level[own], expected_level)
 
 
 def test_without_folds_one_tail_trains_on_everything(trained_rows):
