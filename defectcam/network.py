@@ -130,6 +130,15 @@ class DefectCAMNetwork(nn.Module):
         self.weights_source = backbone.weights_source
         for parameter in self.trunk.parameters():
             parameter.requires_grad_(False)
+        if self.weights_source is not None:
+            self.keep_depthwise_kernels()
+
+    def keep_depthwise_kernels(self) -> None:
+        """Train no kernel of the tail that filters one channel: for pre-trained weights.
+
+        They are a few per cent of the weights, their gradients a third of a training step on a
+        processor, and what is found does not change without them. Random ones have to be trained.
+        """
         for kernel in _depthwise_kernels(self.tail):
             kernel.requires_grad_(False)
 
@@ -260,11 +269,7 @@ class DefectCAMNetwork(nn.Module):
 
 
 def _depthwise_kernels(tail: nn.Module) -> Iterator[Tensor]:
-    """Kernels that filter one channel each, which stay as pre-trained.
-
-    They are a few per cent of the weights, their gradients a third of a training step on a
-    processor, and what is found does not change without them.
-    """
+    """Kernels that filter one channel each."""
     for layer in tail.modules():
         if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
             yield layer.weight

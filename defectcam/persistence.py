@@ -360,6 +360,8 @@ def _restore_network(
     if any(name.startswith("students.") for name in state):
         network.add_untrained_students()
     network.load_state_dict(state)
+    if description["weights_source"] is not None:
+        network.keep_depthwise_kernels()
     return network.eval()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from defectcam.cam import signed_cams
 from defectcam.network import DefectCAMNetwork, TrunkFeatures
@@ -327,6 +327,9 @@ def train_with_folds(
     if not folds:
         scores = training.scores(everything)
         return training.result(scores.logits, scores.centred_cams(everything), scores)
+    if training.options.train_batch_norm:
+        update_batch_norm(network, cache)
+        network.eval()
     final = copy.deepcopy(network.state_dict())
     tails: list[TailState] = []
     distances: list[float] = []
@@ -693,6 +696,28 @@ def student_features_of(
 def _student_features(network: DefectCAMNetwork, cache: FeatureCache, rows: Tensor) -> list[Tensor]:
     deep = cache.batch(rows, torch.zeros_like(rows))
     return network.student_features(deep, network.level_features(deep))
+
+
+def update_batch_norm(network: DefectCAMNetwork, cache: FeatureCache) -> None:
+    """Measure the trained part's batch-normalisation statistics anew, on all images.
+
+    The running means follow a training of few steps too slowly.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    frozen = set(network.trunk.modules())
+    norms = [norm for norm in norms if norm not in frozen]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all batches
+    network.train()
+    # Neighbouring images are often of one class: the batches must mix them.
+    order = torch.randperm(cache.n_images, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for batch in order.tensor_split(-(-cache.n_images // CACHE_BATCH)):
+            network.evidence(cache.batch(batch, torch.zeros_like(batch)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _batches(order: Tensor, batch_size: int) -> list[Tensor]:

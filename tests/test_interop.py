@@ -21,6 +21,12 @@ GRAD_CAM = ("GradCAM", "GradCAMPlusPlus", "ScoreCAM", "LayerCAM", "EigenCAM")
 TORCHCAM = ("CAM", "GradCAM", "GradCAMpp", "ScoreCAM", "LayerCAM")
 
 
+@pytest.fixture(scope="module")
+def fitted(tiny_classifier, fitted_parts):
+    """Return one trained long enough that its evidence, not novelty alone, speaks of the defect."""
+    return tiny_classifier(max_epochs=6).fit(fitted_parts)
+
+
 @pytest.fixture
 def pixels(fitted, fitted_parts):
     """Return two defective images as the network takes them."""

@@ -27,6 +27,7 @@ from defectcam.training import (
     result_of_good_only,
     student_features_of,
     train_with_folds,
+    update_batch_norm,
 )
 
 N_IMAGES = 6
@@ -494,6 +495,7 @@ def test_the_final_tail_is_the_one_that_was_trained_on_everything():
     final = {name: value.clone() for name, value in run.network.state_dict().items()}
     run.network.load_state_dict(start)
     run.run(ROWS, 0)
+    update_batch_norm(run.network, run.cache)
     for name, value in run.network.state_dict().items():
         if not name.startswith("head."):
             assert torch.equal(final[name], value)
@@ -566,6 +568,37 @@ def test_students_read_each_row_through_the_tail_that_has_not_seen_it():
         expected = student_features_of(run.network, run.cache)(rows[own])
         for level, expected_level in zip(found, expected, strict=True):
             torch.testing.assert_close(level[own], expected_level)
+
+
+def test_statistics_are_measured_anew():
+    """As one pass over all images, whatever the batches are."""
+    net = network()
+    with torch.no_grad():
+        for parameter in net.tail.parameters():
+            parameter += 0.1
+    cache = filled(net)
+    update_batch_norm(net, cache)
+    net.eval()
+    first = next(m for m in net.tail.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    seen: list[Tensor] = []
+    handle = first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    predict_cached(net, cache, ROWS)
+    handle.remove()
+    torch.testing.assert_close(first.running_mean, seen[0].mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(first.running_var, seen[0].var((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    assert first.momentum is not None
+
+
+def test_a_last_image_alone_does_not_outweigh_the_others(monkeypatch):
+    net = network()
+    cache = filled(net)
+    update_batch_norm(net, cache)
+    expected = [b.clone() for n, b in net.tail.named_buffers() if n.endswith("running_mean")]
+    monkeypatch.setattr(training, "CACHE_BATCH", N_IMAGES - 1)
+    update_batch_norm(net, cache)
+    found = [b for n, b in net.tail.named_buffers() if n.endswith("running_mean")]
+    # The first layer sees the same values whatever the batches are; deeper ones differ slightly.
+    torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-3)
 
 
 def test_without_folds_one_tail_trains_on_everything(trained_rows):
