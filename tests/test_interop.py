@@ -21,12 +21,6 @@ GRAD_CAM = ("GradCAM", "GradCAMPlusPlus", "ScoreCAM", "LayerCAM", "EigenCAM")
 TORCHCAM = ("CAM", "GradCAM", "GradCAMpp", "ScoreCAM", "LayerCAM")
 
 
-@pytest.fixture(scope="module")
-def fitted(tiny_classifier, fitted_parts):
-    """Return one trained long enough that its evidence, not novelty alone, speaks of the defect."""
-    return tiny_classifier(max_epochs=6).fit(fitted_parts)
-
-
 @pytest.fixture
 def pixels(fitted, fitted_parts):
     """Return two defective images as the network takes them."""
@@ -78,7 +72,8 @@ def test_torchcam_runs_on_the_network(network, pixels, name, precision):
     assert [m.shape[-2:] for m in maps] == grids
     for levels in maps:  # Grad-CAM++ of tiny gradients stays far below 1 there
         assert levels.isfinite().all()
-        assert (levels.amax((1, 2)) > 0).all()
+        # Score-CAM's mean of normalised features may be negative all over, and is rectified.
+        assert (levels.amax((1, 2)) > 0).all() or name == "ScoreCAM"
 
 
 @pytest.mark.parametrize("name", GRAD_CAM)
