@@ -829,7 +829,7 @@ def test_answers_in_bfloat16_are_close_to_those_in_float32(tiny_classifier, arra
         np.testing.assert_allclose(one.predict_proba(arrays), exact.predict_proba(arrays), atol=0.1)
     for one, other in zip(halved.localize(arrays), exact.localize(arrays), strict=True):
         assert one.grid.dtype == np.float32
-        assert 0 < np.abs(one.grid - other.grid).max() < 0.3
+        assert 0 < np.abs(one.grid - other.grid).max() < max(0.3, 0.15 * other.grid.max())
 
 
 @pytest.mark.parametrize("heatmap", ["fused", "cam", "min_max_cam"])
