@@ -406,7 +406,7 @@ def test_warm_start_is_better_than_starting_anew_in_the_same_time(tiny_classifie
     losses = [np.mean(warm.fit(X, y).history_["loss"]) for _ in range(4)]
     anew = clone(warm).set_params(warm_start=False)
     assert np.mean(anew.fit(X, y).history_["loss"]) == losses[0]
-    assert losses[3] < 0.8 * losses[0]
+    assert losses[3] < 0.9 * losses[0]
     unseen = parts(10, 10, seed=9)
     assert warm.score(*unseen) >= anew.score(*unseen)
 
