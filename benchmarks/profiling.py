@@ -17,7 +17,7 @@ FIT_STEPS = {
     "codebooks": ("training.py", "add_codebook"),
     "epochs of the tails": ("training.py", "_epoch"),
     "score images after each tail": ("training.py", "scores"),
-    "batch normalisation of the final tail": ("training.py", "update_batch_norm"),
+    "batch normalisation after each tail": ("training.py", "update_batch_norm"),
     "students": ("classifier.py", "_self_train"),
     "thresholds and scales": ("classifier.py", "_calibrate"),
 }

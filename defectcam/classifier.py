@@ -777,6 +777,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             if course.is_update:
                 training.history = {name: list(column) for name, column in self.history_.items()}
                 training.first_fold = 1 + int(max(training.history["fold"], default=-1))
+            if course.is_update or (self.warm_start and hasattr(self, "network_")):
+                training.uncentre_scores()
             result = train_with_folds(training, folds, course.tails)
         heat_model = self._fit_heat_model(classes, input_size, result, novelty, ~is_good)
         network.students = torch.nn.ModuleList()

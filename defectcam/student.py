@@ -6,7 +6,7 @@ network, decides nothing about images, and knows no scale of the map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -137,15 +137,14 @@ def fit_students(
     return [student.to(first[0].device) for student in students]
 
 
-def draw(students: Iterable[StudentHead], features: Sequence[Tensor]) -> Tensor:
+def draw(students: Sequence[StudentHead], features: Sequence[Tensor]) -> Tensor:
     """Draw each student's map, shape ``(n, n_students, height, width)``."""
     return torch.stack([student(features[: len(student.n_channels)]) for student in students], 1)
 
 
 @torch.inference_mode()
-def draw_all(students: Iterable[StudentHead], features_of: FeaturesOf, n_images: int) -> Tensor:
+def draw_all(students: Sequence[StudentHead], features_of: FeaturesOf, n_images: int) -> Tensor:
     """Draw the maps of all images, ``(n_images, n_students, height, width)``, on the CPU."""
-    students = list(students)
     rows = torch.arange(n_images).split(BATCH_SIZE)
     return torch.cat([draw(students, features_of(batch)).cpu() for batch in rows])
 
@@ -176,14 +175,14 @@ def _pseudo_labels(
     defective = is_defect[:, None, None]
     is_hot = defective & (maps > DEFECTIVE_SHARE * hottest) & (maps > LEAST_HEAT)
     is_cold = ~defective | (maps < GOOD_SHARE * hottest)
-    hot = _sample(is_hot & ~is_cold, MAX_DEFECTIVE_POSITIONS, rng)
+    hot = _sample(is_hot, MAX_DEFECTIVE_POSITIONS, rng)
     cold = _sample(is_cold, MAX_GOOD_POSITIONS, rng)
     n_hot_in_image = is_hot.sum((1, 2)).numpy()
     say = 1 / n_hot_in_image[hot // maps[0].numel()]
     weights = np.concatenate(
         [
             DEFECTIVE_WEIGHT * say / say.sum(),
-            np.full(len(cold), (1 - DEFECTIVE_WEIGHT) / max(1, len(cold))),
+            np.full(len(cold), (1 - DEFECTIVE_WEIGHT) / len(cold)),
         ]
     )
     places = np.concatenate([hot, cold])

@@ -327,9 +327,6 @@ def train_with_folds(
     if not folds:
         scores = training.scores(everything)
         return training.result(scores.logits, scores.centred_cams(everything), scores)
-    if training.options.train_batch_norm:
-        update_batch_norm(network, cache)
-        network.eval()
     final = copy.deepcopy(network.state_dict())
     tails: list[TailState] = []
     distances: list[float] = []
@@ -486,6 +483,8 @@ class TailTraining:
                 break
             if stop_asked or _is_done(options, losses, accuracy):
                 break
+        if options.train_batch_norm:
+            update_batch_norm(self.network, self.cache, rows)
         self.network.eval()
 
     def scores(self, rows: NDArray[np.intp]) -> CachedScores:
@@ -518,6 +517,19 @@ class TailTraining:
             self.network.head.bias[self.good] += scores.typical_margin
         scores.logits[:, self.good] += scores.typical_margin
         return scores._replace(typical_margin=0.0)
+
+    def uncentre_scores(self) -> None:
+        """Put the bias of a network that was centred back to between the classes.
+
+        Training on from where good images have even odds would first unlearn evidence: a bias moves
+        slowly. Where there is no such distance, nothing changes.
+        """
+        scores = self.scores(np.arange(self.cache.n_images))
+        if scores.class_distance > 0:
+            with torch.no_grad():
+                self.network.head.bias[self.good] += (
+                    scores.typical_margin + scores.class_distance / 2
+                )
 
     def result(self, logits: Tensor, cams: Tensor, final: CachedScores) -> FitResult:
         """Sum up the fit: the training images' scores and maps, and the final network's."""
@@ -698,10 +710,13 @@ def _student_features(network: DefectCAMNetwork, cache: FeatureCache, rows: Tens
     return network.student_features(deep, network.level_features(deep))
 
 
-def update_batch_norm(network: DefectCAMNetwork, cache: FeatureCache) -> None:
-    """Measure the trained part's batch-normalisation statistics anew, on all images.
+def update_batch_norm(
+    network: DefectCAMNetwork, cache: FeatureCache, rows: NDArray[np.intp]
+) -> None:
+    """Measure the trained part's batch-normalisation statistics anew, on the images trained on.
 
-    The running means follow a training of few steps too slowly.
+    Running means follow a training of few steps too slowly: a network that learned from few images
+    would answer with the statistics of the weights it started from.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     frozen = set(network.trunk.modules())
@@ -712,9 +727,11 @@ def update_batch_norm(network: DefectCAMNetwork, cache: FeatureCache) -> None:
         norm.momentum = None  # a plain mean over all batches
     network.train()
     # Neighbouring images are often of one class: the batches must mix them.
-    order = torch.randperm(cache.n_images, generator=torch.Generator().manual_seed(0))
+    order = torch.as_tensor(rows)[
+        torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    ]
     with torch.no_grad():
-        for batch in order.tensor_split(-(-cache.n_images // CACHE_BATCH)):
+        for batch in order.tensor_split(-(-len(rows) // CACHE_BATCH)):
             network.evidence(cache.batch(batch, torch.zeros_like(batch)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -714,7 +714,7 @@ def test_the_heatmap_lies_on_the_original_pixels(tiny_classifier, arrays, resize
 
 @pytest.mark.parametrize("cv", [None, 2])
 def test_with_average_pooling_the_evidence_is_the_class_activation_map(tiny_classifier, arrays, cv):
-    classifier = tiny_classifier(max_epochs=2, pooling="average", heatmap="cam", cv=cv)
+    classifier = tiny_classifier(max_epochs=6, pooling="average", heatmap="cam", cv=cv)
     classifier.fit(arrays, Y)
     evidence = classifier.evidence(arrays)
     net, preprocess = classifier.network_, classifier._preprocess
@@ -730,7 +730,7 @@ def test_with_average_pooling_the_evidence_is_the_class_activation_map(tiny_clas
     assert slope > 0
     np.testing.assert_allclose(grids, slope * signed + offset, atol=1e-3)
     # the training's features were kept in half precision
-    assert np.median(grids[:5]) == pytest.approx(0, abs=1e-1)
+    assert np.median(grids[:5]) == pytest.approx(0, abs=5e-2)
     if cv is None:  # else the limit is that of held-out images
         assert np.quantile(grids[:5], GOOD_PIXEL_QUANTILE) == pytest.approx(1, abs=1e-3)
 
@@ -829,7 +829,7 @@ def test_answers_in_bfloat16_are_close_to_those_in_float32(tiny_classifier, arra
         np.testing.assert_allclose(one.predict_proba(arrays), exact.predict_proba(arrays), atol=0.1)
     for one, other in zip(halved.localize(arrays), exact.localize(arrays), strict=True):
         assert one.grid.dtype == np.float32
-        assert 0 < np.abs(one.grid - other.grid).max() < max(0.3, 0.15 * other.grid.max())
+        assert 0 < np.abs(one.grid - other.grid).max() < 0.3
 
 
 @pytest.mark.parametrize("heatmap", ["fused", "cam", "min_max_cam"])

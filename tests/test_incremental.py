@@ -76,7 +76,8 @@ def test_an_update_goes_on_from_where_the_tails_are(going, monkeypatch):
     monkeypatch.setattr(TailTraining, "run", watched)
     going.partial_fit(*SECOND)
     final, *of_folds = starts
-    assert all(torch.equal(final[k], present[k]) for k in final if k.startswith(("tail", "head")))
+    weights = [k for k in final if k.startswith(("tail", "head")) and k != "head.bias"]
+    assert all(torch.equal(final[k], present[k]) for k in weights)
     for start, tail in zip(of_folds, tails, strict=True):
         assert all(torch.equal(start[name], tail[name]) for name in tail)
 
@@ -406,7 +407,7 @@ def test_warm_start_is_better_than_starting_anew_in_the_same_time(tiny_classifie
     losses = [np.mean(warm.fit(X, y).history_["loss"]) for _ in range(4)]
     anew = clone(warm).set_params(warm_start=False)
     assert np.mean(anew.fit(X, y).history_["loss"]) == losses[0]
-    assert losses[3] < 0.9 * losses[0]
+    assert losses[3] < 0.8 * losses[0]
     unseen = parts(10, 10, seed=9)
     assert warm.score(*unseen) >= anew.score(*unseen)
 

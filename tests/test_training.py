@@ -495,7 +495,6 @@ def test_the_final_tail_is_the_one_that_was_trained_on_everything():
     final = {name: value.clone() for name, value in run.network.state_dict().items()}
     run.network.load_state_dict(start)
     run.run(ROWS, 0)
-    update_batch_norm(run.network, run.cache)
     for name, value in run.network.state_dict().items():
         if not name.startswith("head."):
             assert torch.equal(final[name], value)
@@ -516,6 +515,19 @@ def test_the_final_network_keeps_the_classes_as_far_apart_as_the_folds_tails_do(
     run.network.load_state_dict(start)
     train_with_folds(run, FOLDS)
     assert run.scores(ROWS).class_distance == pytest.approx(np.mean(distances), rel=1e-3)
+
+
+def test_a_centred_network_is_put_back_between_the_classes():
+    run = tail_training(max_epochs=5, learning_rate=1e-2)
+    run.run(ROWS, 0)
+    distance = run.centre_scores(ROWS).class_distance
+    assert distance > 0
+    run.uncentre_scores()
+    scores = run.scores(ROWS)
+    assert scores.typical_margin == pytest.approx(-distance / 2, rel=1e-3)
+    assert scores.class_distance == pytest.approx(distance, rel=1e-3)
+    run.uncentre_scores()
+    assert run.scores(ROWS).typical_margin == pytest.approx(-distance / 2, rel=1e-3)
 
 
 def medians(cams: Tensor) -> list[float]:
@@ -577,7 +589,7 @@ def test_statistics_are_measured_anew():
         for parameter in net.tail.parameters():
             parameter += 0.1
     cache = filled(net)
-    update_batch_norm(net, cache)
+    update_batch_norm(net, cache, ROWS)
     net.eval()
     first = next(m for m in net.tail.modules() if isinstance(m, torch.nn.BatchNorm2d))
     seen: list[Tensor] = []
@@ -592,10 +604,10 @@ def test_statistics_are_measured_anew():
 def test_a_last_image_alone_does_not_outweigh_the_others(monkeypatch):
     net = network()
     cache = filled(net)
-    update_batch_norm(net, cache)
+    update_batch_norm(net, cache, ROWS)
     expected = [b.clone() for n, b in net.tail.named_buffers() if n.endswith("running_mean")]
     monkeypatch.setattr(training, "CACHE_BATCH", N_IMAGES - 1)
-    update_batch_norm(net, cache)
+    update_batch_norm(net, cache, ROWS)
     found = [b for n, b in net.tail.named_buffers() if n.endswith("running_mean")]
     # The first layer sees the same values whatever the batches are; deeper ones differ slightly.
     torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-3)
