@@ -136,8 +136,8 @@ class DefectCAMNetwork(nn.Module):
     def keep_depthwise_kernels(self) -> None:
         """Train no kernel of the tail that filters one channel: for pre-trained weights.
 
-        They are a few per cent of the weights, but their gradients are slow on a processor, and what
-        is found does not change without them. Random ones have to be trained.
+        They are a few per cent of the weights, but their gradients are slow on a processor, and
+        what is found does not change without them. Random ones have to be trained.
         """
         for kernel in _depthwise_kernels(self.tail):
             kernel.requires_grad_(False)
