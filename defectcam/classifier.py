@@ -696,8 +696,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             network, preprocess = self._build_network(len(classes.labels), classes.good)
-            if self.warm_start:
-                self._warm_start(network, classes)
+            is_warm = self.warm_start and self._warm_start(network, classes)
             views = VIEWS["none" if only_good and not n_kept else self.augmentation]
             with self._feature_cache(len(targets), views, network) as cache:
                 thumbnails = self._fill(cache, network, preprocess, sources.items, weighed.rows)
@@ -715,7 +714,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                     classes,
                     targets,
                     weighed.weights,
-                    Course(folds),
+                    Course(folds, is_warm=is_warm),
                     seed,
                     preprocess.image_size,
                 )
@@ -777,7 +776,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             if course.is_update:
                 training.history = {name: list(column) for name, column in self.history_.items()}
                 training.first_fold = 1 + int(max(training.history["fold"], default=-1))
-            if course.is_update or (self.warm_start and hasattr(self, "network_")):
+            if folds and (course.is_update or course.is_warm):
                 training.uncentre_scores()
             result = train_with_folds(training, folds, course.tails)
         heat_model = self._fit_heat_model(classes, input_size, result, novelty, ~is_good)
@@ -811,16 +810,18 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             on_epoch=lambda record: self._on_epoch(record, bar),
         )
 
-    def _warm_start(self, network: DefectCAMNetwork, classes: Classes) -> None:
-        """Start from the present weights, if there are any and they fit."""
+    def _warm_start(self, network: DefectCAMNetwork, classes: Classes) -> bool:
+        """Start from the present weights, if there are any and they fit; tell whether they do."""
         if not hasattr(self, "network_"):
-            return
+            return False
         same = np.array_equal(classes.labels, self.classes_) and classes.good == self._classes.good
         if not (same and start_from(network, self.network_)):
             warn_caller(
                 "warm_start: the present weights are of another architecture or of other classes "
                 f"({self.classes_.tolist()}, now {classes.labels.tolist()}); fit starts anew."
             )
+            return False
+        return True
 
     def _replay_places(self) -> int:
         return AUTO_REPLAY_SIZE if self.replay_size is None else self.replay_size

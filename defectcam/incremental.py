@@ -57,6 +57,8 @@ class Course(NamedTuple):
     is_anew : bool
         Whether the present tail has to be replaced by an untrained one: it has seen all images, so
         none could be held out.
+    is_warm : bool
+        Whether a fit starts from the weights of an earlier one.
     """
 
     folds: list[Fold]
@@ -64,6 +66,7 @@ class Course(NamedTuple):
     codebooks: Sequence[Codebook] = ()
     is_update: bool = False
     is_anew: bool = False
+    is_warm: bool = False
 
 
 class Trained(NamedTuple):

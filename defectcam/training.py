@@ -322,11 +322,12 @@ def train_with_folds(
     """
     network, cache = training.network, training.cache
     everything = np.arange(cache.n_images)
-    start = copy.deepcopy(network.state_dict())
-    training.run(everything, fold=0)
-    if not folds:
+    if not folds:  # as a plain training loop leaves it, which the published recipe has to be
+        training.run(everything, fold=0)
         scores = training.scores(everything)
         return training.result(scores.logits, scores.centred_cams(everything), scores)
+    start = copy.deepcopy(network.state_dict())
+    training.run_and_measure(everything, fold=0)
     final = copy.deepcopy(network.state_dict())
     tails: list[TailState] = []
     distances: list[float] = []
@@ -338,7 +339,7 @@ def train_with_folds(
         if starts:
             network.load_state_dict(starts[fold], strict=False)  # the trunk's are not among them
         try:
-            training.run(train_rows, fold=1 + fold)
+            training.run_and_measure(train_rows, fold=1 + fold)
         except KeyboardInterrupt:
             training.interrupted = True
         if training.interrupted:
@@ -483,9 +484,14 @@ class TailTraining:
                 break
             if stop_asked or _is_done(options, losses, accuracy):
                 break
-        if options.train_batch_norm:
-            update_batch_norm(self.network, self.cache, rows)
         self.network.eval()
+
+    def run_and_measure(self, rows: NDArray[np.intp], fold: int) -> None:
+        """Train on some rows and measure the statistics of batch normalisation on them."""
+        self.run(rows, fold)
+        if self.options.train_batch_norm:
+            update_batch_norm(self.network, self.cache, rows)
+            self.network.eval()
 
     def scores(self, rows: NDArray[np.intp]) -> CachedScores:
         """Score all cached images; the reference is the good and defective among these rows."""

@@ -475,7 +475,7 @@ def test_held_out_scores_are_in_order_and_from_the_tail_that_has_not_seen_the_im
     result = train_with_folds(run, FOLDS)
     for fold, (train, held_out) in enumerate(FOLDS):
         run.network.load_state_dict(start)
-        run.run(train, 1 + fold)
+        run.run_and_measure(train, 1 + fold)
         run.centre_scores(train)
         logits, levels = predict_cached(run.network, run.cache, held_out)
         torch.testing.assert_close(result.logits[held_out], logits)
@@ -494,7 +494,7 @@ def test_the_final_tail_is_the_one_that_was_trained_on_everything():
     train_with_folds(run, FOLDS)
     final = {name: value.clone() for name, value in run.network.state_dict().items()}
     run.network.load_state_dict(start)
-    run.run(ROWS, 0)
+    run.run_and_measure(ROWS, 0)
     for name, value in run.network.state_dict().items():
         if not name.startswith("head."):
             assert torch.equal(final[name], value)
@@ -509,7 +509,7 @@ def test_the_final_network_keeps_the_classes_as_far_apart_as_the_folds_tails_do(
     distances = []
     for fold, (train, _) in enumerate(FOLDS):
         run.network.load_state_dict(start)
-        run.run(train, 1 + fold)
+        run.run_and_measure(train, 1 + fold)
         distances.append(run.scores(train).class_distance)
     assert min(distances) > 0
     run.network.load_state_dict(start)
