@@ -1417,7 +1417,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         types = batch.logits[:, self._classes.defects].double().numpy()
         result = np.empty((len(score), len(self.classes_)))
         result[:, self._classes.good] = -score / 2
-        result[:, self._classes.defects] = (score / 2)[:, None] + types - types.max(1)[:, None]
+        behind = types - types.max(1)[:, None]  # first: it is exactly 0 for the likeliest
+        result[:, self._classes.defects] = (score / 2)[:, None] + behind
         return result
 
     def _log_odds_of(self, batch: _Batch) -> NDArray[np.float64]:
