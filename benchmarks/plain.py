@@ -114,16 +114,17 @@ def read(path: str, size: int) -> Tensor:
 
 def differences(
     ours: list[Tensor], theirs: list[Tensor], start: list[Tensor]
-) -> tuple[float, float]:
-    """Largest difference as a share of its layer's largest weight; all, as a share of the change.
+) -> tuple[float, float, float]:
+    """How far apart trained tensors are, in three ways.
 
-    The second is the norm of the difference over the norm of what training changed.
+    The largest difference, as a share of its layer's largest weight; the norm of the difference, as
+    a share of the weights' norm, and as a share of the norm of what training changed.
     """
     apart = [a - b for a, b in zip(ours, theirs, strict=True)]
     change = [b - s for b, s in zip(theirs, start, strict=True)]
     layers = range(0, len(theirs), 2)  # weight and bias of each: biases begin at zero
     largest = max(largest_of(apart[i : i + 2]) / largest_of(theirs[i : i + 2]) for i in layers)
-    return largest, norm_of(apart) / norm_of(change)
+    return largest, norm_of(apart) / norm_of(theirs), norm_of(apart) / norm_of(change)
 
 
 def largest_of(tensors: list[Tensor]) -> float:

@@ -59,6 +59,7 @@ from defectcam.diagnostics import (
 from defectcam.duplicates import duplicate_groups, duplicate_pairs, thumbnail
 from defectcam.evaluation import Evaluation, evaluate
 from defectcam.exceptions import warn_caller
+from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.feature_store import FeatureStore, StoredImage, fingerprint, folder_of_memory
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
@@ -87,13 +88,12 @@ from defectcam.sample_weights import weigh_rows
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 from defectcam.student import draw_all, fit_students
 from defectcam.training import (
-    VIEWS,
-    FeatureCache,
     FitResult,
     Fold,
     TailTraining,
     TrainingOptions,
     add_codebook,
+    epochs_of_fold,
     result_of_good_only,
     student_features_of,
     train_with_folds,
@@ -222,8 +222,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     schedule : {"one_cycle", "constant"}, default="one_cycle"
         Course of the learning rates.
     max_epochs : int or "auto", default="auto"
-        Passes over the training images, per fold. ``"auto"``: 10, fewer when there are more than
-        600 images so that about 6000 are seen, but at least 4.
+        Passes over the training images; the folds' networks take half as many. ``"auto"``: 10,
+        fewer when there are more than 600 images so that about 6000 are seen, but at least 4.
     batch_size : int, default=16
         Images per training step and per forward pass.
     label_smoothing : float, default=0.0
@@ -292,7 +292,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ``"auto"``: CUDA or Apple's MPS when present, else the processor; or a torch device.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         What convolutions compute in. ``"auto"``: bfloat16 where the device has instructions for it,
-        which is faster, else float32.
+        which is faster, else float32. The trunk's features are kept in 16 bits, with ``"float32"``
+        in 32: training then takes a plain loop's steps up to rounding, and twice the memory.
     n_jobs : int or None, default=None
         Threads that read images; None: one per processor, at most 8.
     random_state : int, RandomState instance or None, default=None
@@ -769,7 +770,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         options = self._training_options(self._max_epochs(n_images))
         if course.is_update:
             options = options_of_update(options)
-        with self._epoch_bar((1 + len(folds)) * options.max_epochs) as bar:
+        n_epochs = options.max_epochs + len(folds) * epochs_of_fold(options.max_epochs)
+        with self._epoch_bar(n_epochs) as bar:
             training = self._tail_training(
                 network, cache, classes, targets, weights, options, seed, bar
             )
@@ -1019,9 +1021,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self, n_images: int, views: Sequence[tuple[int, ...]], network: DefectCAMNetwork
     ) -> FeatureCache:
         device = next(network.parameters()).device
-        return FeatureCache(
-            n_images, views, self.cache_size, torch.float16, self.batch_size, device
-        )
+        dtype = torch.float32 if self.precision == "float32" else torch.float16
+        return FeatureCache(n_images, views, self.cache_size, dtype, self.batch_size, device)
 
     def _feature_store(
         self,

@@ -22,6 +22,9 @@ MAX_CODEBOOK_PATCHES = 50_000
 #: Patches that a centre must stand for, on average.
 MIN_PATCHES_PER_CENTRE = 8
 
+#: Patches among which the first centres are looked for, per centre.
+INIT_PATCHES_PER_CENTRE = 6
+
 #: Passes of k-means over the patches when a codebook is updated.
 UPDATE_PASSES = 5
 
@@ -145,7 +148,7 @@ class Codebook(nn.Module):
         scaled = patches / scale
         # Fewer patches than that per centre, and every patch is a centre of its own.
         n_centres = max(1, min(n_centres, len(scaled) // MIN_PATCHES_PER_CENTRE))
-        options: dict[str, Any] = {"max_iter": 20}
+        options: dict[str, Any] = {"max_iter": 20, "init_size": INIT_PATCHES_PER_CENTRE * n_centres}
         if start is not None:
             n_centres = max(n_centres, len(start.centres))
             if len(scaled) < n_centres:

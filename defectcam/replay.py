@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from defectcam.feature_cache import FeatureCache
 from defectcam.network import TrunkFeatures
 from defectcam.novelty import Codebook
-from defectcam.training import FeatureCache, Fold, TailState
+from defectcam.training import Fold, TailState
 
 __all__ = [
     "Keeper",

@@ -1,16 +1,15 @@
-"""One fit: the trunk's features are cached once, then tail and head train on the cache.
+"""One fit: tail and head train on the trunk's cached features.
 
-Owns the feature cache, the training loop and cross-fitting. It never reads a file, knows no label
-names, and decides no threshold.
+Owns the training loop and cross-fitting. It never reads a file, knows no label names, and decides
+no threshold.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,16 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defectcam.cam import signed_cams
-from defectcam.network import DefectCAMNetwork, TrunkFeatures
+from defectcam.feature_cache import FeatureCache
+from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import MAX_CODEBOOK_PATCHES, Codebook
 from defectcam.student import FeaturesOf
 
-#: Views of an image by ``augmentation``: which dimensions of ``(n, channels, h, w)`` are flipped.
-VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "none": ((),),
-    "horizontal_flip": ((), (3,)),
-    "flips": ((), (3,), (2,), (2, 3)),
-}
+#: Share of the epochs that a fold's tail takes. It only has to tell held-out images apart, and its
+#: scores are brought to the final network's scale: longer training ranks them no better.
+FOLD_SHARE_OF_EPOCHS = 0.5
 
 #: Cached images that go through the tail together when nothing is trained.
 CACHE_BATCH = 32
@@ -61,171 +58,6 @@ class TrainingOptions:
     train_batch_norm: bool
     stop_at_train_accuracy: float | None
     patience: int | None
-
-
-class FeatureCache:
-    """Trunk features of every image and view, in memory or, beyond a budget, in a temporary file.
-
-    Parameters
-    ----------
-    n_images : int
-        Number of images.
-    views : sequence of tuple of int
-        Dimensions to flip, per view; the first must be the image as it is.
-    budget : int
-        Bytes held in memory; a larger cache is memory-mapped from a temporary folder, which
-        disappears with the cache.
-    dtype : torch.dtype
-        Type the features are kept in.
-    batch_size : int, default=16
-        Most views that go through the trunk together, unless a single image has more.
-    device : torch.device or str, default="cpu"
-        Where batches are handed out, the network's; the cache itself lies in ordinary memory.
-
-    Attributes
-    ----------
-    deep : list of Tensor of shape (n_images, n_views, channels, height, width)
-    patches : Tensor of shape (n_images, channels, height, width) or None
-        Of the first view.
-    novelty : Tensor of shape (n_images, height, width) or None
-        Of the first view, once there is a codebook.
-    """
-
-    def __init__(
-        self,
-        n_images: int,
-        views: Sequence[tuple[int, ...]],
-        budget: int,
-        dtype: torch.dtype,
-        batch_size: int = 16,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.n_images = n_images
-        self.views = views
-        self.budget = budget
-        self.dtype = dtype
-        self.batch_size = batch_size
-        self.device = device
-        self.deep: list[Tensor] = []
-        self.patches: Tensor | None = None
-        self.novelty: Tensor | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def fill(
-        self,
-        network: DefectCAMNetwork,
-        batches: Iterable[Tensor],
-        rows: Sequence[int] | None = None,
-        on_filled: Callable[[Sequence[int]], None] | None = None,
-    ) -> None:
-        """Run the trunk once per image and view.
-
-        Parameters
-        ----------
-        network : DefectCAMNetwork
-        batches : iterable of Tensor of shape (n, 3, height, width)
-            Normalised images in order.
-        rows : sequence of int, optional
-            Where in the cache these images belong; by default they are all of its images.
-        on_filled : callable, optional
-            Called after each batch with its rows.
-        """
-        rows = range(self.n_images) if rows is None else rows
-        start = 0
-        for pixels in batches:
-            filled = rows[start : start + len(pixels)]
-            self._run_trunk(network, torch.as_tensor(filled), pixels)
-            if on_filled is not None:
-                on_filled(filled)
-            start += len(pixels)
-
-    @torch.inference_mode()
-    def _run_trunk(self, network: DefectCAMNetwork, rows: Tensor, pixels: Tensor) -> None:
-        """Run all views of some images, always as many at once.
-
-        Rounding depends on how many go through the trunk together, not on which: with the last
-        batch filled up, an image's features are the same bits in whatever company it comes.
-        """
-        n_views = len(self.views)
-        largest = max(1, self.batch_size // n_views)
-        n = next(n for n in range(largest, 0, -1) if self.batch_size % n == 0)
-        for places, images in zip(rows.split(n), pixels.split(n), strict=True):
-            full = F.pad(images, (0,) * 7 + (n - len(images),))
-            flipped = torch.cat([full.flip(dims) for dims in self.views])
-            features = network.trunk_features(flipped.contiguous(memory_format=torch.channels_last))
-            deep = [t.unflatten(0, (n_views, n))[:, : len(images)] for t in features.deep]
-            patches = None if features.patches is None else features.patches[: len(images)]
-            self._keep(places, [t.transpose(0, 1) for t in deep], patches)
-
-    def image(self, row: int) -> TrunkFeatures:
-        """Features of one image, in all views; a view of the cache."""
-        patches = None if self.patches is None else self.patches[row]
-        return TrunkFeatures([level[row] for level in self.deep], patches)
-
-    @torch.inference_mode()
-    def put(self, row: int, features: TrunkFeatures) -> None:
-        """Set the features of one image, as `image` gives them."""
-        patches = None if features.patches is None else features.patches[None]
-        self._keep(torch.tensor([row]), [level[None] for level in features.deep], patches)
-
-    def batch(self, rows: Tensor, views: Tensor) -> list[Tensor]:
-        """Deep features of some rows, each in one of its views, as float32 in channels_last."""
-        return [
-            level[rows, views].to(self.device).float().contiguous(memory_format=torch.channels_last)
-            for level in self.deep
-        ]
-
-    def novelty_batch(self, rows: Tensor, views: Tensor) -> Tensor | None:
-        """Novelty maps of some rows, flipped as their views are."""
-        if self.novelty is None:
-            return None
-        maps = self.novelty[rows]
-        for view, dims in enumerate(self.views):
-            chosen = views == view
-            maps[chosen] = maps[chosen].flip([dim - 1 for dim in dims])
-        return maps.to(self.device)
-
-    def close(self) -> None:
-        """Release memory and remove the temporary file, if any."""
-        self.deep, self.patches, self.novelty = [], None, None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
-
-    def __enter__(self) -> FeatureCache:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def _keep(self, rows: Tensor, deep: Sequence[Tensor], patches: Tensor | None) -> None:
-        """Copy features of some images, ``(n, n_views, ...)``, and of their first views."""
-        if not self.deep:
-            self._allocate(deep, patches)
-        for kept, fresh in zip(self.deep, deep, strict=True):
-            kept[rows] = fresh.to("cpu", self.dtype)
-        if self.patches is not None and patches is not None:
-            self.patches[rows] = patches.to("cpu", self.dtype)
-
-    def _allocate(self, deep: Sequence[Tensor], patches: Tensor | None) -> None:
-        given = [*deep] if patches is None else [*deep, patches]
-        shapes = [(self.n_images, *tensor.shape[1:]) for tensor in given]
-        n_bytes = sum(int(np.prod(shape)) for shape in shapes) * self.dtype.itemsize
-        if n_bytes <= self.budget:
-            tensors = [torch.empty(shape, dtype=self.dtype) for shape in shapes]
-        else:
-            self._folder = tempfile.TemporaryDirectory(prefix="defectcam-")
-            tensors = [
-                torch.from_file(
-                    f"{self._folder.name}/{i}.bin",
-                    shared=True,
-                    size=int(np.prod(shape)),
-                    dtype=self.dtype,
-                ).view(shape)
-                for i, shape in enumerate(shapes)
-            ]
-        self.deep = tensors[: len(deep)]
-        self.patches = None if patches is None else tensors[-1]
 
 
 class FitResult(NamedTuple):
@@ -365,6 +197,11 @@ def train_with_folds(
     return result._replace(tails=tuple(tails))
 
 
+def epochs_of_fold(max_epochs: int) -> int:
+    """Epochs of a fold's tail, where the final one takes ``max_epochs``."""
+    return math.ceil(FOLD_SHARE_OF_EPOCHS * max_epochs)
+
+
 def tail_state(state: dict[str, Tensor]) -> TailState:
     """Pick the weights of tail and head out of a network's."""
     return {name: w for name, w in state.items() if name.startswith(("tail.", "head."))}
@@ -400,9 +237,9 @@ def fit_codebook(
     n_positions = cache.patches.shape[2] * cache.patches.shape[3]
     sample = []
     for row in good_rows:
-        patches = cache.patches[row].flatten(1).T
+        patches = cache.patches_batch(torch.tensor([row]))[0].flatten(1).T.cpu()
         chosen = rng.choice(n_positions, min(per_image, n_positions), replace=False)
-        sample.append(patches[torch.as_tensor(chosen)].float().numpy())
+        sample.append(patches[torch.as_tensor(chosen)].numpy())
     return Codebook.fit(np.concatenate(sample), n_centres, seed, start).to(cache.device)
 
 
@@ -448,7 +285,7 @@ class TailTraining:
     interrupted: bool = False
 
     def run(self, rows: np.ndarray, fold: int) -> None:
-        """Train on some rows of the cache.
+        """Train on some rows of the cache, in fold 0 for all epochs, else for a fold's.
 
         After an interrupt the network holds the weights of the last finished epoch and
         ``interrupted`` is set; without a finished epoch the KeyboardInterrupt goes on.
@@ -459,13 +296,14 @@ class TailTraining:
             If the loss becomes infinite or NaN.
         """
         options = self.options
+        n_epochs = options.max_epochs if fold == 0 else epochs_of_fold(options.max_epochs)
         generator = torch.Generator().manual_seed(self.seed + fold)
         optimizer = _make_optimizer(self.network, options)
         n_batches = -(-len(rows) // options.batch_size)
-        schedule = _make_schedule(optimizer, options, n_batches)
+        schedule = _make_schedule(optimizer, options.schedule, n_epochs * n_batches)
         finished = None
         losses: list[float] = []
-        while len(losses) < options.max_epochs:
+        while len(losses) < n_epochs:
             started = time.perf_counter()
             try:
                 loss, accuracy = self._epoch(torch.as_tensor(rows), generator, optimizer, schedule)
@@ -630,13 +468,9 @@ def novelty_of_cached(
     codebook: Codebook, cache: FeatureCache, rows: NDArray[np.intp] | None = None
 ) -> Tensor:
     """Novelty maps of cached images, all by default, shape ``(n, height, width)``, on the CPU."""
-    assert cache.patches is not None
     chosen = torch.arange(cache.n_images) if rows is None else torch.as_tensor(rows)
     return torch.cat(
-        [
-            codebook(cache.patches[batch].to(cache.device).float()).cpu()
-            for batch in chosen.split(CACHE_BATCH)
-        ]
+        [codebook(cache.patches_batch(batch)).cpu() for batch in chosen.split(CACHE_BATCH)]
     )
 
 
@@ -777,12 +611,9 @@ def _make_optimizer(network: DefectCAMNetwork, options: TrainingOptions) -> torc
 
 
 def _make_schedule(
-    optimizer: torch.optim.Optimizer, options: TrainingOptions, n_batches: int
+    optimizer: torch.optim.Optimizer, schedule: str, n_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler | None:
-    if options.schedule == "constant":
+    if schedule == "constant":
         return None
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        [group["lr"] for group in optimizer.param_groups],
-        total_steps=options.max_epochs * n_batches,
-    )
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=n_steps)

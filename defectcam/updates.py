@@ -22,6 +22,7 @@ from defectcam.classifier import DefectCAMClassifier
 from defectcam.diagnostics import warn_if_duplicates, warn_if_few_defects
 from defectcam.duplicates import duplicate_groups, duplicate_pairs
 from defectcam.exceptions import warn_caller
+from defectcam.feature_cache import VIEWS
 from defectcam.feature_store import folder_of_memory
 from defectcam.images import check_readable
 from defectcam.incremental import (
@@ -37,7 +38,7 @@ from defectcam.network import DefectCAMNetwork
 from defectcam.replay import Keeper, Records, ReplayMemory, importance, in_folds, new_records
 from defectcam.sample_weights import WeighedRows, weigh_rows
 from defectcam.sources import Sources, labelled_sources, paths_of
-from defectcam.training import VIEWS, tail_state
+from defectcam.training import tail_state
 
 __all__ = ["learn_more"]
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from defectcam import DefectCAMClassifier
 from defectcam.backbones import create_backbone
+from defectcam.feature_cache import FeatureCache
 from defectcam.network import DefectCAMNetwork
-from defectcam.training import FeatureCache, TailTraining, TrainingOptions
+from defectcam.training import TailTraining, TrainingOptions
 
 GOOD, ANOMALY = 0, 1
 BOX_THRESHOLD = 0.8
