@@ -6,7 +6,7 @@ label means good, and where masks come from. It computes no score itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from sklearn.metrics import make_scorer
 
 from defectcam.folders import find_good_label
 from defectcam.metrics import defect_recall_score, escape_rate, overkill_rate, pro_auc_score
+from defectcam.transformers import localize
 
 __all__ = [
     "aupro_scorer",
@@ -53,10 +54,21 @@ def _with_good_label(
     return metric(y_true, y_pred, good_label=good, sample_weight=sample_weight)
 
 
-def _aupro(
-    y_true: ArrayLike, found: Iterable[Any], masks: Iterable[ArrayLike | None], max_fpr: float = 0.3
-) -> float:
-    return pro_auc_score(list(masks), [one.heatmap for one in found], max_fpr=max_fpr)
+class _LocalizationScorer(type(make_scorer(pro_auc_score))):  # type: ignore[misc]
+    """A scorer of heatmaps, which are not one of the responses that scikit-learn asks for itself.
+
+    Through a pipeline they come from its last step, in the original images' pixels.
+    """
+
+    def _score(
+        self, method_caller: Any, estimator: Any, X: Any, y_true: ArrayLike, **kwargs: Any
+    ) -> float:
+        found = localize(estimator, X)
+        return self._sign * self._score_func(y_true, found, **self._kwargs, **kwargs)
+
+
+def _aupro(y_true: ArrayLike, y_pred: Any, masks: Any, max_fpr: float = 0.3) -> float:
+    return pro_auc_score(list(masks), [found.heatmap for found in y_pred], max_fpr=max_fpr)
 
 
 #: Defect recall; see `defectcam.metrics.defect_recall_score`. The good label is found as in `fit`,
@@ -69,8 +81,8 @@ escape_rate_scorer = make_scorer(_escape_rate, greater_is_better=False)
 #: Negative overkill rate.
 overkill_rate_scorer = make_scorer(_overkill_rate, greater_is_better=False)
 
-#: AUPRO of the heatmaps that the estimator's ``localize`` gives; see
+#: AUPRO of the heatmaps that `defectcam.localize` gives, of a classifier or through a pipeline; see
 #: `defectcam.metrics.pro_auc_score`. It needs ``masks``, one per image, of shape (H, W) or None for
 #: a good one, by scikit-learn's metadata routing:
 #: ``aupro_scorer.set_score_request(masks=True)`` and ``params={"masks": masks}``.
-aupro_scorer = make_scorer(_aupro, response_method=("localize",))
+aupro_scorer = _LocalizationScorer(_aupro, 1, {}, "localize")

@@ -14,7 +14,9 @@ from sklearn.model_selection import (
     StratifiedGroupKFold,
     cross_validate,
 )
+from sklearn.pipeline import Pipeline
 
+from defectcam import ContrastEqualizer, localize
 from defectcam.metrics import (
     defect_recall_score,
     escape_rate,
@@ -132,6 +134,21 @@ def test_aupro_gets_its_masks_by_metadata(tiny_classifier, arrays, masks):
         expected = pro_auc_score([masks[i] for i in test], maps)
         assert found["test_aupro"][fold] == pytest.approx(expected)
     assert 0 <= search.best_score_ <= 1
+
+
+def test_aupro_through_a_pipeline_and_a_search(tiny_classifier, arrays, masks):
+    """Maps and masks are both in the original images' pixels, whatever the steps cut away."""
+    is_defect = Y != "good"
+    steps = [("equalise", ContrastEqualizer()), ("classify", tiny_classifier())]
+    with sklearn.config_context(enable_metadata_routing=True):
+        scorer = aupro_scorer.set_score_request(masks=True)
+        search = GridSearchCV(
+            Pipeline(steps), {"classify__heatmap": ["cam", "fused"]}, scoring=scorer, cv=2
+        ).fit(arrays, is_defect, masks=masks)
+        whole = scorer(search, arrays, is_defect, masks=masks)
+    maps = [one.heatmap for one in localize(search.best_estimator_, arrays)]
+    assert whole == pytest.approx(pro_auc_score(masks, maps))
+    assert "_aupro" in repr(aupro_scorer)
 
 
 def test_leave_one_defect_type_out(tiny_classifier, arrays):
