@@ -341,6 +341,9 @@ def _make_parser() -> argparse.ArgumentParser:
     info = command("info", _info, "Print what a model file contains.")
     info.add_argument("model", metavar="MODEL", help="a file that fit has written")
     info.add_argument("--json", action="store_true", help="print JSON")
+
+    serve = command("serve", _serve, "Answer requests over HTTP (extra: serve).")
+    _add_service(serve)
     return parser
 
 
@@ -363,6 +366,53 @@ def _add_machine(parser: Any) -> None:
     parser.add_argument("--device", metavar="DEVICE", help="default: the model's")
     parser.add_argument("--batch-size", metavar="N", type=int, help="default: the model's")
     parser.add_argument("--n-jobs", metavar="N", type=int, help="threads that read images")
+
+
+def _add_service(parser: Any) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the model that answers at /localize")
+    parser.add_argument(
+        "models",
+        metavar="NAME=MODEL",
+        nargs="*",
+        help="more models, at /models/NAME/localize; the first may have a name too",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--port", metavar="N", type=int, default=8000, help="0: a free one (default: 8000)"
+    )
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="holds the bearer token that requests must bring (default: none is needed)",
+    )
+    for name, metavar, parse, text in _SERVICE_OPTIONS:
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar=metavar,
+            type=parse,
+            default=argparse.SUPPRESS,
+            help=text,
+        )
+    _add_machine(parser)
+
+
+#: Parameters of `ServiceSettings`, which are not imported for `--help`.
+_SERVICE_OPTIONS: tuple[tuple[str, str, Callable[[str], Any], str], ...] = (
+    ("queue_size", "N", int, "most requests at once; more get 429 (default: 64)"),
+    ("batch_wait", "SECONDS", float, "that an image waits for others (default: 0.002)"),
+    ("max_body_bytes", "N", int, "largest body of a request (default: 33554432)"),
+    ("max_pixels", "N", int, "largest image (default: 50000000)"),
+    ("body_timeout", "SECONDS", float, "that a body may take to arrive (default: 10)"),
+    ("request_timeout", "SECONDS", float, "from an image to its answer (default: 30)"),
+    (
+        "reload_interval",
+        "SECONDS",
+        float,
+        "between looks for new model files; 0: none (default: 1)",
+    ),
+)
 
 
 # --- Commands ---------------------------------------------------------------------------------
@@ -553,7 +603,54 @@ def _info(args: argparse.Namespace) -> int:
     return DONE
 
 
+def _serve(args: argparse.Namespace) -> int:
+    models = _named_models([args.model, *args.models])
+    try:
+        from defectcam.service import ServiceSettings, create_app, load_model, serve
+    except ModuleNotFoundError as error:
+        raise _UsageError(
+            f"serve needs the package {error.name}: pip install 'defectcam[serve]'."
+        ) from error
+    token = None
+    if args.token_file is not None:
+        token = Path(args.token_file).read_text(encoding="utf-8").strip()
+    given = {name: getattr(args, name) for name, *_ in _SERVICE_OPTIONS if hasattr(args, name)}
+    try:
+        settings = ServiceSettings(token=token, **given)
+    except ValueError as error:
+        raise _UsageError(error) from error
+    if args.batch_size is not None and args.batch_size < 1:
+        raise _UsageError(f"--batch-size {args.batch_size}: at least 1 is needed.")
+
+    def load(path: Path) -> Any:
+        return load_model(path, device=args.device, batch_size=args.batch_size, n_jobs=args.n_jobs)
+
+    try:
+        app = create_app(models, settings, load=load)
+    except ImportError as error:
+        raise _UsageError(error) from error
+    except ValueError as error:
+        if _is_about_data(error) or type(error) is not ValueError:  # the file is at fault
+            raise
+        raise _UsageError(error) from error  # the device, a name
+    serve(app, host=args.host, port=args.port, log_level="warning" if args.quiet else "info")
+    return DONE
+
+
 # --- Inputs -----------------------------------------------------------------------------------
+
+
+def _named_models(arguments: Sequence[str]) -> dict[str, str]:
+    """Map names to model files; a file without a name is called as it is, without its suffix."""
+    models: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        if not equals or os.path.exists(argument):
+            name, path = Path(argument).stem, argument
+        if name in models:
+            raise _UsageError(f"two models are called {name!r}: give another NAME=MODEL.")
+        models[name] = path
+    return models
 
 
 def _load(args: argparse.Namespace) -> DefectCAMClassifier:
