@@ -118,7 +118,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         415: "A body of this type or encoding is not taken.",
         422: "The body holds no image that can be used, or a parameter is wrong.",
         429: "The queue is full; `Retry-After` says when to try again, in seconds.",
-        503: "The service is shutting down.",
+        503: "The service is shutting down, or its disk is full.",
         504: "The answer took too long.",
     }
     return {status: {"model": Problem, "description": texts[status]} for status in statuses}
@@ -176,7 +176,7 @@ class _Service:
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
         """Work from start to end; at the end finish what is queued."""
         with tempfile.TemporaryDirectory(prefix="defectcam-", ignore_cleanup_errors=True) as folder:
-            self.folder = Path(folder)
+            self.folder, self.is_stopping = Path(folder), False
             self.batcher.start()
             if self.settings.reload_interval > 0:
                 self.store.watch(self.settings.reload_interval)
@@ -270,7 +270,11 @@ class _Service:
     def _keep(self, data: bytes, path: Path) -> None:
         """Put an image where the model reads it: as a file, so that it is decoded as any other."""
         check_header(data, self.settings.max_pixels)
-        path.write_bytes(data)
+        try:
+            path.write_bytes(data)
+        except OSError as error:  # the disk, not the request
+            _LOG.error("cannot keep an image in %s: %s", self.folder, error)
+            raise HTTPException(503, "the service has no room for the image.") from error
 
     def _work(self, served: ServedModel, paths: list[Path]) -> Sequence[Localization | Exception]:
         start = time.perf_counter()

@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 class ClosedError(RuntimeError):
-    """Work was handed in after the end."""
+    """Work was handed in while nobody works."""
 
 
 class _Job(NamedTuple):
@@ -56,11 +56,13 @@ class Batcher(Generic[K, T, R]):
         self._wait = wait
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="defectcam-batches", daemon=True)
+        self._closed = True
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the worker thread."""
+        """Start the worker thread; also again, after `close`."""
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="defectcam-batches", daemon=True)
         self._thread.start()
 
     def submit(self, key: K, item: T) -> Future[R]:
@@ -80,7 +82,7 @@ class Batcher(Generic[K, T, R]):
         Raises
         ------
         ClosedError
-            After `close`.
+            Before `start` or after `close`.
         """
         job = _Job(key, item, Future())
         with self._changed:
@@ -95,7 +97,8 @@ class Batcher(Generic[K, T, R]):
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def __len__(self) -> int:
         return len(self._jobs)

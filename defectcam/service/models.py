@@ -223,6 +223,8 @@ class ModelStore(Mapping[str, ServedModel]):
     def watch(self, interval: float) -> None:
         """Call `reload_changed` every `interval` seconds in a thread, until `close`."""
 
+        self._stop.clear()
+
         def look() -> None:
             while not self._stop.wait(interval):
                 self.reload_changed()
