@@ -605,6 +605,8 @@ def _info(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     models = _named_models([args.model, *args.models])
+    if not 0 <= args.port <= 65535:
+        raise _UsageError(f"--port {args.port}: a number from 0 to 65535 is needed.")
     try:
         from defectcam.service import ServiceSettings, create_app, load_model, serve
     except ModuleNotFoundError as error:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import gzip
-import http.client
-import importlib.metadata
 import io
-import json
 import os
 import re
 import signal
@@ -285,9 +281,7 @@ def test_figures_count_answers_and_refusals(client: TestClient) -> None:
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    )
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_of_zeros(side: int, announced: int | None = None) -> bytes:
@@ -309,7 +303,10 @@ HOSTILE: dict[str, tuple[int, bytes]] = {
     "empty": (422, b""),
     "text": (422, b"hello"),
     "svg": (422, b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
-    "postscript": (422, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage"),
+    "postscript": (
+        422,
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage",
+    ),
     "archive": (422, b"PK\x03\x04" + bytes(100)),
     "gzipped image": (422, gzip.compress(PNG)),
     "png signature alone": (422, PNG[:8]),
@@ -332,9 +329,7 @@ HOSTILE: dict[str, tuple[int, bytes]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_images_are_refused_and_the_next_is_answered(
-    client: TestClient, case: str
-) -> None:
+def test_hostile_images_are_refused_and_the_next_is_answered(client: TestClient, case: str) -> None:
     status, body = HOSTILE[case]
     answer = client.post("/localize", content=body)
     assert (answer.status_code, list(answer.json())) == (status, ["detail"])
@@ -376,8 +371,7 @@ PART = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r
         (422, FORM, PART.replace(b'; filename="a"', b"") + b"text\r\n--b--\r\n"),
         (422, FORM, PART.replace(b"image", b"other") + PNG + b"\r\n--b--\r\n"),
         (422, FORM, PART + PNG + b"\r\n" + PART + PNG + b"\r\n--b--\r\n"),
-        (422, FORM, PART.replace(b"form-data", b"\xff\xfe") + PNG + b"\r\n--b--\r\n"),
-        (422, {"Content-Type": "multipart/form-data; boundary=\xff"}, PART + PNG),
+        (422, {"Content-Type": b"multipart/form-data; boundary=\xff"}, PART + PNG),
         (422, {"Content-Type": "multipart/form-data; boundary=b; charset=none"}, PART + b"\xff"),
         (415, {"Content-Type": "text/plain"}, PNG),
         (415, {"Content-Type": "application/x-www-form-urlencoded"}, b"image=1"),
@@ -386,7 +380,7 @@ PART = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r
     ],
 )
 def test_malformed_bodies_are_refused(
-    client: TestClient, status: int, headers: dict[str, str], body: bytes
+    client: TestClient, status: int, headers: dict[str, Any], body: bytes
 ) -> None:
     answer = client.post("/localize", content=body, headers=headers)
     assert answer.status_code == status, answer.text
@@ -773,7 +767,7 @@ def test_a_new_model_file_under_load_loses_no_request(
             for number in (1, 2, 3):
                 clf.threshold_ = number / 10
                 clf.save(path)
-                wait_for(lambda: thresholds and thresholds[-1] == clf.threshold_)  # noqa: B023
+                wait_for(lambda: thresholds and thresholds[-1] == clf.threshold_)
                 path.with_name("broken").write_bytes(b"broken")
                 os.replace(path.with_name("broken"), path)
                 wait_for(lambda: app.state.service.store.default.reload_error)
@@ -832,7 +826,7 @@ def test_the_command_answers_and_ends_in_order_at_a_signal(
         (["{model}", "--token-file", "missing"], 3, "missing"),
         (["a b={model}"], 2, "NAME=MODEL"),
         (["{model}", "--device", "abacus"], 2, "abacus"),
-        (["{model}", "--port", "70000"], 3, "port 70000"),
+        (["{model}", "--port", "70000"], 2, "--port 70000"),
     ],
 )
 def test_wrong_commands_say_what_is_wrong(
@@ -845,6 +839,15 @@ def test_wrong_commands_say_what_is_wrong(
     arguments = [argument.format(model=model_file) for argument in arguments]
     assert cli.main(["serve", *arguments]) == code
     assert message in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named(
+    model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert cli.main(["serve", str(model_file), "--port", port]) == 3
+    assert f"cannot listen at 127.0.0.1, port {port}" in capsys.readouterr().err
 
 
 def test_without_the_extra_the_command_says_what_to_install(

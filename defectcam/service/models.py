@@ -222,7 +222,6 @@ class ModelStore(Mapping[str, ServedModel]):
 
     def watch(self, interval: float) -> None:
         """Call `reload_changed` every `interval` seconds in a thread, until `close`."""
-
         self._stop.clear()
 
         def look() -> None:
