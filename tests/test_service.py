@@ -41,6 +41,8 @@ from defectcam.service import ServiceSettings, create_app, load_model
 from defectcam.service.batching import Batcher, ClosedError
 from defectcam.service.models import ModelStore
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged files
+
 SECONDS = 20  # that a test waits for what must come, before it fails
 
 
@@ -858,6 +860,12 @@ def test_without_the_extra_the_command_says_what_to_install(
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert cli.main(["serve", str(model_file)]) == 2
     assert "defectcam[serve]" in capsys.readouterr().err
+
+
+def test_the_service_itself_loads_no_torch() -> None:
+    code = "import sys, defectcam.service; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "False\n", result.stderr
 
 
 def test_help_needs_no_server() -> None:
