@@ -93,7 +93,6 @@ from defectcam.training import (
     TailTraining,
     TrainingOptions,
     add_codebook,
-    epochs_of_fold,
     result_of_good_only,
     student_features_of,
     train_with_folds,
@@ -222,8 +221,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     schedule : {"one_cycle", "constant"}, default="one_cycle"
         Course of the learning rates.
     max_epochs : int or "auto", default="auto"
-        Passes over the training images; the folds' networks take half as many. ``"auto"``: 10,
-        fewer when there are more than 600 images so that about 6000 are seen, but at least 4.
+        Passes over the training images, per fold. ``"auto"``: 10, fewer when there are more than
+        600 images so that about 6000 are seen, but at least 4.
     batch_size : int, default=16
         Images per training step and per forward pass.
     label_smoothing : float, default=0.0
@@ -770,8 +769,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         options = self._training_options(self._max_epochs(n_images))
         if course.is_update:
             options = options_of_update(options)
-        n_epochs = options.max_epochs + len(folds) * epochs_of_fold(options.max_epochs)
-        with self._epoch_bar(n_epochs) as bar:
+        with self._epoch_bar((1 + len(folds)) * options.max_epochs) as bar:
             training = self._tail_training(
                 network, cache, classes, targets, weights, options, seed, bar
             )
