@@ -202,9 +202,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--rate", type=float, default=20.0, help="images a second")
     parser.add_argument("--kills", type=int, default=2)
-    parser.add_argument(
-        "--backbone", default="test_efficientnet", help="test_...: random weights"
-    )
+    parser.add_argument("--backbone", default="test_efficientnet", help="test_...: random weights")
     parser.add_argument("--image-size", type=int, default=96, help="of the network's input")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -531,7 +531,7 @@ def _next(
     model = f"{Path(root).resolve().name}.safetensors"
     train, test = Path(root, "train"), Path(root, "test")
     if train.is_dir() and test.is_dir():
-        if any(entry.is_dir() and entry.name != good for entry in os.scandir(train)):
+        if any(entry.is_dir() and entry.name != good for entry in train.iterdir()):
             return _command("fit", str(train), "-o", model, *name)
         return _command("split", root, "-o", f"{root.rstrip(os.sep)}-split", "--form=links", *name)
     counts = Counter(types)
