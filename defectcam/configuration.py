@@ -59,8 +59,8 @@ def configuration_text(estimator: type, values: Mapping[str, Any] | None = None)
     ]
     for name, default in _parameters(estimator).items():
         value = (values or {}).get(name, default)
-        comment = "\n".join(f"# {line}".rstrip() for line in meanings[name])
-        blocks.append(f"{comment}\n{name} = {_toml(value)}")
+        comments = [f"# {line}" for line in meanings[name]]
+        blocks.append("\n".join([*comments, f"{name} = {_toml(value)}"]))
     return "\n\n".join(blocks) + "\n"
 
 
