@@ -791,7 +791,7 @@ def _doctor(args: argparse.Namespace) -> int:
 def _init(args: argparse.Namespace) -> int:
     _refuse_existing(args.output, args.force)
     from defectcam.classifier import DefectCAMClassifier
-    from defectcam.configuration import configuration_text, read_configuration
+    from defectcam.configuration import configuration_text
     from defectcam.files import write_atomically
 
     clf = DefectCAMClassifier()
@@ -800,8 +800,7 @@ def _init(args: argparse.Namespace) -> int:
     text = configuration_text(DefectCAMClassifier, clf.get_params())
     write_atomically(args.output, text.encode())
     if args.json:
-        parameters = read_configuration(args.output, DefectCAMClassifier)
-        _print_json({"config": args.output, "parameters": parameters})
+        _print_json({"config": args.output})
     else:
         print(f"wrote {args.output}: defectcam fit FOLDER -o MODEL --config {args.output}")
     return DONE
