@@ -179,7 +179,7 @@ def latency(
     return {"p50": float(p50), "p95": float(p95), "n": len(seconds)}
 
 
-def wait(condition: Any, seconds: float = 300) -> None:
+def wait(condition: Any, seconds: float = 600) -> None:
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
