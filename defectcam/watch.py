@@ -222,6 +222,7 @@ class Watcher:
         self._recorded: dict[str, Stamp] = {}
         self._latencies: deque[float] = deque(maxlen=_LATENCIES_KEPT)
         self._unreachable = False
+        self._closed: set[str] = set()
         self._started = time.monotonic()
         self._first_seen: float | None = None
         self._last_done = 0.0
@@ -335,20 +336,34 @@ class Watcher:
 
     def _list(self) -> Iterator[tuple[str, Stamp]]:
         """Name the images that are not recorded, each with its stamp."""
-        folders = [self.folder]
+        folders = [(self.folder, "")]
         while folders:
-            with os.scandir(folders.pop()) as entries:
+            folder, prefix = folders.pop()
+            try:
+                listing = os.scandir(folder)
+            except (FileNotFoundError, PermissionError) as error:
+                if not prefix:
+                    raise
+                self._skip(prefix, error)
+                continue
+            with listing as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         if os.path.realpath(entry.path) != self._output_path:
-                            folders.append(entry.path)
+                            folders.append((entry.path, f"{prefix}{entry.name}/"))
                     elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                        name = Path(os.path.relpath(entry.path, self.folder)).as_posix()
+                        name = prefix + entry.name
                         stamp = self._stamp_if_new(name, entry)
                         if stamp is not None:
                             yield name, stamp
+
+    def _skip(self, folder: str, error: OSError) -> None:
+        """Pass over a sub-folder: removed meanwhile, or closed to us, which is said once."""
+        if isinstance(error, PermissionError) and folder not in self._closed:
+            self._closed.add(folder)
+            self._warn(f"the sub-folder {folder} is left out: {error}.")
 
     def _stamp_if_new(self, name: str, entry: os.DirEntry[str]) -> Stamp | None:
         known = self._recorded.get(name)

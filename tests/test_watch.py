@@ -190,6 +190,27 @@ def test_a_folder_that_is_away_for_a_while_loses_nothing(line: Path, tmp_path: P
     assert ["at the moment" in said[0], "again" in said[1], len(said)] == [True, True, 2]
 
 
+def test_a_closed_sub_folder_keeps_no_other_waiting(
+    line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    scandir = os.scandir
+
+    def refuse(folder: str) -> Any:
+        if folder.endswith("closed"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    draw(line / "closed" / "a.png")
+    draw(line / "open" / "b.png")
+    with Watcher(line, tmp_path / "out", judge, settle=0, warn=said.append) as watcher:
+        assert step(watcher) == ["open/b.png"]
+        assert step(watcher) == []
+    assert len(said) == 1
+    assert "the sub-folder closed/ is left out" in said[0]
+
+
 # --- What cannot be read ----------------------------------------------------------------------
 
 
