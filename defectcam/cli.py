@@ -705,6 +705,7 @@ def _watch(args: argparse.Namespace) -> int:
 
     if not args.report_every > 0:
         raise _UsageError(f"--report-every {args.report_every:g}: more than 0 is needed.")
+    _refuse_existing_folder(Path(args.output), force=True)  # what it holds is continued
     with stopped_by_signals() as stop:
         clf = _load(args)
         try:

@@ -283,8 +283,8 @@ class Watcher:
                 if stop.is_set() or time.monotonic() - began > max(self.poll, looked):
                     break  # to look again: newer files must settle while a backlog is worked off
             now = time.monotonic()
-            self._measure(now)
             if report and now - reported_at >= report_every and self.tally.n_done > reported:
+                self._measure(now)
                 report(self.tally)
                 reported_at, reported = now, self.tally.n_done
             # A folder so large that looking takes long is not looked at all the time.

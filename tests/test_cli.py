@@ -768,7 +768,7 @@ def watch(*arguments: str | Path, until: Callable[[], bool]) -> int:
     """Run `watch` in this process until a condition holds, then send it SIGTERM."""
 
     def end() -> None:
-        patience = time.monotonic() + 60
+        patience = time.monotonic() + 300
         while not until() and time.monotonic() < patience:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -827,6 +827,7 @@ def test_watch_refuses_what_it_cannot_continue(
     assert run("watch", tmp_path / "none", parts, "-o", output) == cli.BAD_DATA
     assert run("watch", model, parts, "-o", output, "--settle", "-1") == cli.USAGE
     assert run("watch", model, parts, "-o", output, "--report-every", "0") == cli.USAGE
+    assert run("watch", model, parts, "-o", output / "deeper") == cli.USAGE
     assert not output.exists()
     output.mkdir()
     (output / "results.jsonl").write_text("mine\n")

@@ -429,7 +429,7 @@ def started(line: Path, output: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(list(map(str, command)))
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited in vain"
@@ -460,7 +460,7 @@ def test_no_image_is_lost_or_repeated_when_the_process_is_killed(
                 process = started(line, output)
         wait_for(lambda: n_lines(output) >= n_images)
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
         process.wait()
