@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -268,7 +269,9 @@ def _make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"defectcam {defectcam.__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
+    )
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
         added = commands.add_parser(
@@ -288,8 +291,11 @@ def _make_parser() -> argparse.ArgumentParser:
         "folder", metavar="FOLDER", help="a sub-folder per class, or the MVTec AD layout"
     )
     fit.add_argument("-o", "--output", metavar="FILE", required=True, help="the model to write")
+    _add_recipe(fit)
     fit.add_argument(
-        "--recipe", choices=("vgg16_cam",), help="other defaults: those of a published method"
+        "--config",
+        metavar="FILE",
+        help="parameters in a TOML file, see `defectcam init`; options given here win over it",
     )
     _add_output_options(fit)
     for title, parameters in _PARAMETERS.items():
@@ -315,7 +321,6 @@ def _make_parser() -> argparse.ArgumentParser:
     localize.add_argument(
         "--method",
         choices=_METHODS,
-        default="cam",
         help="what makes the heatmap: the model's own, or a method of the package grad-cam "
         "(default: cam, the model's own)",
     )
@@ -341,7 +346,137 @@ def _make_parser() -> argparse.ArgumentParser:
     info = command("info", _info, "Print what a model file contains.")
     info.add_argument("model", metavar="MODEL", help="a file that fit has written")
     info.add_argument("--json", action="store_true", help="print JSON")
+
+    _add_watch(command)
+    _add_query(command)
+    _add_split(command)
+    _add_doctor(command)
+    _add_init(command)
+    _add_completion(command)
     return parser
+
+
+def _add_watch(command: Callable[..., Any]) -> None:
+    watch = command("watch", _watch, "Judge images as they arrive in a folder, until stopped.")
+    watch.add_argument("model", metavar="MODEL", help="a file that fit has written")
+    watch.add_argument("folder", metavar="FOLDER", help="where images arrive, sub-folders too")
+    watch.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        required=True,
+        help="gets results.jsonl, a line per image, and overlays/; what it holds is continued",
+    )
+    watch.add_argument(
+        "--overlays",
+        choices=("all", "defects", "none"),
+        default="all",
+        help="of which images overlays are written (default: all)",
+    )
+    for name, default, text in (
+        (
+            "settle",
+            0.5,
+            "a file is read when it has not changed for so long; 0 if the camera writes under "
+            "another name and renames",
+        ),
+        (
+            "error-after",
+            5.0,
+            "a file that cannot be read is recorded as an error when it has not changed for so "
+            "long",
+        ),
+        ("poll", 0.2, "time between looks at the folder"),
+        ("report-every", 10.0, "time between reports"),
+    ):
+        watch.add_argument(
+            f"--{name}",
+            metavar="SECONDS",
+            type=float,
+            default=default,
+            help=f"{text} (default: {default:g})",
+        )
+    watch.add_argument("--json", action="store_true", help="print JSON")
+    _add_machine(watch)
+
+
+def _add_query(command: Callable[..., Any]) -> None:
+    query = command("query", _query, "Choose the images to label next, most useful first.")
+    query.add_argument("model", metavar="MODEL", help="a file that fit has written")
+    query.add_argument("images", metavar="IMAGES", nargs="+", help="image files and folders")
+    query.add_argument("-n", metavar="N", type=int, required=True, help="how many")
+    query.add_argument("--json", action="store_true", help="print JSON")
+    _add_machine(query)
+
+
+def _add_split(command: Callable[..., Any]) -> None:
+    split = command("split", _split, "Split a folder into training and test images, by type.")
+    split.add_argument(
+        "folder", metavar="FOLDER", help="a sub-folder per class, or the MVTec AD layout"
+    )
+    split.add_argument(
+        "-o", "--output", metavar="DIR", required=True, help="where to write; new or empty"
+    )
+    split.add_argument(
+        "--form",
+        choices=("lists", "links", "copies"),
+        default="lists",
+        help="train.csv and test.csv, or folders of symbolic links or copies (default: lists)",
+    )
+    split.add_argument(
+        "--test-size",
+        metavar="SHARE",
+        type=float,
+        default=0.2,
+        help="share of the images to test on (default: 0.2)",
+    )
+    split.add_argument(
+        "--random-state",
+        metavar="N",
+        type=_INT_OR_NONE,
+        help="seed: the same split every time (default: none)",
+    )
+    split.add_argument(
+        "--group-pattern",
+        metavar="REGEX",
+        help="what in a file's name names the part, whose pictures stay on one side: '^([^_]+)' "
+        "for what is before the first underscore (default: each image is a part)",
+    )
+    split.add_argument("--good-label", metavar="NAME", help="sub-folder of good parts")
+    split.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_doctor(command: Callable[..., Any]) -> None:
+    doctor = command("doctor", _doctor, "Examine the installation and a folder of images.")
+    doctor.add_argument("folder", metavar="FOLDER", nargs="?", help="as for fit")
+    doctor.add_argument("--good-label", metavar="NAME", help="sub-folder of good parts")
+    doctor.add_argument("--n-jobs", metavar="N", type=int, help="threads that read images")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_init(command: Callable[..., Any]) -> None:
+    init = command("init", _init, "Write all parameters, explained, to a file for fit --config.")
+    init.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="defectcam.toml",
+        help="the file to write (default: defectcam.toml)",
+    )
+    _add_recipe(init)
+    _add_output_options(init)
+
+
+def _add_completion(command: Callable[..., Any]) -> None:
+    completion = command("completion", _completion, "Print a script that completes commands.")
+    completion.add_argument("shell", choices=("bash", "zsh"))
+    completion.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_recipe(parser: Any) -> None:
+    parser.add_argument(
+        "--recipe", choices=("vgg16_cam",), help="other defaults: those of a published method"
+    )
 
 
 def _add_output_options(parser: Any) -> None:
@@ -416,8 +551,9 @@ def _is_about_data(error: Exception) -> bool:
     if isinstance(error, ImageReadError):
         return True
     from defectcam.persistence import ModelFileError
+    from defectcam.watch import ResultsFileError
 
-    return isinstance(error, ModelFileError)
+    return isinstance(error, (ModelFileError, ResultsFileError))
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -428,6 +564,8 @@ def _fit(args: argparse.Namespace) -> int:
     _refuse_existing(args.output, args.force)
     names = [p.name for parameters in _PARAMETERS.values() for p in parameters]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if args.config is not None:
+        given = {**_configured(args.config), **given}
     from defectcam.folders import labelled_folder
     from defectcam.images import ImageReadError
 
@@ -435,7 +573,7 @@ def _fit(args: argparse.Namespace) -> int:
     from defectcam.classifier import DefectCAMClassifier
     from defectcam.training import TrainingDivergedError
 
-    given["verbose"] = int(not args.quiet)
+    given["verbose"] = int(not args.quiet and sys.stderr.isatty())
     if args.recipe is None:
         clf = DefectCAMClassifier(**given)
     else:
@@ -494,10 +632,11 @@ def _localize(args: argparse.Namespace) -> int:
         raise _UsageError(
             f"the overlay of {min(drawn_over)} would replace the image: give another folder."
         )
-    _refuse_missing_method(args.method)
+    method = args.method or "cam"
+    _refuse_missing_method(method)
     clf = _load(args)
     records = []
-    localized = _found(clf, paths, args.quiet, rows_printed=not args.json, method=args.method)
+    localized = _found(clf, paths, args.quiet, rows_printed=not args.json, method=method)
     with _staged(output) as folder:
         for path, name, found in zip(paths, overlays, localized, strict=True):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -509,7 +648,7 @@ def _localize(args: argparse.Namespace) -> int:
         document = {
             "defectcam": defectcam.__version__,
             "model": os.fspath(args.model),
-            "method": args.method,
+            "method": method,
             "images": records,
         }
         (folder / _RESULTS).write_text(_as_json(document), encoding="utf-8")
@@ -553,7 +692,163 @@ def _info(args: argparse.Namespace) -> int:
     return DONE
 
 
+def _watch(args: argparse.Namespace) -> int:
+    from defectcam.watch import Watcher, stopped_by_signals
+
+    def notify(row: dict[str, Any]) -> None:
+        answer = row["error"] or f"{row['label']}  {row['probability']:.3f}"
+        print(f"{answer}  {row['image']}", flush=True)
+
+    def report(sentence: object) -> None:
+        if not args.quiet:
+            print(f"defectcam: watch: {sentence}", file=sys.stderr, flush=True)
+
+    if not args.report_every > 0:
+        raise _UsageError(f"--report-every {args.report_every:g}: more than 0 is needed.")
+    _refuse_existing_folder(Path(args.output), force=True)  # what it holds is continued
+    with stopped_by_signals() as stop:
+        clf = _load(args)
+        try:
+            watcher = Watcher(
+                args.folder,
+                args.output,
+                clf.localize_iter,
+                overlays=args.overlays,
+                settle=args.settle,
+                error_after=args.error_after,
+                poll=args.poll,
+                batch_size=clf.batch_size,
+                about={"model": args.model},
+                notify=None if args.json else notify,
+                warn=_show_warning,
+            )
+        except ValueError as error:
+            if _is_about_data(error):
+                raise
+            raise _UsageError(error) from error
+        with watcher:
+            report(f"{args.folder}, {watcher.tally.n_known} images known; Ctrl-C stops")
+            tally = watcher.run(stop, report, args.report_every)
+    report(f"stopped after {tally.seconds:.1f} s; {tally}")
+    if args.json:
+        _print_json(tally.to_dict())
+    return DONE
+
+
+def _query(args: argparse.Namespace) -> int:
+    paths = _list_images(args.images)
+    if not 1 <= args.n <= len(paths):
+        raise _UsageError(f"-n {args.n}: from 1 to {len(paths)} of these images can be chosen.")
+    chosen = [paths[i] for i in _load(args).query(paths, args.n)]
+    if args.json:
+        _print_json(chosen)
+    else:
+        print("\n".join(chosen))
+    return DONE
+
+
+def _split(args: argparse.Namespace) -> int:
+    from defectcam.images import ImageReadError
+    from defectcam.splitting import split_folder, write_split
+
+    output = Path(args.output)
+    _refuse_existing_folder(output, force=False, advice="give another folder.")
+    try:
+        split = split_folder(
+            args.folder, args.test_size, args.random_state, args.group_pattern, args.good_label
+        )
+    except ImageReadError:
+        raise
+    except (ValueError, re.error) as error:
+        raise _UsageError(error) from error
+    with _staged(output) as folder:
+        write_split(split, folder, args.form, final=output)
+    if args.json:
+        _print_json({"output": args.output, "form": args.form, **split.counts()})
+        return DONE
+    for side, counts in split.counts().items():
+        kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+        print(f"{side:<5}  {sum(counts.values())} images: {kinds}")
+    return DONE
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from defectcam.doctor import examine
+
+    def bar(items: Any, total: int) -> Any:
+        return tqdm(items, "images", total, unit="image", disable=True if args.quiet else None)
+
+    found = examine(args.folder, args.good_label, n_jobs=args.n_jobs, progress=bar)
+    if args.json:
+        _print_json(found.to_dict())
+    else:
+        # https://no-color.org: set and not empty, whatever its value.
+        print(found.text(colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
+    return BAD_DATA if found.worst == "error" else DONE
+
+
+def _init(args: argparse.Namespace) -> int:
+    _refuse_existing(args.output, args.force)
+    from defectcam.classifier import DefectCAMClassifier
+    from defectcam.configuration import configuration_text
+    from defectcam.files import write_atomically
+
+    clf = DefectCAMClassifier()
+    if args.recipe is not None:
+        clf = DefectCAMClassifier.from_recipe(args.recipe)
+    text = configuration_text(DefectCAMClassifier, clf.get_params())
+    write_atomically(args.output, text.encode())
+    if args.json:
+        _print_json({"config": args.output})
+    else:
+        print(f"wrote {args.output}: defectcam fit FOLDER -o MODEL --config {args.output}")
+    return DONE
+
+
+def _completion(args: argparse.Namespace) -> int:
+    try:
+        import shtab
+    except ImportError as error:
+        raise _UsageError("completion needs shtab: pip install 'defectcam[completion]'.") from error
+    parser = _make_parser()
+    _complete_files(parser, shtab.FILE)
+    script = shtab.complete(parser, args.shell)
+    if args.json:
+        _print_json({"shell": args.shell, "script": script})
+    else:
+        print(script)
+    return DONE
+
+
+def _complete_files(parser: argparse.ArgumentParser, files: dict[str, Any]) -> None:
+    """Mark the arguments of a parser and its commands that are files and folders."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _complete_files(command, files)
+        elif action.metavar in ("FILE", "FOLDER", "DIR", "IMAGES", "MODEL"):
+            action.complete = files  # type: ignore[attr-defined]
+
+
 # --- Inputs -----------------------------------------------------------------------------------
+
+
+def _configured(path: str) -> dict[str, Any]:
+    from defectcam.classifier import DefectCAMClassifier
+    from defectcam.configuration import ConfigurationError, read_configuration
+
+    if not os.path.isfile(path):
+        raise _UsageError(f"--config {path}: there is no such file; `defectcam init` writes one.")
+    try:
+        given = read_configuration(path, DefectCAMClassifier)
+        DefectCAMClassifier(**given)._validate_params()
+    except ConfigurationError as error:
+        raise _UsageError(error) from error
+    except ValueError as error:  # scikit-learn names the parameter
+        raise _UsageError(f"{path}: {error}") from error
+    return given
 
 
 def _load(args: argparse.Namespace) -> DefectCAMClassifier:
@@ -670,13 +965,15 @@ def _refuse_existing(path: str, force: bool) -> None:
         raise _UsageError(f"the folder {target.parent} does not exist: make it first.")
 
 
-def _refuse_existing_folder(folder: Path, force: bool) -> None:
+def _refuse_existing_folder(
+    folder: Path,
+    force: bool,
+    advice: str = "give another folder, or --force to overwrite files in it.",
+) -> None:
     if folder.exists() and not folder.is_dir():
         raise _UsageError(f"{folder} is a file: give a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise _UsageError(
-            f"{folder} is not empty: give another folder, or --force to overwrite files in it."
-        )
+        raise _UsageError(f"{folder} is not empty: {advice}")
     if not folder.resolve().parent.is_dir():
         raise _UsageError(f"the folder {folder.parent} does not exist: make it first.")
 

@@ -30,7 +30,9 @@ MODULES = (
     "profiling",
     "protocols",
     "ranking",
+    "screens",
     "speed",
+    "watch",
 )
 OPTIONS = argparse.Namespace(types=None, n_defects=[4, 8, 16], flipped=[0.05, 0.1])
 COUNTS = {"dent": 20, "good": 60, "hole": 5, "scratch": 35}
@@ -565,3 +567,30 @@ def test_needed_labels_lie_between_two_rounds(script):
     assert needed(curve, 0.85) == pytest.approx(15)
     assert needed(curve, 0.7) == 10
     assert needed(curve, 1.01) == float("inf")
+
+
+# The line ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_watch_that_is_killed_judges_each_image_once(script, tmp_path):
+    watch = script("watch")
+    tally = watch.run(tmp_path, 60, 20.0, 2, "test_efficientnet", 64)
+    assert watch.is_right(tally), tally
+    assert (tally["once"], tally["corrupt_listed"], tally["overlays"]) == (60, 1, 59)
+    assert tally["latency"]["n"] == 59
+
+
+def test_a_wrong_tally_is_noticed(script, tmp_path):
+    watch = script("watch")
+    names = [watch.name_of(number) for number in range(60)]
+    bad = watch.name_of(watch.ONE_IN // 2)
+    rows = [{"image": name, "error": "cut off" if name == bad else None} for name in names]
+    for row in rows:
+        row["overlay"] = None
+    right = {"images": 60, "exit_code": 0} | watch.check(rows, 60, tmp_path)
+    assert not watch.is_right(right)  # overlays are missing
+    assert watch.is_right(right | {"overlays": 59})
+    for wrong in (rows[1:], [*rows, rows[0]], [{**row, "error": "?"} for row in rows]):
+        tally = {"images": 60, "exit_code": 0} | watch.check(wrong, 60, tmp_path)
+        assert not watch.is_right(tally | {"overlays": 59})
