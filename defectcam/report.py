@@ -48,6 +48,7 @@ __all__ = ["write_report"]
 _SCRIPTS = ("charts.js", "viewer.js", "report.js")
 _N_BINS = 10  # of the calibration plot, as in `expected_calibration_error`
 _FEW_DEFECTS = 30
+_ALL_DEFECTS, _CALLED_DEFECTIVE, _CALLED_GOOD = "all defects", "called defective", "called good"
 _LIBRARIES = ("torch", "timm", "scikit-learn", "numpy")
 
 Rows = list[tuple[str, str]]
@@ -147,14 +148,14 @@ class _Content:
         self,
         name: str | int,
         found: Localization,
-        group: str,
+        groups: Sequence[str],
         mask: NDArray[np.bool_] | None = None,
     ) -> None:
         self.names.append(name)
         self.probability.append(found.probability)
         self.called.append(str(found.defect_label))
         self.is_unfamiliar.append(found.unfamiliar)
-        self.album.add(found, group, mask)
+        self.album.add(found, groups, mask)
 
 
 def _checked_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
@@ -190,7 +191,8 @@ def _labelled(clf: Any, X: Any, y: Any, masks: Any, good_label: Any) -> _Content
     def keep(one: Judged) -> None:
         content.types.append(str(one.type))
         content.is_defect.append(one.is_defect)
-        content.add(one.name, one.found, str(one.type), one.mask)
+        groups = (str(one.type), _ALL_DEFECTS) if one.is_defect else (str(one.type),)
+        content.add(one.name, one.found, groups, one.mask)
 
     content.evaluation = evaluate(clf, X, y, masks, good_label=good_label, each=keep)
     content.base = _base(X, content.names)
@@ -205,8 +207,8 @@ def _unlabelled(clf: Any, X: Any) -> _Content:
     verbose = getattr(clf, "verbose", 0)
     with tqdm(total=len(sources.items), desc="images", unit="image", disable=not verbose) as bar:
         for index, found in enumerate(clf.localize_iter(sources.items)):
-            group = "called defective" if found.is_defect else "called good"
-            content.add(image_name(sources.items[index], index), found, group)
+            group = _CALLED_DEFECTIVE if found.is_defect else _CALLED_GOOD
+            content.add(image_name(sources.items[index], index), found, (group,))
             bar.update()
     content.base = _base(X, content.names)
     return content
@@ -243,9 +245,7 @@ def _data(clf: Any, content: _Content, model: str) -> dict[str, Any]:
         "labelled": content.evaluation is not None,
         "good": str(clf.good_label_),
         "types": kinds,
-        "defective": [kind in content.evaluation.recall_by_type for kind in kinds]
-        if content.evaluation
-        else [],
+        "defective": [kind in _defect_types(content) for kind in kinds],
         "labels": labels,
         "threshold": float(clf.threshold_),
         "stops": content.stops,
@@ -255,7 +255,7 @@ def _data(clf: Any, content: _Content, model: str) -> dict[str, Any]:
         "colours": _colours(),
         "suspects": doubted,
         "images": _image_records(content, kinds, labels),
-        "averages": content.album.averages(),
+        "averages": _averages(content, kinds),
         "curves": _curves(is_defect, probability) if is_mixed else None,
         "history": _history(clf),
     }
@@ -283,6 +283,26 @@ def _image_records(
             }
         )
     return records
+
+
+def _averages(content: _Content, kinds: Sequence[str]) -> dict[str, Any]:
+    """Mean heatmaps, in the order of the types, all defects first where there are several types."""
+    averages = content.album.averages()
+    good = [kind for kind in kinds if kind not in _defect_types(content)]
+    wanted = [_ALL_DEFECTS] * (len(kinds) - len(good) > 1) + list(kinds)
+    if not kinds:
+        wanted = [_CALLED_DEFECTIVE, _CALLED_GOOD]
+    groups = {group["name"]: group for group in averages["groups"]}
+    averages["groups"] = [
+        {**groups[name], "defective": name not in (*good, _CALLED_GOOD)}
+        for name in dict.fromkeys(wanted)
+        if name in groups
+    ]
+    return averages
+
+
+def _defect_types(content: _Content) -> list[str]:
+    return [] if content.evaluation is None else list(content.evaluation.recall_by_type)
 
 
 def _colours() -> str:
@@ -503,7 +523,6 @@ def _render(clf: Any, content: _Content, title: str, model: str) -> str:
         labelled=said is not None,
         mixed=bool(said and 0 < said.n_defective < said.n_images),
         has_masks=any(portrait.outline for portrait in content.album.portraits),
-        tells_types=said is not None,
         date=date.today().isoformat(),
         version=defectcam.__version__,
         localisation=[] if said is None else _localisation(said),

@@ -119,14 +119,16 @@ class Album:
         self._most_bytes = int(np.clip(_ALL_PICTURE_BYTES / n_images, *_PICTURE_BYTES))
         self._averages = _Averages()
 
-    def add(self, found: Localization, group: str, mask: NDArray[np.bool_] | None = None) -> None:
+    def add(
+        self, found: Localization, groups: Sequence[str], mask: NDArray[np.bool_] | None = None
+    ) -> None:
         """Take an image in.
 
         Parameters
         ----------
         found : Localization
             With a source, which is read again.
-        group : str
+        groups : sequence of str
             Under which its heatmap is averaged.
         mask : bool array of shape (H, W), optional
             Where the defect is.
@@ -149,7 +151,7 @@ class Album:
             outline=[] if mask is None else _outline(mask),
         )
         self.portraits.append(portrait)
-        self._averages.add(group, heat, image)
+        self._averages.add(groups, heat, image)
 
     def averages(self) -> dict[str, Any]:
         """Give the mean heatmap of each group and the mean picture, stretched to one square.
@@ -175,22 +177,25 @@ class _Averages:
     """Sums of heatmaps, by group, and of pictures."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._sums: dict[str, Any] = {}  # float arrays of shape (_MAP_SIDE, _MAP_SIDE)
         self._counts: dict[str, int] = {}
         self._picture = np.zeros((_MEAN_SIDE, _MEAN_SIDE, 3))
         self._aspects: list[float] = []
 
-    def add(self, group: str, heat: NDArray[np.float32], image: NDArray[np.uint8]) -> None:
-        total = self._sums.setdefault(group, np.zeros((_MAP_SIDE, _MAP_SIDE)))
-        total += _stretched(heat, _MAP_SIDE)
-        self._counts[group] = self._counts.get(group, 0) + 1
+    def add(
+        self, groups: Sequence[str], heat: NDArray[np.float32], image: NDArray[np.uint8]
+    ) -> None:
+        small = _stretched(heat, _MAP_SIDE)
+        for group in groups:
+            self._sums[group] = self._sums.get(group, 0.0) + small
+            self._counts[group] = self._counts.get(group, 0) + 1
         self._picture += _stretched(image, _MEAN_SIDE)
         self._aspects.append(heat.shape[1] / heat.shape[0])
 
     def summary(self) -> dict[str, Any]:
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         top = max(*(float(mean.max()) for mean in means.values()), _LEAST_TOP)
-        picture = (self._picture / sum(self._counts.values())).round().astype(np.uint8)
+        picture = (self._picture / len(self._aspects)).round().astype(np.uint8)
         return {
             "top": round(top, 3),
             "aspect": round(float(np.median(self._aspects)), 4),

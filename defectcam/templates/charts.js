@@ -15,7 +15,7 @@ const charts = (() => {
 
   // A pair of axes. `x` and `y` are {domain, ticks, label, format}; `scale` defaults to the identity
   // and turns a value into what the axis is even in.
-  function axes(place, label, { width = 360, height = 240, x, y, margin = {} }) {
+  function axes(place, label, { width = 330, height = 230, x, y, margin = {} }) {
     const room = { ...MARGIN, ...margin };
     const along = ({ domain, scale = (v) => v }, start, end) => {
       const [low, high] = domain.map(scale);
@@ -86,9 +86,9 @@ const charts = (() => {
   }
 
   // Names beside their colours, in one row that breaks where it must.
-  function key(plot, entries, width = 360) {
+  function key(plot, entries, width = 330) {
     const layer = node("g");
-    let [x, y] = [plot.left, plot.top + 4];
+    let [x, y] = [plot.left, 12];
     for (const [name, colour] of entries) {
       const wide = 18 + 6.2 * name.length;
       if (x > plot.left && x + wide > width) [x, y] = [plot.left, y + 15];

@@ -159,8 +159,8 @@
 
   function makeView(image) {
     const view = document.createElement("div");
-    view.className = `view ${image.w >= image.h ? "wide" : "tall"}`;
-    view.style.aspectRatio = `${image.w} / ${image.h}`;
+    view.className = "view";
+    view.style.setProperty("--aspect", image.w / image.h);
     const picture = document.createElement("img");
     picture.alt = "";
     const heat = document.createElement("canvas");
@@ -337,12 +337,11 @@
 
   // --- Figures that follow the thresholds -------------------------------------------------------
 
-  function figure(value, remark, alert = false) {
+  function figure(value, name, ...remarks) {
     const made = document.createElement("div");
-    if (alert) made.className = "alert";
     const number = document.createElement("b");
     number.textContent = value;
-    made.append(number, span(remark));
+    made.append(span(name, "name"), number, ...remarks.map((remark) => span(remark)));
     return made;
   }
 
@@ -351,25 +350,18 @@
     const called = counts.found + counts.alarms;
     if (!data.labelled) {
       $("verdict").replaceChildren(
-        figure(String(called), `called defective, of ${n.images}`),
-        figure(percent(called / n.images), "of all images"),
+        figure(String(called), "Called defective", `of ${n.images}`),
+        figure(percent(called / n.images), "Share", "of all images"),
       );
       $("dock-verdict").textContent = `${called} of ${n.images} called defective`;
       return;
     }
-    const recall = n.defective
-      ? figure(percent(counts.found / n.defective),
-          `recall: ${counts.found} of ${n.defective} found, 95 % interval ${interval(counts.found, n.defective)}`)
-      : figure("–", "recall: no defective image");
-    const overkill = n.good
-      ? figure(percent(counts.alarms / n.good),
-          `overkill: ${counts.alarms} of ${n.good} rejected, 95 % interval ${interval(counts.alarms, n.good)}`)
-      : figure("–", "overkill: no good image");
+    const rate = (name, part, whole, remark) => whole
+      ? figure(percent(part / whole), name, remark, `95 % CI ${interval(part, whole)}`)
+      : figure("–", name, remark);
     $("verdict").replaceChildren(
-      recall,
-      overkill,
-      figure(String(counts.missed), counts.missed === 1 ? "escape" : "escapes", counts.missed > 0),
-      figure(String(counts.alarms), counts.alarms === 1 ? "false alarm" : "false alarms"),
+      rate("Recall", counts.found, n.defective, `${counts.found} of ${n.defective} found`),
+      rate("Overkill", counts.alarms, n.good, `${counts.alarms} of ${n.good} rejected`),
     );
     for (const cell of document.querySelectorAll("[data-count]")) {
       cell.textContent = counts[cell.dataset.count];
@@ -476,12 +468,9 @@
       : [{ name: "all", colour: colour(0), chosen: images }];
     const plot = drawHistogram(plotOf("scores"), "Histogram of the probability of a defect by type", {
       label: "probability of a defect, log-odds scale", yTicks: true,
-      margin: { top: 16 + 15 * Math.floor(types.length / 5) },
+      margin: { top: 18 + 15 * Math.floor(types.length / 5) },
     }, types);
-    if (data.labelled) {
-      plot.top = 8;
-      charts.key(plot, types.map(({ name, colour: fill }) => [name, fill]));
-    }
+    if (data.labelled) charts.key(plot, types.map(({ name, colour: fill }) => [name, fill]));
     noteOf("scores", "Solid line: the threshold. Dotted: the model's own.");
   }
 
@@ -491,9 +480,7 @@
       const plot = charts.axes(plotOf("rates"), "Recall, overkill and cost against the threshold", {
         x: oddsAxis("decision threshold, log-odds scale"), y: shareAxis("percent"), margin: { top: 24 },
       });
-      plot.top = 10;
       charts.key(plot, [["recall", colour(1)], ["overkill", colour(0)], ["cost, of its highest", colour(7)]]);
-      plot.top = 24;
       const steps = Array.from({ length: 201 }, (_, i) => 1 / (1 + Math.exp(LOGIT_LIMIT * (1 - i / 100))));
       const counts = steps.map(countsAt);
       charts.line(plot, steps.map((p, i) => [p, counts[i].found / n.defective]), { style: `stroke:${colour(1)}` });
@@ -518,7 +505,7 @@
 
   function drawCurves() {
     const { roc, pr, calibration } = data.curves;
-    const size = { height: 260 };
+    const size = { height: 250 };
     let plot = charts.axes(plotOf("roc"), `ROC curve, area ${area(roc).toFixed(3)}`, {
       ...size, x: shareAxis("overkill, % of good images"), y: shareAxis("recall, % of defective images"),
     });
@@ -584,8 +571,8 @@
   function drawAverages() {
     const { top, aspect, picture, groups: means } = data.averages;
     const view = document.createElement("div");
-    view.className = "view wide";
-    view.style.aspectRatio = aspect;
+    view.className = "view";
+    view.style.setProperty("--aspect", aspect);
     const mean = document.createElement("img");
     mean.alt = "";
     mean.src = `data:image/webp;base64,${picture}`;
@@ -593,10 +580,10 @@
     canvas.setAttribute("role", "img");
     view.append(mean, canvas);
     $("mean").append(view);
-    const opacity = (level) => 0.85 * Math.min(1, level / 100);
+    const opacity = (level) => 0.9 * Math.min(1, level / 127.5);
     paintLegend($("mean-legend"), opacity);
     $("mean-top").textContent = `${top.toFixed(2)} of the limit`;
-    const order = means.map((_, at) => at).sort((a, b) => data.types.indexOf(means[a].name) - data.types.indexOf(means[b].name));
+    const order = means.map((_, at) => at);
     for (const at of order) {
       const option = document.createElement("option");
       option.value = at;
@@ -609,8 +596,8 @@
       $("mean-note").textContent = `${plural(count, "image")}, over the mean picture of all. One scale for every choice.`;
       return paintMap(canvas, `data:image/png;base64,${map}`, opacity);
     };
-    const hot = order.find((at) => data.labelled ? data.defective[data.types.indexOf(means[at].name)] : means[at].name === "called defective");
-    $("mean-group").value = hot ?? order[0];
+    const counted = order.filter((at) => means[at].defective);
+    $("mean-group").value = counted.sort((a, b) => means[b].n - means[a].n)[0] ?? order[0];
     $("mean-group").addEventListener("change", show);
     show();
   }
@@ -857,6 +844,8 @@
     });
   }
   paintLegend($("legend"), (level) => Math.min(1, level / 127.5));
+  const aspect = Math.min(1.6, Math.max(0.7, data.averages.aspect));
+  document.documentElement.style.setProperty("--tile-aspect", aspect);
   makeGroups();
   drawScores();
   if (data.curves) drawCurves();
