@@ -106,7 +106,7 @@ def paint(rng: np.random.Generator, per_cent: int, defect: int = 0) -> Any:
     return image
 
 
-def make_images(n: int = 40) -> tuple[list[Any], np.ndarray, np.ndarray]:
+def make_images(n: int = 28) -> tuple[list[Any], np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     y = rng.choice(["good", "dent", "scratch"], n, p=[0.5, 0.25, 0.25])
     per_cent = np.clip(rng.normal(np.where(y == "good", 35, 65), 20), 1, 98).astype(int)
@@ -127,7 +127,7 @@ def embedded(path: Path, name: str) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the report of 40 images of three types."""
+    """Return the report of 28 images of three types."""
     images, y, _ = make_images()
     masks = [image[:, :, 2] > 120 for image in images]
     path = tmp_path_factory.mktemp("painted") / "report.html"
@@ -212,6 +212,7 @@ def test_figures_and_masks_are_those_of_evaluate(painted: Path) -> None:
 def test_many_large_pictures_share_their_bytes() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (900, 700, 3), dtype=np.uint8)
     noise[0, 0] = 0
+    noise[:, :, 2] = 50
     [found] = Painted().localize_iter([noise])
     album = Album(box_stops(1.0), n_images=1000)
     album.add(found, ["good"])
@@ -438,21 +439,16 @@ def counts_on(page: Any) -> dict[str, int]:
 
 
 def boxes_on(page: Any) -> dict[str, list[list[float]]]:
-    """Read the boxes of each card, once all are drawn."""
-    for more in page.locator(".more button:visible").all():
-        more.click()
-    page.evaluate("document.querySelectorAll('.card').forEach(card => card.scrollIntoView())")
-    boxes: dict[str, list[list[float]]] = {}
-    for card in page.locator("#groups .card").all():
-        card.scroll_into_view_if_needed()
-        settled(page)
-        boxes[card.get_attribute("data-image")] = card.evaluate(
-            """card => [...card.querySelectorAll('.box')].map(box => {
+    """Read the boxes of each card, of a window in which all are in sight."""
+    return page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll('#groups .card')].map(card => [
+            card.dataset.image,
+            [...card.querySelectorAll('.box')].map(box => {
                 const [x, y, w, h] = ['x', 'y', 'width', 'height'].map(n => +box.getAttribute(n));
                 return [x, y, x + w, y + h];
-            })"""
-        )
-    return boxes
+            }),
+        ]))"""
+    )
 
 
 def test_slider_gives_the_counts_of_scikit_learn(painted: Path, visit: Callable) -> None:
@@ -508,7 +504,9 @@ def test_boxes_are_those_of_localize_and_follow_both_thresholds(
 ) -> None:
     images, _, _ = make_images()
     found = list(Painted().localize_iter(images))
-    page = visit(painted)
+    page = visit(painted, viewport={"width": 1280, "height": 4000})
+    seen = "[...document.querySelectorAll('#groups .card img')].every(image => image.src)"
+    page.wait_for_function(seen)
     drawn = boxes_on(page)
     assert {int(at): boxes for at, boxes in drawn.items()} == {
         at: one.boxes.tolist() for at, one in enumerate(found)
@@ -578,7 +576,7 @@ def test_report_can_be_read_by_keyboard_alone(painted: Path, visit: Callable) ->
     page.keyboard.press("ArrowRight")
     assert page.locator("#viewer-name").inner_text() == f"image {order[3]}"
     page.keyboard.press("ArrowLeft")
-    assert page.locator("#viewer-place").inner_text() == "3 of 40"
+    assert page.locator("#viewer-place").inner_text() == "3 of 28"
     width = page.locator("#stage-picture").evaluate("x => x.offsetWidth")
     page.keyboard.press("+")
     assert page.locator("#stage-picture").evaluate("x => x.offsetWidth") > width
@@ -736,14 +734,16 @@ def test_reports_without_labels_and_of_good_images_work(tmp_path: Path, visit: C
     assert counts_on(page)["alarms"] == int(np.sum(probability >= 0.5))
     clf = Painted()
     clf.history_ = {name: [] for name in clf.history_}
-    page = visit(write_report(clf, images[:1], ["dent"], tmp_path / "c.html"))
+    with pytest.warns(UserWarning, match="No image is labelled 'good'"):
+        path = write_report(clf, images[:1], ["dent"], tmp_path / "c.html")
+    page = visit(path)
     assert "Nothing was trained" in page.locator("#chart-loss").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_serious_violation(painted: Path, browser: Any, scheme: str) -> None:
     if not AXE.is_file():
-        pytest.skip("axe-core is not here: set AXE to its axe.min.js")
+        pytest.skip("axe-core is not here: `npm install axe-core`, or set AXE to its axe.min.js")
     page = browser.new_context(color_scheme=scheme, bypass_csp=True).new_page()
     page.goto(painted.as_uri())
     page.add_script_tag(path=AXE)

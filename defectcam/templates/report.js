@@ -6,7 +6,7 @@
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
   const images = data.images;
-  const LOGIT_LIMIT = Math.log(999); // the slider reaches from 0.001 to 0.999, and its ends to 0 and 1
+  const LOGIT_LIMIT = 6.9; // the slider reaches from 0.001 to 0.999, and its ends to 0 and 1
   const FIRST_SHOWN = { missed: 48, alarms: 48, found: 24, passed: 24, called: 48 };
   const MORE_SHOWN = 96;
   const Z = 1.959964; // of a 95 % interval
@@ -148,8 +148,9 @@
     }
   }
 
+  const NO_BOXES = [];
   function boxesOf(image) {
-    if (!isCalled(image)) return [];
+    if (!isCalled(image)) return NO_BOXES;
     return image.boxes.findLast(([from]) => from <= state.stop)[1];
   }
 
@@ -223,8 +224,8 @@
   // What a card shows depends on these; it is drawn again only when they have changed.
   function redraw(card) {
     const image = images[card.id];
-    const drawn = `${isCalled(image)} ${boxesOf(image).length && state.stop}`;
-    if (card.drawn === drawn) return;
+    const drawn = { called: isCalled(image), boxes: boxesOf(image) };
+    if (card.drawn?.called === drawn.called && card.drawn.boxes === drawn.boxes) return;
     card.drawn = drawn;
     drawBoxes(card.view.boxes, image);
     describeCard(card, image);
@@ -254,8 +255,6 @@
     card.verdict.title = text;
     card.verdict.className = wrong ? "wrong" : "";
     card.boxes.textContent = boxes ? plural(boxes, "box").replace(/xs$/, "xes") : "no box";
-    card.element.setAttribute("aria-label",
-      `${image.name}: ${text}, probability of a defect ${shownProbability(image.p)}, ${card.boxes.textContent}`);
   }
 
   function makeCard(id) {
@@ -274,7 +273,8 @@
     for (const row of rows) row.className = "row";
     const verdict = span("");
     const boxes = span("");
-    rows[0].append(verdict, span(shownProbability(image.p), "probability", `probability of a defect: ${image.p}`));
+    const probability = span(shownProbability(image.p), "probability", `probability of a defect: ${image.p}`);
+    rows[0].append(verdict, span("probability of a defect", "hidden"), probability);
     rows[1].append(boxes);
     if (image.unfamiliar) rows[1].append(span("unfamiliar", "flag"));
     caption.append(span(image.name, "name", image.name), ...rows);
