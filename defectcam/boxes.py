@@ -138,8 +138,9 @@ def find_boxes_at(
     values = _checked_map(heatmap)
     peak = float(values.max())
     # Below the lowest value that `peak_fraction` leaves in, the threshold decides nothing.
-    least = _EXTENT * options.get("peak_fraction", 0.0) * max(peak, 0.0)
-    lowest = max(values.min(), np.float32(least))
+    lowest = values.min()
+    if peak > 0 and (peak_fraction := options.get("peak_fraction", 0.0)) > 0:
+        lowest = max(lowest, np.float32(_EXTENT * peak_fraction * peak))
     known: dict[float, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
     found = []
     for threshold in thresholds:

@@ -339,7 +339,9 @@ def _make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     _add_machine(evaluate)
 
-    report = command("report", _report, "Write one HTML file: pictures, figures, thresholds to move.")
+    report = command(
+        "report", _report, "Write one HTML file: pictures, figures, thresholds to move."
+    )
     report.add_argument("model", metavar="MODEL", help="a file that fit has written")
     report.add_argument(
         "images",

@@ -216,8 +216,8 @@ class Judged(NamedTuple):
 
     Attributes
     ----------
-    index : int
-        The image's place in ``X``.
+    place : int
+        The image's index in ``X``.
     name : str or int
         The file, or the place in ``X``.
     type : str, bool or int
@@ -230,7 +230,7 @@ class Judged(NamedTuple):
         Where the defect is; None for a good image and where there is no mask.
     """
 
-    index: int
+    place: int
     name: str | int
     type: Any
     is_defect: bool

@@ -1,7 +1,7 @@
 """A report that people pass around: one HTML file with pictures, figures and live thresholds.
 
-Owns what the page says: which images come in, the curves, the model card and its limits, and how all
-of it becomes one file. The figures are `evaluation`'s and scikit-learn's, the small pictures
+Owns what the page says: which images come in, the curves, the model card and its limits, and how
+all of it becomes one file. The figures are `evaluation`'s and scikit-learn's, the small pictures
 `report_images`'; how the page looks and moves is in `templates/`. Everything that comes from files,
 folders or labels is escaped, and the page's own policy forbids it to load or to run anything else.
 """
@@ -32,7 +32,6 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
-import defectcam
 from defectcam.dataset_images import dataset_labels
 from defectcam.diagnostics import contradicted_labels
 from defectcam.evaluation import BOX_IOU, Evaluation, Judged, evaluate, image_name
@@ -429,7 +428,8 @@ def _text(value: Any) -> str:
 def _parameters(clf: Any) -> list[tuple[str, str, bool]]:
     """Each parameter of the classifier, and whether it is not the default."""
     defaults = {
-        name: parameter.default for name, parameter in inspect.signature(type(clf)).parameters.items()
+        name: parameter.default
+        for name, parameter in inspect.signature(type(clf)).parameters.items()
     }
     left_out = ("callbacks", "memory")  # code, and a folder of this machine
     return [
@@ -441,14 +441,14 @@ def _parameters(clf: Any) -> list[tuple[str, str, bool]]:
 
 def _versions() -> Rows:
     return [
-        ("defectcam", defectcam.__version__),
+        ("defectcam", metadata.version("defectcam")),
         ("Python", platform.python_version()),
         *((name, metadata.version(name)) for name in _LIBRARIES),
     ]
 
 
 def _limits(clf: Any, content: _Content) -> list[str]:
-    """What a reader must not conclude from the figures."""
+    """List what a reader must not conclude from the figures."""
     said = content.evaluation
     limits = []
     if said is None:
@@ -524,7 +524,7 @@ def _render(clf: Any, content: _Content, title: str, model: str) -> str:
         mixed=bool(said and 0 < said.n_defective < said.n_images),
         has_masks=any(portrait.outline for portrait in content.album.portraits),
         date=date.today().isoformat(),
-        version=defectcam.__version__,
+        version=metadata.version("defectcam"),
         localisation=[] if said is None else _localisation(said),
         n_unmasked=said.pixels["n_defective_without_mask"] if said and said.pixels else 0,
         card={

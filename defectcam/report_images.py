@@ -1,4 +1,4 @@
-"""What a report shows of one image: a small picture, the heatmap, boxes for any threshold, the mask.
+"""What a report shows of one image: small picture, heatmap, boxes for any threshold, the mask.
 
 Owns how these are made small enough for a file that people mail: how many pixels and bytes, which
 values of the map, which thresholds of the boxes. It gives plain values and encoded pictures, writes
@@ -213,7 +213,7 @@ def _boxes_by_stop(
     """Boxes by the first stop that has them; equal ones are not repeated."""
     runs: list[tuple[int, list[list[float]]]] = []
     for stop, (boxes, scores) in enumerate(found.boxes_at(stops)):
-        plain = [
+        plain: list[list[float]] = [
             [*box, round(float(score), 3)]
             for box, score in zip(boxes.tolist(), scores, strict=True)
         ]
@@ -223,12 +223,12 @@ def _boxes_by_stop(
 
 
 def _outline(mask: NDArray[np.bool_]) -> list[list[int]]:
-    contours, _ = cv2.findContours(
-        mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE
-    )
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     largest = sorted(contours, key=len, reverse=True)[:_MAX_OUTLINES]
     error = _OUTLINE_ERROR * max(mask.shape)
-    return [cv2.approxPolyDP(one, error, closed=True).ravel().tolist() for one in largest]
+    return [
+        cv2.approxPolyDP(one, error, closed=True).astype(int).ravel().tolist() for one in largest
+    ]
 
 
 def _encode_picture(image: NDArray[np.uint8], most_bytes: int) -> bytes:

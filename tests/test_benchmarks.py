@@ -30,6 +30,8 @@ MODULES = (
     "profiling",
     "protocols",
     "ranking",
+    "report",
+    "screenshots",
     "speed",
 )
 OPTIONS = argparse.Namespace(types=None, n_defects=[4, 8, 16], flipped=[0.05, 0.1])
@@ -565,3 +567,15 @@ def test_needed_labels_lie_between_two_rounds(script):
     assert needed(curve, 0.85) == pytest.approx(15)
     assert needed(curve, 0.7) == 10
     assert needed(curve, 1.01) == float("inf")
+
+
+@pytest.mark.skipif(not Path("/usr/bin/chromium").is_file(), reason="needs Chromium")
+def test_a_report_is_made_opened_and_its_slider_moved(script, plates, capsys, monkeypatch):
+    pytest.importorskip("playwright")
+    report = script("report")
+    monkeypatch.setattr(report, "N_OPENED", 1)
+    monkeypatch.setattr(report, "N_MOVES", 5)
+    report.main([str(plates), "--image-size", "32", "--n-images", "20"])
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("| report | images | MB")
+    assert [row.split(" | ")[1] for row in rows][1] == "20" and len(rows) == 2

@@ -1,4 +1,4 @@
-"""The report: one file that runs nothing it was not meant to, whose figures are those of the library.
+"""The report: one file that runs nothing foreign, and whose figures are those of the library.
 
 What moves is tested in Chromium, where there is one.
 """
@@ -116,7 +116,9 @@ def make_images(n: int = 28) -> tuple[list[Any], np.ndarray, np.ndarray]:
 
 def data_of(path: Path) -> dict[str, Any]:
     """Read what the page's script works on."""
-    [text] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', path.read_text())
+    [text] = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', path.read_text()
+    )
     return json.loads(text)
 
 
@@ -250,7 +252,7 @@ def test_a_folder_without_classes_has_no_labels(tmp_path: Path) -> None:
     for number, image in enumerate(make_images(3)[0]):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
     data = data_of(write_report(Painted(), tmp_path, path=tmp_path / "report.html"))
-    assert not data["labelled"] and [one["name"] for one in data["images"]][0] == "0.png"
+    assert not data["labelled"] and data["images"][0]["name"] == "0.png"
     with pytest.raises(ImageReadError, match="another layout"):
         write_report(Painted(), tmp_path, path=tmp_path / "report.html", good_label="good")
     with pytest.raises(ValueError, match="masks need labels"):
@@ -289,7 +291,11 @@ def test_nothing_is_left_of_a_report_that_fails(tmp_path: Path) -> None:
     with pytest.raises(ImageReadError, match=r"bad\.png"):
         write_report(Painted(), [good, tmp_path / "bad.png"], ["good", "dent"], target)
     assert target.read_text() == "the old one"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.png", "good.png", "report.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "bad.png",
+        "good.png",
+        "report.html",
+    ]
 
 
 def test_targets_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
@@ -365,7 +371,9 @@ def test_command_writes_a_report(model: Path, fitted_parts: Path, tmp_path: Path
     assert data_of(target)["stops"][data_of(target)["stop"]] == 0.5
 
 
-def test_command_takes_images_without_labels(model: Path, fitted_parts: Path, tmp_path: Path) -> None:
+def test_command_takes_images_without_labels(
+    model: Path, fitted_parts: Path, tmp_path: Path
+) -> None:
     for images in ([fitted_parts, "--no-labels"], sorted(fitted_parts.rglob("*.png"))):
         target = tmp_path / f"{len(images)}.html"
         assert run("report", model, *images, "-o", target, "--quiet") == 0
@@ -565,9 +573,7 @@ def test_report_can_be_read_by_keyboard_alone(painted: Path, visit: Callable) ->
     page.locator("#group-missed .card").first.focus()
     page.keyboard.press("ArrowRight")
     focused = "document.activeElement.dataset.image"
-    order = [
-        card.get_attribute("data-image") for card in page.locator("#groups .card").all()
-    ]
+    order = [card.get_attribute("data-image") for card in page.locator("#groups .card").all()]
     assert page.evaluate(focused) == order[1]
     page.keyboard.press("Enter")
     assert page.locator("#viewer").is_visible()
@@ -652,7 +658,7 @@ def test_copied_lines_apply_the_thresholds(painted: Path, visit: Callable) -> No
 
 
 def test_types_are_counted_at_the_threshold(painted: Path, visit: Callable) -> None:
-    images, y, probability = make_images()
+    images, y, _ = make_images()
     page = visit(painted)
     slide(page, "#threshold", 0.5)
     threshold = float(page.locator("#threshold-number").input_value())
