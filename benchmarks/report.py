@@ -4,8 +4,8 @@
 
 Of each data set in the MVTec AD layout a classifier is fitted on 80 images of the training part of
 a split, as quickly as it can (one epoch, no folds): the fit is not what is measured. The report is
-that of the test part, and, with --n-images, of that many images of the first set, its own ones
-repeated. It is opened in Chromium through Playwright, in a new browser each time.
+that of the test part; with --n-images, also one of so many images, in which those of the test part
+are there again and again. It is opened in Chromium through Playwright, in a new browser each time.
 
   made       seconds, and those of the processor: where it is busy otherwise, the second is right
   opens      seconds from the navigation to the first picture on the screen; the median of three
@@ -20,7 +20,9 @@ Everything runs on the processor; leave it alone meanwhile.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -36,6 +38,8 @@ from defectcam.report import write_report
 
 SEED = 0
 N_TRAINED = 80
+DATA = '<script type="application/json" id="data">'
+PICTURES = r'<script type="text/plain" id="(picture|map)-(\d+)">(.*?)</script>'
 N_OPENED = 3
 N_MOVES = 120
 FIRST_PICTURE = """() => {
@@ -81,14 +85,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
-        for number, place in enumerate(options.sets):
+        for place in options.sets:
             data = DataSet.read(place, options.same_stem)
             clf, test = fitted(data, options.image_size)
-            show(measure(data, clf, test, folder / f"{data.name}.html", options.chromium))
-            if number == 0 and options.n_images:
-                many = np.resize(test, options.n_images)
-                path = folder / f"{data.name}-{options.n_images}.html"
-                show(measure(data, clf, many, path, options.chromium))
+            path = folder / f"{data.name}.html"
+            show(measure(data, clf, test, path, options.chromium))
+            if options.n_images:
+                many = repeated(path, options.n_images)
+                show(describe(many, options.n_images, options.chromium))
 
 
 def fitted(data: DataSet, image_size: int) -> tuple[DefectCAMClassifier, np.ndarray]:
@@ -116,15 +120,36 @@ def measure(
     masks = None if data.masks is None else [data.masks[i] for i in test]
     start, worked = time.perf_counter(), time.process_time()
     write_report(clf, list(data.images[test]), data.types[test], path, masks)
-    seconds, worked = time.perf_counter() - start, time.process_time() - worked
-    return {
-        "report": path.stem,
-        "images": len(test),
-        "MB": os.path.getsize(path) / 1e6,
-        "made": seconds,
-        "worked": worked,
-        **in_browser(path, chromium),
-    }
+    made = {"made": time.perf_counter() - start, "worked": time.process_time() - worked}
+    return describe(path, len(test), chromium) | made
+
+
+def describe(path: Path, n_images: int, chromium: str) -> dict[str, Any]:
+    megabytes = os.path.getsize(path) / 1e6
+    opened = in_browser(path, chromium)
+    return {"report": path.stem, "images": n_images, "MB": megabytes, **opened}
+
+
+def repeated(path: Path, n_images: int) -> Path:
+    """Write a report of so many images, each with its own copy of a picture and a map of `path`."""
+    page = path.read_text("utf-8")
+    start, rest = page.split(DATA, 1)
+    data, rest = rest.split("</script>", 1)
+    content = json.loads(data)
+    parts = re.findall(PICTURES, rest)
+    again = [number % len(content["images"]) for number in range(n_images)]
+    content["images"] = [content["images"][number] for number in again]
+    pictures = [
+        f'<script type="text/plain" id="{kind}-{number}">{parts[2 * source + at][2]}</script>'
+        for number, source in enumerate(again)
+        for at, kind in enumerate(("picture", "map"))
+    ]
+    script = rest[rest.rindex("<script>") :]
+    text = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+    target = path.with_name(f"{path.stem}-{n_images}.html")
+    page = f"{start}{DATA}{text}</script>\n" + "\n".join(pictures) + "\n" + script
+    target.write_text(page, "utf-8")
+    return target
 
 
 def in_browser(path: Path, chromium: str) -> dict[str, Any]:
@@ -164,9 +189,10 @@ def main_thread(page: Any) -> Callable[[], float]:
 
 def show(row: dict[str, Any]) -> None:
     median, high = np.percentile(row["moves"], [50, 95])
+    made, worked = (f"{row[name]:.0f}" if name in row else "" for name in ("made", "worked"))
     print(
-        f"| {row['report']} | {row['images']} | {row['MB']:.1f} | {row['made']:.0f} | "
-        f"{row['worked']:.0f} | {row['opens']:.2f} | {row['main']:.2f} | {median:.0f} | {high:.0f} "
+        f"| {row['report']} | {row['images']} | {row['MB']:.1f} | {made} | "
+        f"{worked} | {row['opens']:.2f} | {row['main']:.2f} | {median:.0f} | {high:.0f} "
         f"| {1000 * np.mean(row['work']):.1f} |",
         flush=True,
     )

@@ -78,7 +78,8 @@ def photograph(report: Path, output: Path, chromium: str) -> None:
             page.goto(report.as_uri())
             wait_for_pictures(page)
             if name == "report-phone":
-                page.locator("#groups").scroll_into_view_if_needed()
+                page.locator("#images").evaluate("section => section.scrollIntoView()")
+                page.wait_for_timeout(1500)
                 wait_for_pictures(page)
             keep(page, output / f"{name}.webp")
             if name == "report-light":
@@ -86,7 +87,6 @@ def photograph(report: Path, output: Path, chromium: str) -> None:
                 page.wait_for_timeout(500)
                 keep(page, output / "report-view.webp")
                 page.keyboard.press("Escape")
-                page.locator("#charts").scroll_into_view_if_needed()
                 page.locator("#charts").evaluate("section => section.scrollIntoView()")
                 page.wait_for_timeout(1500)
                 keep(page, output / "report-figures.webp")
