@@ -8,13 +8,14 @@ module never resizes a map, chooses a threshold or decides whether an image is d
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["component_mask", "find_boxes"]
+__all__ = ["component_mask", "find_boxes", "find_boxes_at"]
 
 #: How far down a region reaches, as a share of the least peak that regions must have.
 _EXTENT = 1 / 2
@@ -102,6 +103,52 @@ def find_boxes(
         heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction, tighten
     )
     return regions.boxes, regions.scores
+
+
+def find_boxes_at(
+    heatmap: ArrayLike, thresholds: Iterable[float], **options: Any
+) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Find the boxes that each of several thresholds gives.
+
+    Parameters
+    ----------
+    heatmap : array of shape (H, W)
+        Higher means more defective. NaN is refused.
+    thresholds : iterable of float
+    **options
+        As in `find_boxes`.
+
+    Returns
+    -------
+    list of (boxes, scores)
+        For each threshold what `find_boxes` returns; found once where several thresholds are sure
+        to give the same.
+
+    Raises
+    ------
+    ValueError
+        If the map is not two-dimensional, is empty or has NaN, or a parameter is out of range.
+
+    Examples
+    --------
+    >>> found = find_boxes_at([[5.0, 0.0, 2.0]], [1.0, 3.0])
+    >>> [boxes.tolist() for boxes, scores in found]
+    [[[0, 0, 1, 1], [2, 0, 3, 1]], [[0, 0, 1, 1]]]
+    """
+    values = _checked_map(heatmap)
+    peak = float(values.max())
+    # Below the lowest value that `peak_fraction` leaves in, the threshold decides nothing.
+    lowest = values.min()
+    if peak > 0 and (peak_fraction := options.get("peak_fraction", 0.0)) > 0:
+        lowest = max(lowest, np.float32(_EXTENT * peak_fraction * peak))
+    known: dict[float, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+    found = []
+    for threshold in thresholds:
+        same = -math.inf if np.float32(threshold) < lowest else min(threshold, peak)
+        if same not in known:
+            known[same] = find_boxes(values, threshold, **options)
+        found.append(known[same])
+    return found
 
 
 def component_mask(

@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -1237,6 +1238,51 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         defectcam.evaluation.evaluate : The same as a function, with more details.
         """
         return evaluate(self, X, y, masks, good_label=good_label)
+
+    def report(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        path: str | os.PathLike[str] = "report.html",
+        masks: Any = None,
+        *,
+        good_label: Any = None,
+        title: str | None = None,
+        overwrite: bool = True,
+    ) -> Path:
+        """Judge images and write a report: one HTML file, in which the thresholds can be moved.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+        y : array-like of shape (n,), optional
+            Labels; left out when ``X`` is a folder with one sub-folder per class, and where nothing
+            is known: the report then tells what is called defective, not whether that is right.
+        path : str or PathLike, default="report.html"
+            The file to write, whole or not at all. It needs no network and no other file.
+        masks : folder, sequence of n paths, arrays of shape (H, W) or None, optional
+            Where the defects are, as for `evaluate`.
+        good_label : label, optional
+            What good parts are called here, if not as in training.
+        title : str, optional
+            By default the name of the folder ``X``.
+        overwrite : bool, default=True
+            Whether an existing file may be replaced.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        See Also
+        --------
+        defectcam.report.write_report : The same as a function, with more details.
+        """
+        from defectcam.report import write_report  # templates, which nothing else needs
+
+        return write_report(
+            self, X, y, path, masks, good_label=good_label, title=title, overwrite=overwrite
+        )
 
     def localize(self, X: Any, *, method: str | None = None) -> Localization | list[Localization]:
         """Say where the defects are.

@@ -11,6 +11,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -343,6 +344,28 @@ def _make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     _add_machine(evaluate)
 
+    report = command(
+        "report", _report, "Write one HTML file: pictures, figures, thresholds to move."
+    )
+    report.add_argument("model", metavar="MODEL", help="a file that fit has written")
+    report.add_argument(
+        "images",
+        metavar="IMAGES",
+        nargs="+",
+        help="a folder as for evaluate; or, without labels, image files and folders",
+    )
+    report.add_argument("-o", "--output", metavar="FILE", required=True, help="the HTML to write")
+    report.add_argument(
+        "--no-labels", action="store_true", help="do not take sub-folders for labels"
+    )
+    report.add_argument(
+        "--good-label", metavar="NAME", help="sub-folder of good parts (default: the model's)"
+    )
+    report.add_argument("--masks", metavar="DIR", help="as for evaluate")
+    report.add_argument("--title", metavar="TEXT", help="default: the name of the folder")
+    _add_output_options(report)
+    _add_machine(report)
+
     info = command("info", _info, "Print what a model file contains.")
     info.add_argument("model", metavar="MODEL", help="a file that fit has written")
     info.add_argument("--json", action="store_true", help="print JSON")
@@ -495,6 +518,18 @@ def _add_images(parser: Any) -> None:
 
 
 def _add_machine(parser: Any) -> None:
+    parser.add_argument(
+        "--threshold",
+        metavar="P",
+        type=float,
+        help="defective from this probability (default: the model's)",
+    )
+    parser.add_argument(
+        "--box-threshold",
+        metavar="T",
+        type=float,
+        help="boxes are where the heatmap is above this (default: the model's)",
+    )
     parser.add_argument("--device", metavar="DEVICE", help="default: the model's")
     parser.add_argument("--batch-size", metavar="N", type=int, help="default: the model's")
     parser.add_argument("--n-jobs", metavar="N", type=int, help="threads that read images")
@@ -662,10 +697,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from defectcam.evaluation import evaluate
     from defectcam.folders import labelled_folder
 
-    folder = Path(args.folder)
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        folder /= "test"
-        print(f"defectcam: evaluating on {folder}", file=sys.stderr)
+    folder = _tested(args.folder)
     if args.good_label is not None:
         labelled_folder(folder, args.good_label)  # refuse a wrong folder before loading a model
     if args.masks is not None and not Path(args.masks).is_dir():
@@ -677,6 +709,31 @@ def _evaluate(args: argparse.Namespace) -> int:
         _print_json(report.to_dict())
     else:
         print(report)
+    return DONE
+
+
+def _report(args: argparse.Namespace) -> int:
+    _refuse_existing(args.output, args.force)
+    may_have_labels = len(args.images) == 1 and os.path.isdir(args.images[0]) and not args.no_labels
+    if not may_have_labels and (args.good_label is not None or args.masks is not None):
+        raise _UsageError("--good-label and --masks need one folder with a sub-folder per class.")
+    if args.masks is not None and not Path(args.masks).is_dir():
+        raise _UsageError(f"--masks {args.masks}: there is no such folder.")
+    clf = _load(args)
+    clf.set_params(verbose=int(not args.quiet and sys.stderr.isatty()))
+    from defectcam.report import write_report
+
+    write_report(
+        clf,
+        _tested(args.images[0]) if may_have_labels else _list_images(args.images),
+        path=args.output,
+        masks=args.masks,
+        good_label=args.good_label,
+        title=args.title,
+        model=args.model,
+    )
+    report = {"report": args.output, "bytes": os.path.getsize(args.output)}
+    _print_report(report, args.json)
     return DONE
 
 
@@ -851,6 +908,15 @@ def _configured(path: str) -> dict[str, Any]:
     return given
 
 
+def _tested(folder: str) -> Path:
+    """Give the folder `test` of the MVTec AD layout, any other folder as it is."""
+    test = Path(folder, "test")
+    if not (Path(folder, "train").is_dir() and test.is_dir()):
+        return Path(folder)
+    print(f"defectcam: evaluating on {test}", file=sys.stderr)
+    return test
+
+
 def _load(args: argparse.Namespace) -> DefectCAMClassifier:
     from defectcam.persistence import ModelFileError, load
 
@@ -865,7 +931,21 @@ def _load(args: argparse.Namespace) -> DefectCAMClassifier:
             clf.set_params(**{name: getattr(args, name)})
     if clf.batch_size < 1:
         raise _UsageError(f"--batch-size {clf.batch_size}: at least 1 is needed.")
+    _set_thresholds(clf, args.threshold, args.box_threshold)
     return clf
+
+
+def _set_thresholds(
+    clf: DefectCAMClassifier, threshold: float | None, box_threshold: float | None
+) -> None:
+    if threshold is not None:
+        if not 0 <= threshold <= 1:
+            raise _UsageError(f"--threshold {threshold}: a probability from 0 to 1 is needed.")
+        clf.threshold_ = threshold
+    if box_threshold is not None:
+        if not math.isfinite(box_threshold):
+            raise _UsageError(f"--box-threshold {box_threshold}: a finite number is needed.")
+        clf.set_params(box_threshold=box_threshold)
 
 
 def _list_images(arguments: Sequence[str], without: Path | None = None) -> list[str]:

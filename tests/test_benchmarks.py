@@ -31,6 +31,8 @@ MODULES = (
     "protocols",
     "ranking",
     "screens",
+    "report",
+    "screenshots",
     "speed",
     "watch",
 )
@@ -594,3 +596,15 @@ def test_a_wrong_tally_is_noticed(script, tmp_path):
     for wrong in (rows[1:], [*rows, rows[0]], [{**row, "error": "?"} for row in rows]):
         tally = {"images": 60, "exit_code": 0} | watch.check(wrong, 60, tmp_path)
         assert not watch.is_right(tally | {"overlays": 59})
+
+
+@pytest.mark.skipif(not Path("/usr/bin/chromium").is_file(), reason="needs Chromium")
+def test_a_report_is_made_opened_and_its_slider_moved(script, plates, capsys, monkeypatch):
+    pytest.importorskip("playwright")
+    report = script("report")
+    monkeypatch.setattr(report, "N_OPENED", 1)
+    monkeypatch.setattr(report, "N_MOVES", 5)
+    report.main([str(plates), "--image-size", "32", "--n-images", "20"])
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("| report | images | MB")
+    assert [row.split(" | ")[1] for row in rows][1] == "20" and len(rows) == 2
