@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from defectcam.coco import read_coco
+from defectcam.coco import CocoMask, read_coco
 from defectcam.image_files import ImageFiles, relative_name
 from defectcam.images import ImageReadError
 from defectcam.shapes import (
@@ -91,9 +91,8 @@ def coco_document(
             }
             if polygons:
                 annotation["segmentation"] = shape.segmentation
-                annotation["area"] = int(
-                    np.asarray(AnnotatedImage("", image.size, (shape,)).mask).sum()
-                )
+                marked = np.asarray(CocoMask(image.size, [shape.segmentation]))
+                annotation["area"] = int(np.count_nonzero(marked))
             if shape.score is not None:
                 annotation["score"] = shape.score
             annotations.append(annotation)

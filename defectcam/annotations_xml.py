@@ -17,6 +17,7 @@ import defusedxml.ElementTree
 import numpy as np
 from defusedxml.common import DefusedXmlException
 
+from defectcam.coco import CocoMask, run_lengths
 from defectcam.image_files import ImageFiles, relative_name
 from defectcam.images import ImageReadError
 from defectcam.shapes import (
@@ -197,11 +198,8 @@ def _cvat_image(number: int, image: AnnotatedImage, polygons: bool) -> ET.Elemen
 
 def _cvat_mask(shape: Shape, image: AnnotatedImage) -> dict[str, str]:
     left, top, right, bottom = shape.box
-    whole = np.asarray(AnnotatedImage("", image.size, (shape,)).mask)
-    pixels = whole[top:bottom, left:right].ravel()
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    lengths = np.diff(np.concatenate([[0], changes, [pixels.size]])).tolist()
-    lengths = [0, *lengths] if pixels[0] else lengths  # along the rows, the first run is outside
+    whole = np.asarray(CocoMask(image.size, [shape.segmentation]))
+    lengths = run_lengths(whole[top:bottom, left:right].T)  # as COCO's, but along the rows
     place = {"left": left, "top": top, "width": right - left, "height": bottom - top}
     return {"rle": ", ".join(map(str, lengths)), **{k: str(v) for k, v in place.items()}}
 

@@ -6,6 +6,7 @@ corners of a polygon). Which images there are, and where, `annotations` and `ima
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,8 @@ def _class_names(path: Path) -> dict[int, str]:
             names = plain.read_text(encoding="utf-8-sig").splitlines()
         else:
             raise ImageReadError(
-                f"{str(path)!r} has neither {TABLE_FILE} nor {_NAMES}, which name the classes: pass "
-                f"the folder that holds one of them and {_LABELS}/."
+                f"{str(path)!r} has neither {TABLE_FILE} nor {_NAMES}, which name the classes: "
+                f"pass the folder that holds one of them and {_LABELS}/."
             )
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ImageReadError(f"{str(table)!r} cannot be read as YAML: {error}") from error
@@ -109,7 +110,7 @@ def _shapes(file: Path, names: dict[int, str], files: ImageFiles, image: str) ->
 
 def _shape(cells: list[str], names: dict[int, str], size: tuple[int, int], place: str) -> Shape:
     kind, *shares = cells
-    if not kind.isdecimal() or len(kind) > 9 or int(kind) not in names:
+    if not re.fullmatch("[0-9]{1,9}", kind) or int(kind) not in names:
         raise ImageReadError(f"{place} has the class {kind[:20]!r}, which is none of {names}.")
     label = names[int(kind)]
     values: Any = numbers(shares, place)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from defectcam.images import ImageReadError, find_images, image_size
+from defectcam.images import IMAGE_SUFFIXES, ImageReadError, image_size
 
 __all__ = ["ImageFiles", "relative_name"]
 
@@ -35,17 +35,18 @@ class ImageFiles:
 
     def __init__(self, images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]):
         self._root: Path | None = None
-        if isinstance(images, (str, os.PathLike)):
-            self._root = Path(images)
-            paths = find_images(images)
-        else:
-            paths = [os.fspath(path) for path in images]
         self._by_name: dict[str, list[str]] = {}
         self._by_stem: dict[str, list[str]] = {}
-        for path in paths:
+        self._folders: dict[Path, dict[str, list[str]]] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+        if isinstance(images, (str, os.PathLike)):
+            self._root = Path(images)
+            if not self._root.is_dir():
+                raise ImageReadError(f"images={str(self._root)!r} is no folder: give the images'.")
+            return
+        for path in map(os.fspath, images):
             self._by_name.setdefault(Path(path).name, []).append(path)
             self._by_stem.setdefault(Path(path).stem, []).append(path)
-        self._sizes: dict[str, tuple[int, int]] = {}
 
     def find(self, name: Any, place: str) -> str:
         """Return the path of an image.
@@ -63,12 +64,21 @@ class ImageFiles:
             If there is no such image, or more than one, or the name leaves the folder.
         """
         wanted = relative_name(name, place)
-        return self._one_of(self._by_name.get(wanted.name, []), wanted, str(wanted), place)
+        if self._root is None:
+            paths = self._ending_in(wanted, self._by_name.get(wanted.name, []))
+        else:
+            path = self._root / wanted
+            paths = [str(path)] if path.is_file() else []
+        return self._one_of(paths, str(wanted), place)
 
     def find_stem(self, stem: str, place: str) -> str:
         """Return the path of an image whose name is known but for its suffix."""
         wanted = relative_name(stem, place)
-        return self._one_of(self._by_stem.get(wanted.name, []), wanted, f"{wanted}.*", place)
+        if self._root is None:
+            paths = self._ending_in(wanted, self._by_stem.get(wanted.name, []))
+        else:
+            paths = self._stems_in(self._root / wanted.parent).get(wanted.name, [])
+        return self._one_of(paths, f"{wanted}.*", place)
 
     def size(self, path: str) -> tuple[int, int]:
         """Return height and width of an image, of which only the header is read."""
@@ -92,20 +102,29 @@ class ImageFiles:
             )
         return size
 
-    def _one_of(self, paths: list[str], wanted: PurePosixPath, shown: str, place: str) -> str:
-        if self._root is not None:
-            folder = self._root / wanted.parent
-            matches = [path for path in paths if Path(path).parent == folder]
-        else:
-            above = wanted.parts[:-1]
-            matches = [
-                path for path in paths if Path(path).parts[:-1][-len(above) :] == above or not above
-            ]
-        if len(matches) == 1:
-            return matches[0]
+    def _stems_in(self, folder: Path) -> dict[str, list[str]]:
+        """List the images of a folder by their names without suffix, each folder once."""
+        if folder not in self._folders:
+            stems: dict[str, list[str]] = {}
+            for name in os.listdir(folder) if folder.is_dir() else []:
+                if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                    stems.setdefault(Path(name).stem, []).append(str(folder / name))
+            self._folders[folder] = stems
+        return self._folders[folder]
+
+    @staticmethod
+    def _ending_in(wanted: PurePosixPath, paths: list[str]) -> list[str]:
+        above = wanted.parts[:-1]
+        return [
+            path for path in paths if not above or Path(path).parts[:-1][-len(above) :] == above
+        ]
+
+    def _one_of(self, paths: list[str], shown: str, place: str) -> str:
+        if len(paths) == 1:
+            return paths[0]
         where = "the images" if self._root is None else f"images={str(self._root)!r}"
         raise ImageReadError(
-            f"{place} names the image {shown!r}, of which there are {len(matches)} in {where}: "
+            f"{place} names the image {shown!r}, of which there are {len(paths)} in {where}: "
             "pass the folder that the names start from, or a list of the images."
         )
 

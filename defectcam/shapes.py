@@ -1,4 +1,4 @@
-"""Shapes that people draw in images: labelled boxes and outlines, and the masks that they stand for.
+"""Shapes that people draw in images: labelled boxes and outlines, and the masks they stand for.
 
 Owns what all annotation formats have in common: an image with its shapes, the way from a mask to
 outlines and from numbers in a file to a box of whole pixels. It knows no format and opens no file.
@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import KDTree
 
 from defectcam.coco import CocoMask, run_lengths
 from defectcam.images import ImageReadError
@@ -147,7 +148,7 @@ def outlined(
             whole = np.zeros(size, bool)
             whole[top:bottom, left:right] = part
             counts = {"size": list(size), "counts": run_lengths(whole)}
-        moved = tuple(outline + (left, top) for outline in outlines)
+        moved = tuple(outline + np.array([left, top]) for outline in outlines)
         shapes.append(Shape(str(label), (left, top, right, bottom), moved, counts, score))
     return tuple(shapes)
 
@@ -193,20 +194,15 @@ def mask_outlines(mask: ArrayLike, tolerance: float = 0.0) -> tuple[list[Outline
 
 
 def joined(outlines: Sequence[Outline]) -> Outline:
-    """Join polygons into one, for formats that have one per object.
-
-    The others begin and end at a corner of the first, over bridges without width.
-    """
-    first, *others = outlines
-    anchor = first[:1]
-    path = [first]
+    """Join polygons into one, over bridges without width, for formats with one per object."""
+    path, *others = outlines
     for other in others:
-        nearest = int(np.square(other - anchor).sum(axis=1).argmin())
-        loop = np.roll(other, -nearest, axis=0)
-        path += [anchor, loop, loop[:1]]
-    if others:
-        path.append(anchor)
-    return np.concatenate(path)
+        distances, nearest = KDTree(path).query(other)
+        end = int(np.argmin(distances))
+        start = int(nearest[end])
+        loop = np.roll(other, -end, axis=0)
+        path = np.concatenate([path[: start + 1], loop, loop[:1], path[start:]])
+    return path
 
 
 def box_around(points: ArrayLike, size: tuple[int, int], place: str) -> Box:
@@ -269,8 +265,8 @@ def mask_shape(
     height, width = part.shape
     if left < 0 or top < 0 or left + width > size[1] or top + height > size[0] or not part.any():
         raise ImageReadError(
-            f"{place} is a mask of {width} x {height} pixels at {corner}, which must mark something "
-            f"and lie in its image of {size[1]} x {size[0]} pixels."
+            f"{place} is a mask of {width} x {height} pixels at {corner}, which must mark "
+            f"something and lie in its image of {size[1]} x {size[0]} pixels."
         )
     whole = np.zeros(size, bool)
     whole[top : top + height, left : left + width] = part
@@ -279,21 +275,21 @@ def mask_shape(
     return Shape(label, (x, y, x + w, y + h), run_lengths=counts)
 
 
-def rotated(corner: Sequence[float], extent: Sequence[float], degrees: float) -> Outline:
+def rotated(corner: ArrayLike, extent: ArrayLike, degrees: float) -> Outline:
     """Return the corners of a rectangle, turned clockwise about its upper left corner."""
     angle = math.radians(degrees)
-    along = np.array([math.cos(angle), math.sin(angle)]) * extent[0]
-    down = np.array([-math.sin(angle), math.cos(angle)]) * extent[1]
+    width, height = np.array(extent, float)
+    along = np.array([math.cos(angle), math.sin(angle)]) * width
+    down = np.array([-math.sin(angle), math.cos(angle)]) * height
     start = np.array(corner, float)
     return np.array([start, start + along, start + along + down, start + down])
 
 
-def ellipse(
-    centre: Sequence[float], radii: Sequence[float], degrees: float = 0.0, n: int = 72
-) -> Outline:
+def ellipse(centre: ArrayLike, radii: ArrayLike, degrees: float = 0.0, n: int = 72) -> Outline:
     """Return corners on an ellipse, turned clockwise about its centre."""
     turns = np.linspace(0, 2 * np.pi, n, endpoint=False)
-    x, y = radii[0] * np.cos(turns), radii[1] * np.sin(turns)
+    along, across = np.array(radii, float)
+    x, y = along * np.cos(turns), across * np.sin(turns)
     angle = math.radians(degrees)
     turned = [x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)]
     return np.stack(turned, axis=1) + np.array(centre, float)
