@@ -163,7 +163,7 @@ def write_annotations(
         elif format == "labelstudio":
             write_label_studio(images, staging, listed, is_polygon)
         elif format == "voc":
-            write_voc(images, label_files, staging)
+            write_voc(images, label_files, staging, listed)
         else:
             write_yolo(images, label_files, staging, listed, is_polygon)
         for source, place in copies:

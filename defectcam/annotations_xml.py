@@ -42,8 +42,17 @@ _BOX_CORNERS = ("xtl", "ytl", "xbr", "ybr")
 # --- Pascal VOC -------------------------------------------------------------------------------
 
 
-def write_voc(images: Sequence[AnnotatedImage], label_files: Sequence[str], folder: Path) -> None:
-    """Write ``Annotations/`` with a file per image, without objects for a good one."""
+def write_voc(
+    images: Sequence[AnnotatedImage],
+    label_files: Sequence[str],
+    folder: Path,
+    classes: Sequence[str],
+) -> None:
+    """Write ``Annotations/`` with a file per image, without objects for a good one.
+
+    ``ImageSets/Main/default.txt`` lists the images and ``labelmap.txt`` the classes, as CVAT and
+    Datumaro look for them; a class whose name has a colon cannot be listed there.
+    """
     for image, file in zip(images, label_files, strict=True):
         target = folder / _VOC_FOLDER / file
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +61,10 @@ def write_voc(images: Sequence[AnnotatedImage], label_files: Sequence[str], fold
     target = folder / "ImageSets" / "Main" / "default.txt"
     target.parent.mkdir(parents=True)
     target.write_text("".join(names), encoding="utf-8")
+    listed = [name for name in classes if ":" not in name and not name.startswith("#")]
+    lines = ["# label:color_rgb:parts:actions", "background:0,0,0::"]
+    lines += [f"{name}:::" for name in listed]
+    (folder / "labelmap.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def read_voc(path: Path, files: ImageFiles) -> list[AnnotatedImage]:

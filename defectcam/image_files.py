@@ -44,7 +44,7 @@ class ImageFiles:
             if not self._root.is_dir():
                 raise ImageReadError(f"images={str(self._root)!r} is no folder: give the images'.")
             return
-        for path in map(os.fspath, images):
+        for path in (os.fspath(image) for image in images):
             self._by_name.setdefault(Path(path).name, []).append(path)
             self._by_stem.setdefault(Path(path).stem, []).append(path)
 

@@ -39,7 +39,7 @@ def test_missing_and_ambiguous_images_are_named_with_their_place(root: Path, nam
     "name", ["../1.png", "/etc/passwd", "a/../../b.png", "C:\\b.png", "\\b.png", "", None, 7, ".."]
 )
 def test_names_that_leave_the_folder_are_refused(root: Path, name: object) -> None:
-    with pytest.raises(ImageReadError, match="labels.json has .* for the name of an image"):
+    with pytest.raises(ImageReadError, match=r"labels.json has .* for the name of an image"):
         ImageFiles(root).find(name, "labels.json")
 
 
@@ -53,5 +53,5 @@ def test_sizes_are_compared_with_the_headers(root: Path) -> None:
     assert files.size(path) == (20, 30)
     assert files.checked_size(path, "20", 30.0, "x") == (20, 30)
     for height, width in ((30, 20), (None, 30), ("a", 30), (float("inf"), 30)):
-        with pytest.raises(ImageReadError, match="^x "):
+        with pytest.raises(ImageReadError, match=r"^x "):
             files.checked_size(path, height, width, "x")

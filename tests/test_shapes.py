@@ -97,7 +97,7 @@ def test_boxes_are_of_whole_pixels_inside_the_image() -> None:
     assert box_around([[1.9999, 3.0001], [6.0001, 4.9999]], size, "x") == (2, 3, 6, 5)
     assert box_around([[-5, -5], [99, 99]], size, "x") == (0, 0, 60, 40)
     assert box_around([[60, 40], [60, 40]], size, "x") == (59, 39, 60, 40)  # never empty
-    with pytest.raises(ImageReadError, match="line 3 reaches .* another image"):
+    with pytest.raises(ImageReadError, match=r"line 3 reaches .* another image"):
         box_around([[100, 100], [120, 110]], size, "line 3")
     for wrong in ([[np.nan, 1], [2, 3]], [["a", 1], [2, 3]], [], None, [[1, 2], [3]]):
         with pytest.raises(ImageReadError, match="line 3 needs"):
