@@ -4,18 +4,18 @@ Owns which formats there are, what images and files are called, and what is hand
 and evaluation. The formats themselves are in `annotations_json`, `annotations_xml` and
 `annotations_yolo`. Images are copied at most, never changed.
 
-==============  ===========================================  ==========================  ======
-format          files                                        shapes                      scores
-==============  ===========================================  ==========================  ======
-``coco``        ``annotations.json``                         boxes and polygons, or run  yes
-                                                             lengths
-``yolo``        ``labels/.../<stem>.txt``, ``data.yaml``     boxes, or polygons          no
-``voc``         ``Annotations/.../<stem>.xml``               boxes                       no
-``labelme``     ``.../<stem>.json``                          boxes, or polygons          yes
-``labelstudio`` ``tasks.json``, ``config.xml``               boxes, or polygons          yes
-``cvat``        ``annotations.xml``, ``labels.json``         boxes, or polygons and      yes
-                                                             masks
-==============  ===========================================  ==========================  ======
+===============  ========================================  ==========================  ======
+format           files                                     shapes                      scores
+===============  ========================================  ==========================  ======
+``coco``         ``annotations.json``                      boxes and polygons, or run  yes
+                                                           lengths
+``yolo``         ``labels/.../<stem>.txt``, ``data.yaml``  boxes, or polygons          no
+``voc``          ``Annotations/.../<stem>.xml``            boxes                       no
+``labelme``      ``.../<stem>.json``                       boxes, or polygons          yes
+``labelstudio``  ``tasks.json``, ``config.xml``            boxes, or polygons          yes
+``cvat``         ``annotations.xml``, ``labels.json``      boxes, or polygons and      yes
+                                                           masks
+===============  ========================================  ==========================  ======
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ TINY = ["--backbone", "test_efficientnet", "--weights", "none", "--image-size", 
 TINY += ["--max-epochs", "1", "--cv", "2", "--augmentation", "none", "--random-state", "0"]
 TINY += ["--pooling", "top_k", "--heatmap", "cam", "--device", "cpu", "--quiet"]
 
+MANY_BOXES = {"box_threshold": -0.9, "box_peak_fraction": 0.0, "min_area": 1}
+
 Output = pytest.CaptureFixture[str]
 
 
@@ -60,11 +62,11 @@ def model(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def decides(model: Path, tmp_path: Path) -> Callable[[float], Path]:
-    """Return a function that copies the model with another decision threshold."""
+def decides(model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that copies the model with another threshold and other parameters."""
 
-    def decide(threshold: float) -> Path:
-        clf = load(model)
+    def decide(threshold: float, **parameters: Any) -> Path:
+        clf = load(model).set_params(**parameters)
         clf.threshold_ = threshold
         clf.save(tmp_path / "decided.safetensors")
         return tmp_path / "decided.safetensors"
@@ -309,15 +311,16 @@ def test_predict_writes_csv(model: Path, parts: Path, tmp_path: Path, capsys: Ou
 
 
 def test_tables_of_all_formats_say_the_same(
-    decides: Callable[[float], Path], parts: Path, tmp_path: Path, capsys: Output
+    decides: Callable[..., Path], parts: Path, tmp_path: Path, capsys: Output
 ) -> None:
-    model = decides(0.0)
+    model = decides(0.0, **MANY_BOXES)
     tables = {name: tmp_path / f"out.{name}" for name in cli._TABLE_FORMATS}
     for table in tables.values():
         assert run("predict", model, parts, "-o", table, "--quiet") == 0
     rows = [json.loads(line) for line in tables["jsonl"].read_text().splitlines()]
     found = load(model).localize(parts)
     assert rows == [result_row(one) for one in found]
+    assert sum(row["n_boxes"] for row in rows) > 4
     assert parquet.read_table(tables["parquet"]).to_pylist() == rows
     with tables["csv"].open(newline="") as file:
         listed = list(csv.DictReader(file))
@@ -520,18 +523,19 @@ def test_annotate_offers_the_formats_of_the_api() -> None:
 @pytest.mark.parametrize("format", cli._ANNOTATION_FORMATS)
 def test_annotate_writes_what_localize_finds(
     format: str,
-    decides: Callable[[float], Path],
+    decides: Callable[..., Path],
     parts: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, output = decides(0.0), tmp_path / "drafts"
+    model, output = decides(0.0, **MANY_BOXES), tmp_path / "drafts"
     options = ["-o", output, "--format", format, "--quiet"]
     assert run("annotate", model, parts, *options) == 0
     monkeypatch.setattr(annotations, "warn_caller", lambda message: None)
     data = annotations.import_annotations(output, format, parts)
     found = {str(one.source): one for one in load(model).localize(parts)}
     assert sorted(data.paths) == sorted(found)
+    assert sum(map(len, data.boxes)) > 4
     for path, boxes in zip(data.paths, data.boxes, strict=True):
         np.testing.assert_array_equal(boxes, found[path].boxes)
     assert run("annotate", model, parts, *options) == cli.USAGE
@@ -539,12 +543,12 @@ def test_annotate_writes_what_localize_finds(
 
 
 def test_annotate_copies_images_and_prints_json(
-    decides: Callable[[float], Path], parts: Path, tmp_path: Path, capsys: Output
+    decides: Callable[..., Path], parts: Path, tmp_path: Path, capsys: Output
 ) -> None:
     images = shutil.copytree(parts, tmp_path / "images")
     options = ["-o", images / "drafts", "--format", "coco", "--copy-images", "--json", "--quiet"]
     for _ in range(2):  # the copies are not taken for images
-        assert run("annotate", decides(0.0), images, *options, "--force") == 0
+        assert run("annotate", decides(0.0, **MANY_BOXES), images, *options, "--force") == 0
         report = json.loads(capsys.readouterr().out)
         assert report["n_images"] == 8
         assert report["n_boxes"] >= report["n_with_boxes"] > 0

@@ -68,6 +68,10 @@ def test_the_schema_is_that_of_the_documentation(results: list[Localization]) ->
     assert row["schema_version"] == SCHEMA_VERSION == 1
     documented = re.findall(r"``(\w+)``", tables.__doc__.split("======\n")[-2])
     assert documented == COLUMNS
+    page = Path(__file__).parents[1] / "docs" / "guide" / "annotations.md"
+    section = page.read_text("utf-8").split("(tables-of-results)=")[1]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert re.findall(r"`(\w+)`", " ".join(cells)) == COLUMNS
 
 
 @pytest.mark.parametrize("format", FORMATS)
