@@ -326,7 +326,12 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     try:
         with open(path, "rb") as file, Image.open(file) as image:
             width, height = image.size
-            return (width, height) if _orientation(image) > 4 else (height, width)
+            is_on_its_side = _orientation(image) > 4
+            if not (is_on_its_side and image.format == "TIFF"):
+                return (width, height) if is_on_its_side else (height, width)
+        # Pillow turns TIFF files itself; its releases differ in whether the size is turned before.
+        height, width = read_image(path).shape[:2]
+        return height, width
     except MemoryError:
         raise
     except Exception as error:  # as in `_read_file`

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from defectcam.boxes import component_mask, find_boxes
+from defectcam.boxes import component_labels, component_mask, find_boxes
 
 COMMON = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -358,3 +358,17 @@ def test_the_input_map_is_left_alone_and_its_dtype_does_not_matter():
 def test_bad_input_is_refused_by_name(find, heatmap, options, message):
     with pytest.raises(ValueError, match=message):
         find(heatmap, **{"threshold": 0.5, **options})
+
+
+@COMMON
+@given(maps(), merge_distances, st.sampled_from([0.0, 0.5]), st.booleans())
+def test_component_labels_number_the_boxes(heatmap, merge_distance, peak_fraction, tighten) -> None:
+    options = {"merge_distance": merge_distance, "peak_fraction": peak_fraction, "tighten": tighten}
+    boxes, scores = find_boxes(heatmap, 0.5, **options)
+    labels = component_labels(heatmap, 0.5, **options)
+    np.testing.assert_array_equal(labels > 0, component_mask(heatmap, 0.5, **options))
+    assert labels.max(initial=0) == len(boxes)
+    for number, (box, score) in enumerate(zip(boxes.tolist(), scores, strict=True), start=1):
+        y, x = np.nonzero(labels == number)
+        assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        assert np.asarray(heatmap, np.float32)[labels == number].max() == score
