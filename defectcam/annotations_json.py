@@ -7,7 +7,6 @@ Owns the three formats: their keys, and in what they measure. How COCO's segment
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import urllib.parse
 import xml.etree.ElementTree as ET
@@ -260,7 +259,9 @@ def _picture(text: Any, size: tuple[int, int], place: str) -> NDArray[np.bool_]:
             if image.height > size[0] or image.width > size[1]:
                 raise ValueError(f"it has {image.width} x {image.height} pixels")
             return np.array(image.convert("L")) > 0
-    except (OSError, ValueError, TypeError, binascii.Error) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
         raise ImageReadError(f"{place} has a mask that cannot be read: {error}.") from error
 
 
@@ -372,7 +373,10 @@ def _task_name(task: dict[str, Any], place: str) -> str:
     url = data.get("image")
     if not isinstance(url, str):
         raise ImageReadError(f"{place} data has neither file_name nor image.")
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise ImageReadError(f"{place} data has an image that is no address: {error}.") from error
     served = urllib.parse.parse_qs(parts.query).get("d")
     return served[0] if served else urllib.parse.unquote(parts.path).lstrip("/")
 

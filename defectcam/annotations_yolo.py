@@ -23,6 +23,7 @@ __all__ = ["read_yolo", "write_yolo"]
 TABLE_FILE = "data.yaml"
 
 _LABELS, _NAMES = "labels", "classes.txt"
+_MAX_NAMES = 20
 
 
 def write_yolo(
@@ -90,7 +91,8 @@ def _class_names(path: Path) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not all(
-        type(number) is int and isinstance(name, (str, int)) for number, name in names.items()
+        type(number) is int and isinstance(name, (str, int)) and str(name).strip()
+        for number, name in names.items()
     ):
         raise ImageReadError(f"{str(table)!r} needs 'names', the classes' names in order.")
     return {number: str(name) for number, name in names.items()}
@@ -111,7 +113,8 @@ def _shapes(file: Path, names: dict[int, str], files: ImageFiles, image: str) ->
 def _shape(cells: list[str], names: dict[int, str], size: tuple[int, int], place: str) -> Shape:
     kind, *shares = cells
     if not re.fullmatch("[0-9]{1,9}", kind) or int(kind) not in names:
-        raise ImageReadError(f"{place} has the class {kind[:20]!r}, which is none of {names}.")
+        shown = dict(list(names.items())[:_MAX_NAMES])
+        raise ImageReadError(f"{place} has the class {kind[:20]!r}, which is none of {shown}.")
     label = names[int(kind)]
     values: Any = numbers(shares, place)
     height, width = size

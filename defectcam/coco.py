@@ -22,6 +22,8 @@ from defectcam.images import ImageReadError
 __all__ = ["CocoImage", "CocoMask", "read_coco", "run_lengths"]
 
 _FINER = 4  # polygons are drawn so many times larger, and a pixel is taken if half of it is inside
+_FARTHEST = 2**31 - 1  # pixels, where the size of an image is not known
+_LARGEST_SHIFT = 60  # bits; no image has more pixels
 _MAX_NAMES = 20
 
 
@@ -200,7 +202,7 @@ def _image(
     segmentations = [annotation.get("segmentation") for annotation in annotations]
     if any(segmentations) and size is None:
         size = _side(entry["height"], place), _side(entry["width"], place)  # says which is missing
-    limit = [entry.get("width", np.inf), entry.get("height", np.inf)]
+    limit = [entry.get("width", _FARTHEST), entry.get("height", _FARTHEST)]
     boxes = []
     for annotation in annotations:
         at = f"{file}, annotation {annotation.get('id')!r}"
@@ -229,8 +231,8 @@ def _refuse_no_segmentation(segmentation: Any, size: tuple[int, int], place: str
     if isinstance(segmentation, dict):
         try:
             lengths = _lengths(segmentation)
-            if min(lengths) < 0:
-                raise ValueError("a run cannot be shorter than nothing")
+            if not all(isinstance(length, int) and length >= 0 for length in lengths):
+                raise ValueError("lengths are whole numbers of at least 0")
             _refuse_other_size(segmentation, lengths, size)
         except (KeyError, TypeError, ValueError) as error:
             raise ImageReadError(f"{place} has run lengths that cannot be read: {error}") from error
@@ -314,6 +316,8 @@ def _decompressed(text: str) -> list[int]:
         bits = ord(character) - 48
         value |= (bits & 0b11111) << shift
         shift += 5
+        if shift > _LARGEST_SHIFT:
+            raise ValueError("a run is longer than any image")
         if bits & 0b100000:  # goes on in the next character
             continue
         if bits & 0b10000:  # negative

@@ -67,8 +67,8 @@ class ImageFiles:
         if self._root is None:
             paths = self._ending_in(wanted, self._by_name.get(wanted.name, []))
         else:
-            path = self._root / wanted
-            paths = [str(path)] if path.is_file() else []
+            path = str(self._root / wanted)
+            paths = [path] if os.path.isfile(path) else []
         return self._one_of(paths, str(wanted), place)
 
     def find_stem(self, stem: str, place: str) -> str:
@@ -106,7 +106,7 @@ class ImageFiles:
         """List the images of a folder by their names without suffix, each folder once."""
         if folder not in self._folders:
             stems: dict[str, list[str]] = {}
-            for name in os.listdir(folder) if folder.is_dir() else []:
+            for name in os.listdir(folder) if os.path.isdir(folder) else []:
                 if Path(name).suffix.lower() in IMAGE_SUFFIXES:
                     stems.setdefault(Path(name).stem, []).append(str(folder / name))
             self._folders[folder] = stems

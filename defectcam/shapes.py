@@ -28,6 +28,9 @@ __all__ = ["AnnotatedImage", "Shape", "box_around", "mask_outlines", "outlined"]
 #: taken for none.
 _ROUNDING = 0.05
 
+_LARGEST_NUMBER = 1e9  # of what files may hold; with more, arithmetic could overflow
+_FARTHEST = 1e6  # pixels from the image's corner to that of a polygon
+
 Box = tuple[int, int, int, int]
 Outline = NDArray[np.float64]  # of shape (n, 2), x and y of the corners
 
@@ -251,6 +254,8 @@ def polygon_shape(
                 f"{place} has {corners.size} coordinates: a polygon needs x and y of at least "
                 "three corners."
             )
+        if np.abs(corners).max() > _FARTHEST:
+            raise ImageReadError(f"{place} has a corner far outside of its image.")
         checked.append(corners.reshape(-1, 2))
     if not checked:
         raise ImageReadError(f"{place} has no corners.")
@@ -301,7 +306,7 @@ def numbers(values: Any, place: str) -> NDArray[np.float64]:
         array = np.array(values, dtype=float)
     except (TypeError, ValueError, OverflowError) as error:
         raise ImageReadError(f"{place} needs numbers, got {_short(values)}.") from error
-    if array.size == 0 or not np.isfinite(array).all():
+    if array.size == 0 or not (np.abs(array) <= _LARGEST_NUMBER).all():
         raise ImageReadError(f"{place} needs finite numbers, got {_short(values)}.")
     return array
 

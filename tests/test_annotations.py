@@ -923,6 +923,13 @@ def task(result: Any, **changes: Any) -> str:
             coco(annotations=[annotation(segmentation={"size": [40, 60], "counts": [10**12]})]),
             "annotation 17 has run lengths",
         ),
+        ("coco", coco(images=[{"id": 1, "file_name": "x" * 999}]), "there are 0"),
+        ("coco", coco(annotations=[annotation(segmentation=[[1, 1, 9e9, 1, 9, 9]])]), "image"),
+        (
+            "coco",
+            coco(annotations=[annotation(segmentation={"size": [40, 60], "counts": "o" * 99})]),
+            "annotation 17 has run lengths",
+        ),
         (
             "coco",
             coco(annotations=[annotation(segmentation={"size": [40, 60], "counts": [-5, 2405]})]),
@@ -977,6 +984,7 @@ def task(result: Any, **changes: Any) -> str:
         ("labelstudio", "{}", "must be a list"),
         ("labelstudio", task([], data={}), "task 1, data has neither"),
         ("labelstudio", task([], data={"file_name": "../1.png"}), "task 1, has '../1.png'"),
+        ("labelstudio", task([], data={"image": "http://[/1.png"}), "no address"),
         ("labelstudio", task([5]), "task 1, result 1, must be an object"),
         ("labelstudio", task([{"type": "rectanglelabels"}]), "result 1, rectanglelabels must"),
         (
