@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         localize,
     )
 
+del annotations  # the feature of `__future__` would hide the module of that name
+
 __version__ = "0.1.0"
 __all__ = [
     "ChanceLevelWarning",

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
 import json
 import math
 import os
 import re
-import shutil
 import sys
 import traceback
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -43,6 +39,10 @@ exit codes:
   130  interrupted (Ctrl-C)"""
 
 _RESULTS = "results.json"
+
+#: As `defectcam.tables` and `defectcam.annotations` have them, which would load NumPy.
+_TABLE_FORMATS = ("csv", "jsonl", "parquet")
+_ANNOTATION_FORMATS = ("coco", "cvat", "labelme", "labelstudio", "voc", "yolo")
 
 #: As `defectcam.attribution` has them, which would load torch.
 _METHODS = ("cam", "gradcam", "gradcam++", "scorecam", "layercam", "eigencam")
@@ -306,7 +306,15 @@ def _make_parser() -> argparse.ArgumentParser:
 
     predict = command("predict", _predict, "Print label and probability of a defect per image.")
     _add_images(predict)
-    predict.add_argument("--csv", metavar="FILE", help="write the table there, do not print it")
+    predict.add_argument(
+        "-o", "--output", metavar="FILE", help="write the table there, do not print it"
+    )
+    predict.add_argument(
+        "--format",
+        choices=_TABLE_FORMATS,
+        help="of the table (default: what the file's suffix says); without a file, it is printed",
+    )
+    predict.add_argument("--csv", metavar="FILE", help="short for -o FILE --format csv")
     _add_output_options(predict)
     _add_machine(predict)
 
@@ -320,6 +328,11 @@ def _make_parser() -> argparse.ArgumentParser:
         help=f"folder for the overlays, in sub-folders as the images are, and {_RESULTS}",
     )
     localize.add_argument(
+        "--format",
+        choices=_TABLE_FORMATS,
+        help="write a table of the results too: results.csv, .jsonl or .parquet",
+    )
+    localize.add_argument(
         "--method",
         choices=_METHODS,
         help="what makes the heatmap: the model's own, or a method of the package grad-cam "
@@ -327,6 +340,32 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     _add_output_options(localize)
     _add_machine(localize)
+
+    annotate = command(
+        "annotate", _annotate, "Write what is found as annotations, for tools where people draw."
+    )
+    _add_images(annotate)
+    annotate.add_argument("--format", choices=_ANNOTATION_FORMATS, required=True)
+    annotate.add_argument(
+        "-o", "--output", metavar="DIR", required=True, help="folder for the annotations"
+    )
+    annotate.add_argument(
+        "--shapes",
+        choices=("box", "polygon"),
+        help="what is drawn (default: box; for coco, both)",
+    )
+    annotate.add_argument(
+        "--tolerance",
+        metavar="PIXELS",
+        type=float,
+        default=0.0,
+        help="how far polygons may run beside a region's edge, to have fewer corners (default: 0)",
+    )
+    annotate.add_argument(
+        "--copy-images", action="store_true", help="copy the images beside their annotations"
+    )
+    _add_output_options(annotate)
+    _add_machine(annotate)
 
     evaluate = command("evaluate", _evaluate, "Measure on labelled images: missed defects first.")
     evaluate.add_argument("model", metavar="MODEL", help="a file that fit has written")
@@ -627,12 +666,11 @@ def _fit(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    if args.csv is not None:
-        _refuse_existing(args.csv, args.force)
+    table, table_format = _table_of(args)
     paths = _list_images(args.images)
     clf = _load(args)
-    records = []
-    print_rows = args.csv is None and not args.json
+    records, rows = [], []
+    print_rows = table_format is None and not args.json
     for path, found in zip(paths, _found(clf, paths, args.quiet, print_rows), strict=True):
         records.append(
             {
@@ -642,24 +680,28 @@ def _predict(args: argparse.Namespace) -> int:
                 "is_defect": found.is_defect,
             }
         )
+        if table_format is not None:
+            rows.append(_result_row(found, path))
         if print_rows:
             print(f"{_answer(clf, found)}  {path}")
-    if args.csv is not None:
-        from defectcam.files import write_atomically
-
-        write_atomically(args.csv, _as_csv(records).encode())
+    if table_format is not None:
+        _write_table(rows, table, table_format)
     if args.json:
         _print_json(records)
-    written = "" if args.csv is None else f"; wrote {args.csv}"
+    written = "" if table is None else f"; wrote {table}"
     return _conclude(args, [record["is_defect"] for record in records], written)
 
 
 def _localize(args: argparse.Namespace) -> int:
+    from defectcam.files import staged_folder
+
     output = Path(args.output)
     _refuse_existing_folder(output, args.force)
     paths = _list_images(args.images, without=output)
     overlays = _overlay_names(paths, args.images)
     results = output.resolve()
+    if args.format is not None:
+        _refuse_missing_pyarrow(args.format)
     drawn_over = {(results / name).resolve() for name in overlays} & {
         Path(path).resolve() for path in paths
     }
@@ -670,16 +712,17 @@ def _localize(args: argparse.Namespace) -> int:
     method = args.method or "cam"
     _refuse_missing_method(method)
     clf = _load(args)
-    records = []
+    records, rows = [], []
     localized = _found(clf, paths, args.quiet, rows_printed=not args.json, method=method)
-    with _staged(output) as folder:
+    with staged_folder(output, last=_RESULTS) as folder:
         for path, name, found in zip(paths, overlays, localized, strict=True):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             found.save(folder / name)
             records.append({**found.to_dict(), "overlay": name})
+            if args.format is not None:
+                rows.append(_result_row(found, path, name))
             if not args.json:
-                boxes = f"{len(found.boxes)} box{'' if len(found.boxes) == 1 else 'es'}"
-                print(f"{_answer(clf, found)}  {boxes:>8}  {path}")
+                print(f"{_answer(clf, found)}  {_n_boxes(found):>8}  {path}")
         document = {
             "defectcam": defectcam.__version__,
             "model": os.fspath(args.model),
@@ -687,10 +730,51 @@ def _localize(args: argparse.Namespace) -> int:
             "images": records,
         }
         (folder / _RESULTS).write_text(_as_json(document), encoding="utf-8")
+        if args.format is not None:
+            table = folder / Path(_RESULTS).with_suffix(f".{args.format}")
+            _write_table(rows, table, args.format)
     if args.json:
         _print_json(document)
     written = f"; wrote their overlays and {_RESULTS} to {output}"
     return _conclude(args, [record["is_defect"] for record in records], written)
+
+
+def _annotate(args: argparse.Namespace) -> int:
+    from defectcam.annotations import write_annotations
+    from defectcam.images import ImageReadError
+
+    output = Path(args.output)
+    _refuse_existing_folder(output, args.force)
+    paths = _list_images(args.images, without=output)
+    names = [name.as_posix() for name in _names_below(paths, args.images)]
+    clf = _load(args)
+    results = []
+    for path, found in zip(paths, _found(clf, paths, args.quiet, not args.json), strict=True):
+        results.append(found)
+        if not args.json:
+            print(f"{_answer(clf, found)}  {_n_boxes(found):>8}  {path}")
+    try:
+        write_annotations(
+            results,
+            output,
+            args.format,
+            names=names,
+            classes=clf.defect_labels_,
+            shapes=args.shapes,
+            tolerance=args.tolerance,
+            copy_images=args.copy_images,
+            overwrite=args.force,
+        )
+    except ImageReadError:
+        raise
+    except ValueError as error:  # an option, or the name of an image
+        raise _UsageError(error) from error
+    if args.json:
+        n_boxes = [len(found.boxes) for found in results]
+        report = {"output": args.output, "format": args.format, "n_images": len(results)}
+        _print_json({**report, "n_boxes": sum(n_boxes), "n_with_boxes": sum(map(bool, n_boxes))})
+    written = f"; wrote {args.format} annotations to {output}"
+    return _conclude(args, [found.is_defect for found in results], written)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -818,7 +902,7 @@ def _split(args: argparse.Namespace) -> int:
         raise
     except (ValueError, re.error) as error:
         raise _UsageError(error) from error
-    with _staged(output) as folder:
+    with staged_folder(output) as folder:
         write_split(split, folder, args.form, final=output)
     if args.json:
         _print_json({"output": args.output, "form": args.form, **split.counts()})
@@ -970,12 +1054,7 @@ def _list_images(arguments: Sequence[str], without: Path | None = None) -> list[
 
 def _overlay_names(paths: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """Name each overlay as its image, relative to the deepest folder that holds all arguments."""
-    folders = [
-        os.path.abspath(a) if os.path.isdir(a) else os.path.dirname(os.path.abspath(a))
-        for a in arguments
-    ]
-    base = os.path.commonpath(folders)
-    names = [Path(os.path.relpath(os.path.abspath(path), base)) for path in paths]
+    names = _names_below(paths, arguments)
     short = [name.with_suffix(".png").as_posix() for name in names]
     counts: dict[str, int] = {}
     for name in short:
@@ -985,6 +1064,16 @@ def _overlay_names(paths: Sequence[str], arguments: Sequence[str]) -> list[str]:
         one if counts[one.lower()] == 1 else f"{name.as_posix()}.png"
         for one, name in zip(short, names, strict=True)
     ]
+
+
+def _names_below(paths: Sequence[str], arguments: Sequence[str]) -> list[Path]:
+    """Name images relative to the deepest folder that holds all arguments."""
+    folders = [
+        os.path.abspath(a) if os.path.isdir(a) else os.path.dirname(os.path.abspath(a))
+        for a in arguments
+    ]
+    base = os.path.commonpath(folders)
+    return [Path(os.path.relpath(os.path.abspath(path), base)) for path in paths]
 
 
 def _refuse_missing_method(method: str) -> None:
@@ -1058,23 +1147,6 @@ def _refuse_existing_folder(
         raise _UsageError(f"the folder {folder.parent} does not exist: make it first.")
 
 
-@contextlib.contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into; its files move to `folder` at the end if nothing fails."""
-    target = folder.resolve()
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    staging.mkdir()
-    try:
-        yield staging
-        files = sorted(path for path in staging.rglob("*") if path.is_file())
-        for file in sorted(files, key=lambda path: path.name == _RESULTS):  # the list comes last
-            place = target / file.relative_to(staging)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, place)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def _answer(clf: DefectCAMClassifier, found: Localization) -> str:
     width = max(len(str(label)) for label in clf.classes_)
     return f"{found.label!s:<{width}}  {found.probability:.3f}"
@@ -1091,12 +1163,60 @@ def _conclude(args: argparse.Namespace, is_defect: Sequence[bool], written: str)
     return DEFECTS_FOUND if n_defects and args.fail_on_defect else DONE
 
 
-def _as_csv(records: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(records)
-    return text.getvalue()
+def _n_boxes(found: Localization) -> str:
+    return f"{len(found.boxes)} box{'' if len(found.boxes) == 1 else 'es'}"
+
+
+def _table_of(args: argparse.Namespace) -> tuple[str | None, str | None]:
+    """File and format of the table that is asked for; no file: standard output."""
+    if args.csv is not None:
+        if args.output is not None or args.format not in (None, "csv"):
+            raise _UsageError("--csv FILE is short for -o FILE --format csv: give one of them.")
+        args.output, args.format = args.csv, "csv"
+    if args.output is None:
+        if args.format is not None and args.json:
+            raise _UsageError("--json and --format both print the results: give one of them.")
+        if args.format == "parquet":
+            raise _UsageError("--format parquet is not for reading: give a file, -o FILE.")
+        return None, args.format
+    _refuse_existing(args.output, args.force)
+    if args.format is None:
+        from defectcam.tables import format_of
+
+        try:
+            args.format = format_of(args.output)
+        except ValueError as error:
+            raise _UsageError(f"{error} Give --format.") from error
+    _refuse_missing_pyarrow(args.format)
+    return args.output, args.format
+
+
+def _refuse_missing_pyarrow(table_format: str) -> None:
+    from defectcam.tables import encode_rows
+
+    try:
+        encode_rows([], table_format)
+    except ImportError as error:
+        raise _UsageError(error) from error
+
+
+def _result_row(found: Localization, path: str, overlay: str | None = None) -> dict[str, Any]:
+    from defectcam.tables import result_row
+
+    return result_row(found, path, overlay)
+
+
+def _write_table(
+    rows: Sequence[dict[str, Any]], target: str | Path | None, table_format: str
+) -> None:
+    from defectcam.files import write_atomically
+    from defectcam.tables import encode_rows
+
+    data = encode_rows(rows, table_format)
+    if target is None:
+        print(data.decode(), end="")
+    else:
+        write_atomically(target, data)
 
 
 def _as_json(value: Any) -> str:

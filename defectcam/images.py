@@ -43,6 +43,7 @@ __all__ = [
     "check_readable",
     "content_hashes",
     "find_images",
+    "image_size",
     "read_image",
     "read_images",
     "read_reduced",
@@ -303,6 +304,38 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
             found += [os.path.join(parent, file) for file in files if _looks_like_image(file)]
         entered.add(real)
     return sorted(found)
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Read the size of an image from its file's header.
+
+    Parameters
+    ----------
+    path : str or PathLike
+
+    Returns
+    -------
+    (int, int)
+        Height and width in pixels, with the EXIF orientation applied: those of `read_image`.
+
+    Raises
+    ------
+    ImageReadError
+        If the file does not exist or is no image.
+    """
+    try:
+        with open(path, "rb") as file, Image.open(file) as image:
+            width, height = image.size
+            is_on_its_side = _orientation(image) > 4
+            if not (is_on_its_side and image.format == "TIFF"):
+                return (width, height) if is_on_its_side else (height, width)
+        # Pillow turns TIFF files itself; its releases differ in whether the size is turned before.
+        height, width = read_image(path).shape[:2]
+        return height, width
+    except MemoryError:
+        raise
+    except Exception as error:  # as in `_read_file`
+        raise ImageReadError(f"{os.fspath(path)!r} {_what_is_wrong(path, error)}") from error
 
 
 # Files and Pillow images

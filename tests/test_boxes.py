@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from defectcam.boxes import component_mask, find_boxes, find_boxes_at
+from defectcam.boxes import component_labels, component_mask, find_boxes, find_boxes_at
 
 COMMON = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -388,3 +388,17 @@ def test_thresholds_that_decide_nothing_are_not_looked_at_again(monkeypatch):
     heatmap = [[4.0, 2.0, 0.0]]
     find_boxes_at(heatmap, [0.5, 1.0, 1.5, 2.5, 4.0, 5.0, 6.0], peak_fraction=0.8)
     assert len(calls) == 3  # below half of 0.8 x 4, between, and from the peak on
+
+
+@COMMON
+@given(maps(), merge_distances, st.sampled_from([0.0, 0.5]), st.booleans())
+def test_component_labels_number_the_boxes(heatmap, merge_distance, peak_fraction, tighten) -> None:
+    options = {"merge_distance": merge_distance, "peak_fraction": peak_fraction, "tighten": tighten}
+    boxes, scores = find_boxes(heatmap, 0.5, **options)
+    labels = component_labels(heatmap, 0.5, **options)
+    np.testing.assert_array_equal(labels > 0, component_mask(heatmap, 0.5, **options))
+    assert labels.max(initial=0) == len(boxes)
+    for number, (box, score) in enumerate(zip(boxes.tolist(), scores, strict=True), start=1):
+        y, x = np.nonzero(labels == number)
+        assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        assert np.asarray(heatmap, np.float32)[labels == number].max() == score

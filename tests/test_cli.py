@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import inspect
 import json
 import os
@@ -17,22 +18,26 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from sklearn.metrics import roc_auc_score
 from sklearn.utils._param_validation import StrOptions
 
 import defectcam
-from defectcam import DefectCAMClassifier, cli, load
+from defectcam import DefectCAMClassifier, annotations, cli, load, tables
 from defectcam.attribution import METHODS
 from defectcam.classifier import RECIPES, VGG16_CAM
 from defectcam.configuration import read_configuration
 from defectcam.datasets import load_csv, load_folder, train_test_split_by_type
 from defectcam.splitting import FORMS
+from defectcam.tables import result_row
 from defectcam.training import TailTraining
 from defectcam.watch import OVERLAYS, Watcher
 
 TINY = ["--backbone", "test_efficientnet", "--weights", "none", "--image-size", "32"]
 TINY += ["--max-epochs", "1", "--cv", "2", "--augmentation", "none", "--random-state", "0"]
 TINY += ["--pooling", "top_k", "--heatmap", "cam", "--device", "cpu", "--quiet"]
+
+MANY_BOXES = {"box_threshold": -0.9, "box_peak_fraction": 0.0, "min_area": 1}
 
 Output = pytest.CaptureFixture[str]
 
@@ -72,11 +77,11 @@ def model(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def decides(model: Path, tmp_path: Path) -> Callable[[float], Path]:
-    """Return a function that copies the model with another decision threshold."""
+def decides(model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that copies the model with another threshold and other parameters."""
 
-    def decide(threshold: float) -> Path:
-        clf = load(model)
+    def decide(threshold: float, **parameters: Any) -> Path:
+        clf = load(model).set_params(**parameters)
         clf.threshold_ = threshold
         clf.save(tmp_path / "decided.safetensors")
         return tmp_path / "decided.safetensors"
@@ -420,10 +425,55 @@ def test_predict_writes_csv(model: Path, parts: Path, tmp_path: Path, capsys: Ou
     assert run("predict", model, parts / "good", "--csv", table) == 0
     assert capsys.readouterr().out == ""
     lines = table.read_text().splitlines()
-    assert lines[0] == "image,label,probability,is_defect"
+    assert lines[0].startswith("image,label,probability,is_defect,")
     assert len(lines) == 5
     assert run("predict", model, parts / "good", "--csv", table) == cli.USAGE
     assert run("predict", model, parts / "good", "--csv", table, "--force") == 0
+
+
+def test_tables_of_all_formats_say_the_same(
+    decides: Callable[..., Path], parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    model = decides(0.0, **MANY_BOXES)
+    tables = {name: tmp_path / f"out.{name}" for name in cli._TABLE_FORMATS}
+    for table in tables.values():
+        assert run("predict", model, parts, "-o", table, "--quiet") == 0
+    rows = [json.loads(line) for line in tables["jsonl"].read_text().splitlines()]
+    found = load(model).localize(parts)
+    assert rows == [result_row(one) for one in found]
+    assert sum(row["n_boxes"] for row in rows) > 4
+    assert parquet.read_table(tables["parquet"]).to_pylist() == rows
+    with tables["csv"].open(newline="") as file:
+        listed = list(csv.DictReader(file))
+    assert [json.loads(row["boxes"]) for row in listed] == [row["boxes"] for row in rows]
+    capsys.readouterr()
+    assert run("predict", model, parts, "--format", "jsonl", "--quiet") == 0
+    assert capsys.readouterr().out == tables["jsonl"].read_text()
+    output = tmp_path / "found"
+    assert run("localize", model, parts, "-o", output, "--format", "jsonl", "--quiet") == 0
+    localized = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    document = json.loads((output / "results.json").read_text())
+    overlays = [record["overlay"] for record in document["images"]]
+    assert localized == [{**row, "overlay": name} for row, name in zip(rows, overlays, strict=True)]
+
+
+def test_wrong_requests_for_tables(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = parts / "good" / "000.png"
+    table = tmp_path / "out.parquet"
+    assert run("predict", model, image, "-o", tmp_path / "out.txt") == cli.USAGE
+    assert run("predict", model, image, "-o", table, "--csv", tmp_path / "o.csv") == cli.USAGE
+    assert run("predict", model, image, "--format", "parquet") == cli.USAGE
+    assert run("predict", model, image, "--format", "csv", "--json") == cli.USAGE
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert run("predict", model, image, "-o", table) == cli.USAGE
+    localize = ("localize", model, image, "-o", tmp_path / "found", "--format", "parquet")
+    assert run(*localize) == cli.USAGE
+    printed = capsys.readouterr()
+    assert printed.err.count("pip install 'defectcam[parquet]'") == 2
+    assert "Traceback" not in printed.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == []
 
 
 def test_exit_code_tells_of_defects_when_asked(
@@ -581,6 +631,64 @@ def test_overlays_are_named_as_the_images(tmp_path: Path) -> None:
     from_two = cli._overlay_names(paths, [str(tmp_path / "a"), str(tmp_path / "b")])
     assert from_two == ["a/1.png", "b/1.jpg.png", "b/1.tif.png", "b/2.png"]
     assert cli._overlay_names(paths[3:], paths[3:]) == ["2.png"]
+
+
+# --- annotate ---------------------------------------------------------------------------------
+
+
+def test_annotate_offers_the_formats_of_the_api() -> None:
+    assert cli._ANNOTATION_FORMATS == annotations.FORMATS
+    assert cli._TABLE_FORMATS == tables.FORMATS
+
+
+@pytest.mark.parametrize("format", cli._ANNOTATION_FORMATS)
+def test_annotate_writes_what_localize_finds(
+    format: str,
+    decides: Callable[..., Path],
+    parts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, output = decides(0.0, **MANY_BOXES), tmp_path / "drafts"
+    options = ["-o", output, "--format", format, "--quiet"]
+    assert run("annotate", model, parts, *options) == 0
+    monkeypatch.setattr(annotations, "warn_caller", lambda message: None)
+    data = annotations.import_annotations(output, format, parts)
+    found = {str(one.source): one for one in load(model).localize(parts)}
+    assert sorted(data.paths) == sorted(found)
+    assert sum(map(len, data.boxes)) > 4
+    for path, boxes in zip(data.paths, data.boxes, strict=True):
+        np.testing.assert_array_equal(boxes, found[path].boxes)
+    assert run("annotate", model, parts, *options) == cli.USAGE
+    assert run("annotate", model, parts, *options, "--force", "--fail-on-defect") == 1
+
+
+def test_annotate_copies_images_and_prints_json(
+    decides: Callable[..., Path], parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    images = shutil.copytree(parts, tmp_path / "images")
+    options = ["-o", images / "drafts", "--format", "coco", "--copy-images", "--json", "--quiet"]
+    for _ in range(2):  # the copies are not taken for images
+        assert run("annotate", decides(0.0, **MANY_BOXES), images, *options, "--force") == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["n_images"] == 8
+        assert report["n_boxes"] >= report["n_with_boxes"] > 0
+    assert len(list((images / "drafts" / "images").rglob("*.png"))) == 8
+
+
+def test_annotate_refuses_what_cannot_be_written(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    options = ["-o", tmp_path / "out", "--quiet"]
+    assert run("annotate", model, parts, *options) == cli.USAGE
+    assert run("annotate", model, parts, *options, "--format", "pdf") == cli.USAGE
+    polygons = ["--format", "voc", "--shapes", "polygon"]
+    assert run("annotate", model, parts, *options, *polygons) == cli.USAGE
+    assert run("annotate", model, parts, *options, "--format", "coco", "--tolerance", "-1") == 2
+    beside = ["-o", parts, "--force", "--format", "labelme", "--copy-images"]
+    assert run("annotate", model, parts, *beside) == cli.USAGE
+    assert "would replace the image" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- evaluate and info ------------------------------------------------------------------------

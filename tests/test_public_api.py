@@ -56,6 +56,11 @@ def test_version_is_the_installed_one() -> None:
     assert defectcam.__version__ == metadata.version("defectcam")
 
 
+def test_module_of_annotations_is_not_the_feature_of_that_name() -> None:
+    code = "from defectcam import annotations; print(annotations.__name__)"
+    assert run_python(code) == "defectcam.annotations"
+
+
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'DefectClassifier'"):
         _ = defectcam.DefectClassifier
