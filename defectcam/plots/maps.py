@@ -35,7 +35,7 @@ from defectcam.transformers import localize
 __all__ = ["DefectDensityDisplay", "HeatmapGridDisplay", "LocalizationDisplay"]
 
 _GAP = 0.04  # between pictures of a grid, as a share of its width
-_TITLE = 0.12  # height of a picture's title, as a share of its row
+_TITLE_INCHES = 0.3  # height of a picture's title
 _INCHES = 2.2  # width of a picture in a new grid
 _BAR_INCHES = 1.2
 
@@ -372,7 +372,7 @@ class HeatmapGridDisplay:
         self.ax_, self.figure_ = axes_for(ax, f"{type(self).__name__}.plot")
         if is_new:
             height, width = self.displays[0].image.shape[:2]
-            row = _INCHES * height / width / (1 - _TITLE)
+            row = _INCHES * height / width + _TITLE_INCHES
             self.figure_.set_size_inches(_INCHES * n_cols + _BAR_INCHES * colorbar, row * n_rows)
         self.ax_.set_axis_off()
         bar_of = self.displays[0]
@@ -382,6 +382,8 @@ class HeatmapGridDisplay:
         self.colorbar_ = None
         if colorbar:
             self.colorbar_ = add_colour_bar(self.figure_, self.ax_, heat, bar_of.threshold)
+        row_inches = self.ax_.get_window_extent().height / self.figure_.dpi / n_rows
+        title = min(_TITLE_INCHES / row_inches, 0.5)
         self.axes_ = np.empty(len(self.displays), object)
         for i, display in enumerate(self.displays):
             row, column = divmod(i, n_cols)
@@ -389,7 +391,7 @@ class HeatmapGridDisplay:
                 column / n_cols + _GAP / n_cols / 2,
                 1 - (row + 1) / n_rows,
                 (1 - _GAP) / n_cols,
-                (1 - _TITLE) / n_rows,
+                (1 - title) / n_rows,
             )
             self.axes_[i] = self.ax_.inset_axes(place)
             display.plot(self.axes_[i], alpha=alpha, colormap=colormap, colorbar=False)
@@ -531,6 +533,6 @@ class DefectDensityDisplay:
         self.colorbar_ = None
         if colorbar:
             self.colorbar_ = self.figure_.colorbar(
-                shown, ax=self.ax_, fraction=0.046, pad=0.04, format=lambda x, _: f"{x:.0%}"
+                shown, ax=self.ax_, fraction=0.046, pad=0.04, format=lambda x, _: f"{100 * x:g}%"
             )
         return self

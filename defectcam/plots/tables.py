@@ -174,7 +174,7 @@ class TypeConfusionDisplay:
         self.colorbar_ = None
         if colorbar:
             self.colorbar_ = self.figure_.colorbar(
-                shown, ax=self.ax_, label="share of the type", format=lambda x, _: f"{x:.0%}"
+                shown, ax=self.ax_, label="share of the type", format=lambda x, _: f"{100 * x:g}%"
             )
         return self
 
