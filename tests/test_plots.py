@@ -396,3 +396,14 @@ def test_displays_of_an_estimator(estimator: Any, fitted: Any, fitted_parts: Pat
     assert pro.name == "DefectCAMClassifier"
     with pytest.raises(ValueError, match="no defective image has a mask"):
         PROCurveDisplay.from_estimator(estimator, paths, truth)
+
+
+def store_figures() -> None:
+    """Write the figures that the test compares with: look at them before you commit them."""
+    for draw in ALL:
+        with matplotlib.rc_context(matplotlib.rcParamsDefault):
+            draw().figure_.savefig(STORED / f"{draw.__name__[5:]}.png", dpi=50)
+
+
+if __name__ == "__main__":
+    store_figures()
