@@ -12,8 +12,8 @@ trained on, and not on those that it is judged by afterwards.
 from defectcam import DefectCAMClassifier, ThresholdDisplay
 from defectcam.datasets import make_defects
 
-train = make_defects(80, kind="cast", defect_rate=0.4, random_state=0)
-test = make_defects(60, kind="cast", defect_rate=0.4, random_state=1)
+train = make_defects(80, defect_rate=0.4, severity=(0.3, 1), random_state=0)
+test = make_defects(60, defect_rate=0.4, severity=(0.3, 1), random_state=1)
 clf = DefectCAMClassifier(
     image_size=128, max_epochs=4, cv=2, codebook_size=200, augmentation="none", random_state=0
 )
@@ -56,5 +56,6 @@ for name, threshold in {
     )
 
 # %%
-# The test images' own curve shows how much could have been saved, had one known.
+# The test images' own curve shows how much could have been saved, had one known. The threshold
+# that is marked as present is the last one tried.
 ThresholdDisplay.from_estimator(clf, test.images, test.is_defect, escape_cost=20, overkill_cost=1)

@@ -15,11 +15,11 @@ import warnings
 import numpy as np
 from matplotlib import pyplot as plt
 
-from defectcam import DefectCAMClassifier, FewDefectsWarning
+from defectcam import ChanceLevelWarning, DefectCAMClassifier, FewDefectsWarning
 from defectcam.datasets import make_defects
 
-train = make_defects(72, defect_rate=0.5, random_state=0)
-test = make_defects(60, defect_rate=0.5, random_state=1)
+train = make_defects(72, defect_rate=0.5, severity=(0.3, 1), random_state=0)
+test = make_defects(40, defect_rate=0.5, severity=(0.3, 1), random_state=1)
 good, defective = np.flatnonzero(~train.is_defect), np.flatnonzero(train.is_defect)
 
 # %%
@@ -27,7 +27,8 @@ good, defective = np.flatnonzero(~train.is_defect), np.flatnonzero(train.is_defe
 # --------------------------------
 # With ``memory``, the frozen part of the network sees each image once, whatever it is then trained
 # with.
-warnings.simplefilter("ignore", FewDefectsWarning)  # that is the question here
+for category in (FewDefectsWarning, ChanceLevelWarning):
+    warnings.simplefilter("ignore", category)  # how few are too few is the question here
 memory = tempfile.TemporaryDirectory()
 numbers, reports = [4, 12, 36], []
 for n in numbers:
@@ -66,6 +67,6 @@ ax.minorticks_off()
 ax.legend()
 
 # %%
-# Thirty test images of a kind leave an uncertainty of several hundredths, so read no more than the
+# Twenty test images of a kind leave an uncertainty of several hundredths, so read no more than the
 # trend. On your own images, repeat it with other choices: ``python benchmarks/accuracy.py
 # path/to/parts --protocol few-labels`` does.

@@ -17,8 +17,8 @@ from matplotlib import pyplot as plt
 from defectcam import DefectCAMClassifier, PROCurveDisplay
 from defectcam.datasets import make_defects
 
-train = make_defects(60, kind="print", defect_rate=0.4, random_state=0)
-test = make_defects(60, kind="print", defect_rate=0.4, random_state=1)
+train = make_defects(48, kind="print", defect_rate=0.4, random_state=0)
+test = make_defects(48, kind="print", defect_rate=0.4, random_state=1)
 candidates = {
     "efficientnet_lite0": {"backbone": "efficientnet_lite0"},
     "efficientnet_lite1": {"backbone": "efficientnet_lite1"},

@@ -25,8 +25,8 @@ from defectcam.display import overlay
 from defectcam.metrics import box_precision_recall_f1, mask_boxes
 
 options = {"kind": "cast", "defect_types": ["spot", "stain", "missing"], "severity": (0.5, 1)}
-train = make_defects(72, defect_rate=0.5, random_state=0, **options)
-test = make_defects(60, defect_rate=0.5, random_state=1, **options)
+train = make_defects(56, defect_rate=0.5, random_state=0, **options)
+test = make_defects(40, defect_rate=0.5, random_state=1, **options)
 clf = DefectCAMClassifier(
     image_size=128, max_epochs=4, cv=2, codebook_size=200, augmentation="none", random_state=0
 )
