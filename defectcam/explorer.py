@@ -26,6 +26,7 @@ __all__ = ["Explorer", "explore"]
 
 _PICTURE_SIDE = 256  # pixels of the longer side of a picture
 _MAX_BOX_THRESHOLD = 3.0
+_MAX_KEPT = 256  # drawn pictures, some 100 kB each
 
 
 def explore(
@@ -217,6 +218,8 @@ class Explorer:
         key = index, bool(self.is_defect[index]), self.box_threshold
         if key not in self._drawn:
             found = self._found[index].with_threshold(self.box_threshold, self.threshold)
+            if len(self._drawn) >= _MAX_KEPT:
+                self._drawn.clear()
             # The colours keep their scale: only boxes follow the slider.
             colours = self._found[index].threshold
             picture = found.overlay(threshold=colours if colours > 0 else 1.0)
