@@ -9,15 +9,16 @@ whatever is trained. So the first question is how large the smallest defect is a
 """
 
 # %%
-# Cloth with a hole of seven pixels
-# ---------------------------------
+# Cloth with a hole of 13 pixels
+# -----------------------------
 import time
+import warnings
 
 import cv2
 import numpy as np
 from matplotlib import pyplot as plt
 
-from defectcam import DefectCAMClassifier, LocalizationDisplay
+from defectcam import ChanceLevelWarning, DefectCAMClassifier, LocalizationDisplay
 from defectcam.datasets import make_defects
 
 
@@ -28,8 +29,8 @@ def cloth(n_samples, random_state):
     is_defect = np.arange(n_samples) % 2 == 1
     masks = np.zeros(data.images.shape[:3], np.uint8)
     for row in np.flatnonzero(is_defect):
-        cv2.circle(masks[row], rng.integers(20, 236, size=2).tolist(), 3, 1, -1)
-    data.images[masks > 0] //= 2
+        cv2.circle(masks[row], rng.integers(20, 236, size=2).tolist(), 6, 1, -1)
+    data.images[masks > 0] //= 3
     return data.images, is_defect, masks
 
 
@@ -39,8 +40,9 @@ test, test_is_defect, masks = cloth(30, random_state=1)
 # %%
 # The same images at three sizes
 # ------------------------------
-# The hole is two, four and seven pixels wide in the network's input. The time grows with the area.
-sizes, reports, fitted = [64, 128, 256], [], []
+# The hole is two, five and ten pixels wide in the network's input. The time grows with the area.
+# Where the labels cannot be learned, `fit` warns and says what to look at.
+sizes, reports, fitted = [48, 96, 192], [], []
 for image_size in sizes:
     started = time.perf_counter()
     clf = DefectCAMClassifier(
@@ -51,14 +53,18 @@ for image_size in sizes:
         augmentation="none",
         random_state=0,
     )
-    clf.fit(train, train_is_defect)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ChanceLevelWarning)
+        clf.fit(train, train_is_defect)
     fitted.append(clf)
     reports.append(clf.evaluate(test, test_is_defect, masks))
     print(
         f"image_size={image_size}: defect recall {reports[-1].defect_recall:.2f}, "
         f"overkill {reports[-1].overkill:.2f}, AUPRO {reports[-1].pixels['pro_auc']:.2f}, "
-        f"box F1 {reports[-1].pixels['box_f1']:.2f}, {time.perf_counter() - started:.0f} s"
+        f"{time.perf_counter() - started:.0f} s"
     )
+    for warning in caught:
+        print(f"  {warning.category.__name__}: {str(warning.message).split(' (')[0]}")
 
 # %%
 # What each of them sees

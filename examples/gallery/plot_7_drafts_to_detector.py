@@ -24,7 +24,7 @@ from defectcam.datasets import make_defects
 from defectcam.display import overlay
 from defectcam.metrics import box_precision_recall_f1, mask_boxes
 
-options = {"kind": "cast", "defect_types": ["spot", "stain", "missing"], "severity": (0.5, 1)}
+options = {"kind": "metal", "defect_types": ["spot", "stain", "missing"], "severity": (0.5, 1)}
 train = make_defects(56, defect_rate=0.5, random_state=0, **options)
 test = make_defects(40, defect_rate=0.5, random_state=1, **options)
 clf = DefectCAMClassifier(
@@ -50,8 +50,8 @@ print(f"{fit['recall']:.0%} of the defects have a draft that fits (IoU 0.5) and 
 def small_detector():
     backbone = create_backbone("efficientnet_lite0", "imagenet")
     stages = [s for s, stride in zip(backbone.stages, backbone.strides, strict=True) if stride <= 8]
-    trunk = nn.Sequential(*stages)
-    trunk.out_channels = backbone.channels[len(stages) - 1]
+    trunk = nn.Sequential(*stages, nn.Conv2d(backbone.channels[len(stages) - 1], 64, 1))
+    trunk.out_channels = 64  # the detector's heads normalise 32 groups of channels
     return FCOS(
         trunk,
         num_classes=2,
@@ -67,7 +67,7 @@ def as_tensors(images):
     return [torch.from_numpy(image).permute(2, 0, 1) / 255 for image in images]
 
 
-def train_detector(boxes, n_epochs=12, batch_size=6):
+def train_detector(boxes, n_epochs=8, batch_size=6):
     torch.manual_seed(0)
     detector, inputs = small_detector().train(), as_tensors(defective)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
