@@ -60,6 +60,7 @@ from defectcam.diagnostics import (
 from defectcam.duplicates import duplicate_groups, duplicate_pairs, thumbnail
 from defectcam.evaluation import Evaluation, evaluate
 from defectcam.exceptions import warn_caller
+from defectcam.explorer import Explorer, explore
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.feature_store import FeatureStore, StoredImage, fingerprint, folder_of_memory
 from defectcam.geometry import Geometry
@@ -1283,6 +1284,36 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         return write_report(
             self, X, y, path, masks, good_label=good_label, title=title, overwrite=overwrite
         )
+
+    def explore(
+        self, X: Any, y: ArrayLike | None = None, *, good_label: Any = None, n_images: int = 8
+    ) -> Explorer:
+        """Look through images in a notebook: sliders for both thresholds, counts and pictures.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+        y : array-like of shape (n,), optional
+            Labels: with them there are counts, and missed defects come first. Left out when ``X``
+            is a folder with one sub-folder per class.
+        good_label : label, optional
+            What good parts are called in ``y``, if not as in training.
+        n_images : int, default=8
+            Pictures on a page.
+
+        Returns
+        -------
+        Explorer
+            Shown by itself as the last line of a cell. The classifier is not changed: set
+            ``clf.threshold_ = explorer.threshold`` to keep what the slider says.
+
+        Raises
+        ------
+        ImportError
+            If ipywidgets is not installed: ``pip install "defectcam[notebook]"``.
+        """
+        check_is_fitted(self)
+        return explore(self, X, y, good_label=good_label, n_images=n_images)
 
     def localize(self, X: Any, *, method: str | None = None) -> Localization | list[Localization]:
         """Say where the defects are.

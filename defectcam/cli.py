@@ -889,6 +889,7 @@ def _query(args: argparse.Namespace) -> int:
 
 
 def _split(args: argparse.Namespace) -> int:
+    from defectcam.files import staged_folder
     from defectcam.images import ImageReadError
     from defectcam.splitting import split_folder, write_split
 

@@ -290,9 +290,9 @@ def evaluate(
     expected = clf.good_label_ if good_label is None else good_label
     sources, labels = labelled_sources(X, y, expected if isinstance(expected, str) else None)
     types = as_labels(labels)
-    good = _good_among(types, np.asarray(clf.good_label_).item(), good_label)
+    good = good_label_among(types, np.asarray(clf.good_label_).item(), good_label)
     is_defect = np.asarray(types != good)
-    mask_of = _list_masks(masks, X, sources, types, is_defect)
+    mask_of = list_masks(masks, X, sources, types, is_defect)
     check_readable(paths_of(sources), n_workers=clf.n_jobs)
 
     answers = _Answers()
@@ -302,7 +302,7 @@ def evaluate(
     ) as bar:
         for index, found in enumerate(clf.localize_iter(sources.items)):
             answers.add(found)
-            bad, mask = bool(is_defect[index]), _read_mask(mask_of[index], index, found)
+            bad, mask = bool(is_defect[index]), read_mask(mask_of[index], index, found)
             if maps is not None:
                 maps.add(mask, bad, found)
             if each is not None:
@@ -434,7 +434,7 @@ def _summarise(
 # --- Truth ------------------------------------------------------------------------------------
 
 
-def _good_among(types: NDArray[Any], learned: Any, given: Any) -> Any:
+def good_label_among(types: NDArray[Any], learned: Any, given: Any) -> Any:
     """Find out which label is good: the one given, the one of training, or one by its name."""
     if given is not None:
         return find_good_label(types, given)
@@ -449,7 +449,7 @@ def _good_among(types: NDArray[Any], learned: Any, given: Any) -> Any:
     return learned
 
 
-def _list_masks(
+def list_masks(
     masks: Any, X: Any, sources: Sources, types: NDArray[Any], is_defect: NDArray[np.bool_]
 ) -> Sequence[Any]:
     """Mask of each defective image, as file or array; None where there is none."""
@@ -485,7 +485,8 @@ def _masks_in(folder: Path, sources: Sources, types: NDArray[Any]) -> list[Path 
     return [file if file.is_file() else None for file in files]
 
 
-def _read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] | None:
+def read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] | None:
+    """Give a mask as an array, of whatever kind it is, and refuse one of another image's size."""
     if mask is None:
         return None
     marked = read_image(mask).any(axis=2) if is_path(mask) else np.asarray(mask).astype(bool)
