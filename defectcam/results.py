@@ -26,8 +26,8 @@ from defectcam.boxes import component_mask, find_boxes
 from defectcam.files import write_atomically
 from defectcam.geometry import Geometry
 from defectcam.images import read_image
-from defectcam.labels import ANOMALY, plain_label
 from defectcam.placement import PlacedGeometry
+from defectcam.plain_labels import ANOMALY, plain_label
 from defectcam.sources import is_path
 
 __all__ = ["Localization"]
