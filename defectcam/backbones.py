@@ -268,7 +268,7 @@ def _licence_of_package(package: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
     for key in ("License-Expression", "License"):
-        stated = distribution.metadata.get(key)
+        stated = distribution.metadata[key] if key in distribution.metadata else ""  # noqa: SIM401
         if stated and stated != "UNKNOWN":
             return str(stated).splitlines()[0]
     for file in distribution.files or []:

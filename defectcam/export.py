@@ -536,5 +536,5 @@ def _refuse_large(loss: Int8Loss, max_auroc_loss: float, max_probability_change:
     if problem:
         raise Int8LossError(
             f"int8 costs too much on {loss.n_images} images: {problem}. Nothing was written: "
-            "export float32, calibrate with more and more varied training images, or raise the limit."
+            "export float32, calibrate with more varied training images, or raise the limit."
         )

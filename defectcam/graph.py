@@ -8,7 +8,7 @@ and finds no boxes: those need connected components, which `boxes` finds in the 
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +71,8 @@ class DeployedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         network = copy.deepcopy(network).cpu().set_dtype(torch.float32).eval()
-        network.tail = nn.ModuleList(fold_batch_norm(stage) for stage in network.tail)
+        stages = [cast(nn.Sequential, stage) for stage in network.tail]
+        network.tail = nn.ModuleList(fold_batch_norm(stage) for stage in stages)
         if network.codebook is not None:
             network.codebook = _of_whole_batches(network.codebook)
         self.network = network.requires_grad_(False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -242,4 +243,4 @@ def _with_labels(
 
 
 def _has_sub_folders(X: Any) -> bool:
-    return is_path(X) and os.path.isdir(X) and any(entry.is_dir() for entry in os.scandir(X))
+    return is_path(X) and os.path.isdir(X) and any(p.is_dir() for p in list(Path(X).iterdir()))
