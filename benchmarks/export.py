@@ -29,7 +29,7 @@ from sklearn.model_selection import train_test_split
 
 from defectcam import DefectCAMClassifier, load
 from defectcam.datasets import load_mvtec
-from defectcam.export import export, verify_file
+from defectcam.export import export, to_openvino, verify_file
 from defectcam.images import read_image
 from defectcam.parity import in_float32, verify
 from defectcam.runtime import Inspector
@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         data = [load_mvtec(path) for path in options.sets]
         clf = fitted(options, data[0])
         figures: dict[str, Any] = {}
+        export(clf, folder / "part.onnx")
         if "parity" in options.only:
             images = mixed_images(data, options.images, folder)
             figures["parity"] = parity(clf, images, folder)
@@ -67,6 +68,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=200, help="images of parity")
     parser.add_argument("--train-images", type=int, default=40, help="that are fitted to")
     parser.add_argument("--calibration-images", type=int, default=30, help="of int8")
+    parser.add_argument("--judged-images", type=int, default=100, help="that judge int8")
     parser.add_argument("--speed-images", type=int, default=8, help="images of speed, per run")
     parser.add_argument("--repeats", type=int, default=5, help="runs whose median is given")
     parser.add_argument("--threads", type=int, default=2)
@@ -132,7 +134,6 @@ def rewritten(source: str, kind: str, number: int, folder: Path) -> str:
 
 
 def parity(clf: DefectCAMClassifier, images: list[str], folder: Path) -> dict[str, Any]:
-    export(clf, folder / "part.onnx")
     table = verify_file(clf, folder / "part.onnx", images)
     print(f"\n{table}\n", flush=True)
     return table.to_dict()
@@ -147,14 +148,14 @@ def speed(
     paths = np.asarray(data.paths)
     test = paths[-options.speed_images :].tolist()
     images = [read_image(path) for path in test]
-    judged = {"X": paths[::4], "y": np.where(data.is_defect[::4], "anomaly", "good")}
+    every = max(1, len(paths) // options.judged_images)
+    judged = {"X": paths[::every], "y": np.where(data.is_defect[::every], "anomaly", "good")}
     int8 = {"int8": paths[~data.is_defect][: options.calibration_images], **judged}
     limits = {"max_auroc_loss": 1.0, "max_probability_change": 1.0}  # to see, not to refuse
-    loss = None
-    for suffix in (".onnx", ".xml"):
-        export(clf, folder / f"part{suffix}")
-        loss = export(clf, folder / f"int8{suffix}", **int8, **limits)
+    loss = export(clf, folder / "int8.onnx", **int8, **limits)
     assert loss is not None
+    for name in ("part", "int8"):
+        to_openvino(folder / f"{name}.onnx", folder / f"{name}.xml")
     engines = {
         "PyTorch float32": in_float32(clf),
         "PyTorch bfloat16": in_bfloat16(clf),

@@ -42,6 +42,7 @@ __all__ = [
     "Int8LossError",
     "export",
     "read_description",
+    "to_openvino",
     "verify_file",
 ]
 
@@ -185,10 +186,39 @@ def verify_file(clf: DefectCAMClassifier, path: str | os.PathLike[str], X: Any) 
         return verify(clf, engines, X)
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder, "model.xml")
-        model = _import("onnx", "OpenVINO").load(file)
-        _write_openvino(converted, _without_default_size(model), read_description(file))
+        to_openvino(file, converted)
         engines[_engine_name(".xml")] = _inspector(converted)
         return verify(clf, engines, X)
+
+
+def to_openvino(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = True
+) -> None:
+    """Convert an ONNX file that `export` has written to OpenVINO IR.
+
+    Parameters
+    ----------
+    source : str or PathLike
+        Ends with ``.onnx``; float32 or int8.
+    target : str or PathLike
+        Ends with ``.xml``; the weights go into a ``.bin`` beside it.
+    overwrite : bool, default=True
+        Whether existing files may be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        If a file exists and `overwrite` is false.
+    defectcam.runtime.ExportedModelError
+        If the source is not such a file.
+    """
+    written = Path(target)
+    if written.suffix != ".xml":
+        raise ValueError(f"{written}: OpenVINO IR has the suffix .xml.")
+    _check_target(written, overwrite, is_int8=False)
+    description = read_description(source)
+    model = _import("onnx", f"{written}").load(source)
+    _write_openvino(written, _without_default_size(model), description)
 
 
 def _inspector(file: Path) -> Inspector:
