@@ -20,6 +20,7 @@ MODULES = (
     "accuracy",
     "active",
     "cam_methods",
+    "export",
     "figures",
     "incremental",
     "options",
@@ -565,3 +566,17 @@ def test_needed_labels_lie_between_two_rounds(script):
     assert needed(curve, 0.85) == pytest.approx(15)
     assert needed(curve, 0.7) == 10
     assert needed(curve, 1.01) == float("inf")
+
+
+def test_parity_is_judged_on_all_formats_and_on_mixed_sizes(script, tmp_path):
+    export = script("export")
+    paths = [str(tmp_path / f"part{i}.jpg") for i in range(3)]
+    for path in paths:
+        assert cv2.imwrite(path, np.full((40, 60, 3), 99, dtype=np.uint8))
+    folder = tmp_path / "made"
+    folder.mkdir()
+    files = export.mixed_images([SimpleNamespace(paths=paths)], 12, folder)
+    images = [cv2.imread(file, cv2.IMREAD_UNCHANGED) for file in files]
+    kinds = {(Path(f).suffix, i.ndim, str(i.dtype)) for f, i in zip(files, images, strict=True)}
+    assert {(".png", 2, "uint16"), (".png", 2, "uint8"), (".bmp", 3, "uint8")} <= kinds
+    assert len({image.shape[:2] for image in images}) == 4
