@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,9 +79,10 @@ from defectcam.incremental import (
     options_of_update,
     start_from,
 )
-from defectcam.labels import Classes, as_labels, plain_label
+from defectcam.labels import Classes, as_labels
 from defectcam.network import DefectCAMNetwork, Description, NetworkOutput
 from defectcam.novelty import Codebook
+from defectcam.plain_labels import plain_label
 from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
 from defectcam.replay import Keeper, ReplayMemory, in_folds, new_records
@@ -100,6 +101,9 @@ from defectcam.training import (
     train_with_folds,
 )
 from defectcam.views import original_of, placed
+
+if TYPE_CHECKING:
+    from defectcam.parity import Int8Loss
 
 #: Parameters of the published recipe: "Explainable Defect Detection using CNNs", MIT.
 VGG16_CAM: dict[str, Any] = {
@@ -1463,6 +1467,35 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         from defectcam.persistence import save  # persistence knows the classifier, not the reverse
 
         save(self, path, overwrite=overwrite)
+
+    def export(
+        self, path: str | os.PathLike[str], *, overwrite: bool = True, **options: Any
+    ) -> Int8Loss | None:
+        """Write the classifier as one graph from RGB pixels to answers, to run without PyTorch.
+
+        Parameters
+        ----------
+        path : str or PathLike
+            ``.onnx``, ``.xml`` (OpenVINO IR, its weights in a ``.bin`` beside it) or ``.pt2``
+            (`torch.export`).
+        overwrite : bool, default=True
+            Whether existing files may be replaced.
+        **options
+            ``int8`` with training images for int8, and its limits: see `defectcam.export.export`,
+            also for what is raised.
+
+        Returns
+        -------
+        Int8Loss or None
+            What int8 changed; None for float32.
+
+        See Also
+        --------
+        defectcam.runtime.Inspector : Runs the file.
+        """
+        from defectcam.export import export  # it knows the classifier, not the reverse
+
+        return export(self, path, overwrite=overwrite, **options)
 
     @property
     def preprocess_(self) -> Preprocess:

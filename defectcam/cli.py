@@ -13,6 +13,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 DONE, DEFECTS_FOUND, USAGE, BAD_DATA, BUG, BROKEN_PIPE, INTERRUPTED = 0, 1, 2, 3, 70, 141, 130
+ANSWERS_DIFFER = 4
 
 _EXIT_CODES = """\
 exit codes:
@@ -35,6 +37,7 @@ exit codes:
   1    done, and an image is called defective (only with --fail-on-defect)
   2    the command or one of its options is wrong
   3    images, folder, model or weights cannot be read, or the output not written
+  4    an exported model answers otherwise, or int8 costs too much; nothing is written (export)
   70   a bug in defectcam; please report it with the traceback
   130  interrupted (Ctrl-C)"""
 
@@ -405,6 +408,8 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_output_options(report)
     _add_machine(report)
 
+    _add_export(command("export", _export, "Write a model as a graph that runs without PyTorch."))
+
     info = command("info", _info, "Print what a model file contains.")
     info.add_argument("model", metavar="MODEL", help="a file that fit has written")
     info.add_argument("--json", action="store_true", help="print JSON")
@@ -539,6 +544,40 @@ def _add_recipe(parser: Any) -> None:
     parser.add_argument(
         "--recipe", choices=("vgg16_cam",), help="other defaults: those of a published method"
     )
+
+
+def _add_export(parser: Any) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a file that fit has written")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="the graph to write: .onnx, .xml (OpenVINO IR, with a .bin) or .pt2 (torch.export)",
+    )
+    parser.add_argument(
+        "--verify",
+        metavar="IMAGES",
+        nargs="+",
+        help="image files and folders: compare the answers with the model's in float32, print the "
+        f"table, and write nothing (exit code {ANSWERS_DIFFER}) where they differ",
+    )
+    parser.add_argument(
+        "--int8", metavar="DIR", help="quantise to int8, calibrated on these training images"
+    )
+    parser.add_argument(
+        "--measure",
+        metavar="DIR",
+        help="labelled images on which the loss by int8 is measured (default: those of --int8)",
+    )
+    parser.add_argument(
+        "--max-auroc-loss",
+        metavar="LOSS",
+        type=float,
+        default=0.01,
+        help="largest loss of ROC AUC by int8 (default: 0.01)",
+    )
+    _add_output_options(parser)
 
 
 def _add_output_options(parser: Any) -> None:
@@ -817,6 +856,62 @@ def _report(args: argparse.Namespace) -> int:
         model=args.model,
     )
     report = {"report": args.output, "bytes": os.path.getsize(args.output)}
+    _print_report(report, args.json)
+    return DONE
+
+
+def _export(args: argparse.Namespace) -> int:
+    target = Path(args.output)
+    _refuse_existing(args.output, args.force)
+    if target.suffix == ".xml":
+        _refuse_existing(os.fspath(target.with_suffix(".bin")), args.force)
+    if args.verify and args.int8:
+        raise _UsageError("--verify compares float32, and --int8 reports its own loss: give one.")
+    for option in ("int8", "measure"):
+        folder = getattr(args, option)
+        if folder is not None and not Path(folder).is_dir():
+            raise _UsageError(f"--{option} {folder}: there is no such folder.")
+    images = _list_images(args.verify) if args.verify else []
+    from defectcam.export import Int8LossError, export, read_description, verify_file
+    from defectcam.persistence import load
+
+    clf = load(args.model, device="cpu")
+    parity = None
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=target.parent) as folder:
+        staged = Path(folder, target.name)
+        try:
+            loss = export(
+                clf,
+                staged,
+                int8=args.int8,
+                X=args.measure,
+                max_auroc_loss=args.max_auroc_loss,
+            )
+        except Int8LossError as error:
+            print(f"defectcam: error: {error}", file=sys.stderr)
+            return ANSWERS_DIFFER
+        except (ValueError, ImportError) as error:  # the suffix, the model, a missing package
+            raise _UsageError(error) from error
+        report = {"file": args.output, "bytes": staged.stat().st_size, **read_description(staged)}
+        if args.verify:
+            parity = verify_file(clf, staged, images)
+            if not args.json:
+                print(parity, end="\n\n")
+            if not parity.is_same:
+                if args.json:
+                    _print_json({"parity": parity.to_dict()})
+                print(
+                    f"defectcam: error: answers differ from those of {args.model}; nothing was "
+                    "written. Please report it with the table.",
+                    file=sys.stderr,
+                )
+                return ANSWERS_DIFFER
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
+            os.replace(file, target.parent / file.name)
+    if loss is not None:
+        report["int8_loss"] = loss._asdict()
+    if parity is not None and args.json:
+        report["parity"] = parity.to_dict()
     _print_report(report, args.json)
     return DONE
 

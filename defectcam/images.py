@@ -32,7 +32,6 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias, TypeVar
 
-import joblib
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -635,10 +634,22 @@ def _ordered_map(
     function: Callable[[_Item], _T], items: Iterable[_Item], n_workers: int | None
 ) -> Generator[_T, None, None]:
     """Map in threads, in order, with a bounded look-ahead; no thread outlives the generator."""
+    return _ordered_results(function, items, _n_threads(n_workers))
+
+
+def _n_threads(n_workers: int | None) -> int:
+    try:
+        import joblib
+    except ImportError:  # exported models run without it, by the same rule
+        n_processors = os.cpu_count() or 1
+        if n_workers is None:
+            return min(n_processors, _MAX_DEFAULT_READERS)
+        if n_workers == 0:
+            raise ValueError("n_jobs == 0 has no meaning: give a number of threads.") from None
+        return n_workers if n_workers > 0 else max(1, n_processors + 1 + n_workers)
     if n_workers is None:
         n_workers = min(joblib.cpu_count(), _MAX_DEFAULT_READERS)
-    n_threads = joblib.effective_n_jobs(n_workers)
-    return _ordered_results(function, items, n_threads)
+    return joblib.effective_n_jobs(n_workers)
 
 
 def _ordered_results(

@@ -27,8 +27,8 @@ from defectcam.boxes import component_labels, component_mask, find_boxes, find_b
 from defectcam.files import write_atomically
 from defectcam.geometry import Geometry
 from defectcam.images import read_image
-from defectcam.labels import ANOMALY, plain_label
 from defectcam.placement import PlacedGeometry
+from defectcam.plain_labels import ANOMALY, plain_label
 from defectcam.shapes import AnnotatedImage, outlined
 from defectcam.sources import is_path
 

@@ -17,7 +17,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import KDTree
 
 from defectcam.coco import CocoMask, run_lengths
 from defectcam.images import ImageReadError
@@ -198,6 +197,8 @@ def mask_outlines(mask: ArrayLike, tolerance: float = 0.0) -> tuple[list[Outline
 
 def joined(outlines: Sequence[Outline]) -> Outline:
     """Join polygons into one, over bridges without width, for formats with one per object."""
+    from scipy.spatial import KDTree  # found regions are drawn without SciPy too
+
     path, *others = outlines
     for other in others:
         distances, nearest = KDTree(path).query(other)

@@ -20,6 +20,7 @@ MODULES = (
     "accuracy",
     "active",
     "cam_methods",
+    "export",
     "figures",
     "incremental",
     "options",
@@ -608,3 +609,17 @@ def test_a_report_is_made_opened_and_its_slider_moved(script, plates, capsys, mo
     header, _, *rows = capsys.readouterr().out.splitlines()
     assert header.startswith("| report | images | MB")
     assert [row.split(" | ")[1] for row in rows][1] == "20" and len(rows) == 2
+
+
+def test_parity_is_judged_on_all_formats_and_on_mixed_sizes(script, tmp_path):
+    export = script("export")
+    paths = [str(tmp_path / f"part{i}.jpg") for i in range(3)]
+    for path in paths:
+        assert cv2.imwrite(path, np.full((40, 60, 3), 99, dtype=np.uint8))
+    folder = tmp_path / "made"
+    folder.mkdir()
+    files = export.mixed_images([SimpleNamespace(paths=paths)], 12, folder)
+    images = [cv2.imread(file, cv2.IMREAD_UNCHANGED) for file in files]
+    kinds = {(Path(f).suffix, i.ndim, str(i.dtype)) for f, i in zip(files, images, strict=True)}
+    assert {(".png", 2, "uint16"), (".png", 2, "uint8"), (".bmp", 3, "uint8")} <= kinds
+    assert len({image.shape[:2] for image in images}) == 4
