@@ -596,6 +596,7 @@ def _add_images(parser: Any) -> None:
 
 
 def _add_machine(parser: Any) -> None:
+    """Add what every command that asks a model takes, see `_load`."""
     parser.add_argument(
         "--threshold",
         metavar="P",

@@ -520,7 +520,7 @@ def test_boxes_are_those_of_localize_and_follow_both_thresholds(
         at: one.boxes.tolist() for at, one in enumerate(found)
     }
     stops = box_stops(1.0)
-    for stop in (0, 14, 25):
+    for stop in (0, 11, 14):
         slide(page, "#stop", stop)
         slide(page, "#threshold", -1.1)
         threshold = float(page.locator("#threshold-number").input_value())
