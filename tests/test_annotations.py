@@ -871,6 +871,10 @@ def test_yolo_lines_of_all_kinds(blank: Path) -> None:
     assert data.box_types[0].tolist() == ["dent", "scratch", "scratch"]
 
 
+MAIN_FILES = {"annotations.json", "annotations.xml", "tasks.json", "bad/000.json"}
+MAIN_FILES |= {"Annotations/bad/000.xml", "labels/bad/000.txt"}
+
+
 # --- Malformed and hostile files --------------------------------------------------------------
 
 BOMB = """<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>
@@ -1042,6 +1046,30 @@ def test_malformed_tables_of_classes_are_named(table: str, blank: Path) -> None:
     (folder / "labels" / "1.txt").write_text("")
     with pytest.raises(ImageReadError, match=r"data\.yaml"):
         import_annotations(folder, "yolo", blank)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("format", FORMATS)
+def test_damaged_files_are_read_or_refused(
+    format: str, drafts: list[Localization], root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    write_annotations(drafts, out, format)
+    [file] = [out / name for name in files_of(out) if name in MAIN_FILES]
+    whole, rng, n_refused = file.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), size=2):
+            damaged[place] = rng.choice(list(b'9-.e"<>[]{},;/ x\x00\xff'))
+        file.write_bytes(damaged)
+        try:
+            data = import_annotations(out, format, root)
+        except ImageReadError as error:
+            assert file.name in str(error) or str(out) in str(error)
+            n_refused += 1
+        else:
+            assert all(np.asarray(mask).any() for mask in data.masks if mask is not None)
+    assert n_refused > 10
 
 
 def test_what_is_not_there_is_named(blank: Path) -> None:
