@@ -11,14 +11,15 @@ one of them with random weights, to show what the pre-training is worth.
 
 # %%
 import time
+import warnings
 
 from matplotlib import pyplot as plt
 
-from defectcam import DefectCAMClassifier, PROCurveDisplay
+from defectcam import ChanceLevelWarning, DefectCAMClassifier, PROCurveDisplay
 from defectcam.datasets import make_defects
 
-train = make_defects(48, kind="print", defect_rate=0.4, random_state=0)
-test = make_defects(48, kind="print", defect_rate=0.4, random_state=1)
+train = make_defects(48, defect_rate=0.4, severity=(0.3, 1), random_state=0)
+test = make_defects(48, defect_rate=0.4, severity=(0.3, 1), random_state=1)
 candidates = {
     "efficientnet_lite0": {"backbone": "efficientnet_lite0"},
     "efficientnet_lite1": {"backbone": "efficientnet_lite1"},
@@ -28,6 +29,7 @@ candidates = {
 # %%
 # Each with the same data and options
 # -----------------------------------
+warnings.simplefilter("ignore", ChanceLevelWarning)  # random weights deserve it
 _, ax = plt.subplots(layout="constrained")
 for name, parameters in candidates.items():
     clf = DefectCAMClassifier(

@@ -12,8 +12,11 @@ small, is trained twice on the same images: with the true boxes, and with the bo
 # %%
 # Drafts
 # ------
+import warnings
+
 import torch
 from matplotlib import pyplot as plt
+from sklearn.exceptions import UndefinedMetricWarning
 from torch import nn
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -92,6 +95,7 @@ def train_detector(boxes, n_epochs=8, batch_size=6):
 # Trained with drawn boxes and with drafts
 # ----------------------------------------
 # Each keeps the boxes above the score at which its F1 on the training images is best.
+warnings.simplefilter("ignore", UndefinedMetricWarning)  # above the highest score there is no box
 truth = [mask_boxes(mask) for mask in test.masks]
 
 
