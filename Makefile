@@ -56,7 +56,7 @@ hooks: $(VENV)/.extra-dev ## Check every commit from now on (pre-commit)
 
 .PHONY: clean
 clean: ## Remove what the targets above made, except the virtual environment
-	rm -rf build dist demo docs/_build docs/api .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist demo docs/_build docs/api docs/gallery docs/sg_execution_times.rst .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find defectcam tests examples benchmarks docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 .PHONY: distclean

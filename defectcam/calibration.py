@@ -59,11 +59,16 @@ def defect_scores(logits: Tensor, novelty: Tensor | None, good: int) -> NDArray[
     The first is the log-odds of any defect class against the good one; with novelty maps, their
     smoothed peak is the second.
     """
+    return defect_scores_tensor(logits, novelty, good).double().numpy()
+
+
+def defect_scores_tensor(logits: Tensor, novelty: Tensor | None, good: int) -> Tensor:
+    """Return the scores of `defect_scores` as a tensor, in the number type of the logits."""
     defects = [c for c in range(logits.shape[1]) if c != good]
     scores = [logits[:, defects].logsumexp(1) - logits[:, good]]
     if novelty is not None:
         scores.append(novelty_peak(novelty))
-    return torch.stack(scores, dim=1).double().numpy()
+    return torch.stack(scores, dim=1)
 
 
 class HeatScale(NamedTuple):

@@ -15,7 +15,8 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,6 +60,7 @@ from defectcam.diagnostics import (
 from defectcam.duplicates import duplicate_groups, duplicate_pairs, thumbnail
 from defectcam.evaluation import Evaluation, evaluate
 from defectcam.exceptions import warn_caller
+from defectcam.explorer import Explorer, explore
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.feature_store import FeatureStore, StoredImage, fingerprint, folder_of_memory
 from defectcam.geometry import Geometry
@@ -77,9 +79,10 @@ from defectcam.incremental import (
     options_of_update,
     start_from,
 )
-from defectcam.labels import Classes, as_labels, plain_label
+from defectcam.labels import Classes, as_labels
 from defectcam.network import DefectCAMNetwork, Description, NetworkOutput
 from defectcam.novelty import Codebook
+from defectcam.plain_labels import plain_label
 from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
 from defectcam.replay import Keeper, ReplayMemory, in_folds, new_records
@@ -93,12 +96,14 @@ from defectcam.training import (
     TailTraining,
     TrainingOptions,
     add_codebook,
-    epochs_of_fold,
     result_of_good_only,
     student_features_of,
     train_with_folds,
 )
 from defectcam.views import original_of, placed
+
+if TYPE_CHECKING:
+    from defectcam.parity import Int8Loss
 
 #: Parameters of the published recipe: "Explainable Defect Detection using CNNs", MIT.
 VGG16_CAM: dict[str, Any] = {
@@ -222,8 +227,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     schedule : {"one_cycle", "constant"}, default="one_cycle"
         Course of the learning rates.
     max_epochs : int or "auto", default="auto"
-        Passes over the training images; the folds' networks take half as many. ``"auto"``: 10,
-        fewer when there are more than 600 images so that about 6000 are seen, but at least 4.
+        Passes over the training images, per fold. ``"auto"``: 10, fewer when there are more than
+        600 images so that about 6000 are seen, but at least 4.
     batch_size : int, default=16
         Images per training step and per forward pass.
     label_smoothing : float, default=0.0
@@ -770,8 +775,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         options = self._training_options(self._max_epochs(n_images))
         if course.is_update:
             options = options_of_update(options)
-        n_epochs = options.max_epochs + len(folds) * epochs_of_fold(options.max_epochs)
-        with self._epoch_bar(n_epochs) as bar:
+        with self._epoch_bar((1 + len(folds)) * options.max_epochs) as bar:
             training = self._tail_training(
                 network, cache, classes, targets, weights, options, seed, bar
             )
@@ -1240,6 +1244,81 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """
         return evaluate(self, X, y, masks, good_label=good_label)
 
+    def report(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        path: str | os.PathLike[str] = "report.html",
+        masks: Any = None,
+        *,
+        good_label: Any = None,
+        title: str | None = None,
+        overwrite: bool = True,
+    ) -> Path:
+        """Judge images and write a report: one HTML file, in which the thresholds can be moved.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+        y : array-like of shape (n,), optional
+            Labels; left out when ``X`` is a folder with one sub-folder per class, and where nothing
+            is known: the report then tells what is called defective, not whether that is right.
+        path : str or PathLike, default="report.html"
+            The file to write, whole or not at all. It needs no network and no other file.
+        masks : folder, sequence of n paths, arrays of shape (H, W) or None, optional
+            Where the defects are, as for `evaluate`.
+        good_label : label, optional
+            What good parts are called here, if not as in training.
+        title : str, optional
+            By default the name of the folder ``X``.
+        overwrite : bool, default=True
+            Whether an existing file may be replaced.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        See Also
+        --------
+        defectcam.report.write_report : The same as a function, with more details.
+        """
+        from defectcam.report import write_report  # templates, which nothing else needs
+
+        return write_report(
+            self, X, y, path, masks, good_label=good_label, title=title, overwrite=overwrite
+        )
+
+    def explore(
+        self, X: Any, y: ArrayLike | None = None, *, good_label: Any = None, n_images: int = 8
+    ) -> Explorer:
+        """Look through images in a notebook: sliders for both thresholds, counts and pictures.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+        y : array-like of shape (n,), optional
+            Labels: with them there are counts, and missed defects come first. Left out when ``X``
+            is a folder with one sub-folder per class.
+        good_label : label, optional
+            What good parts are called in ``y``, if not as in training.
+        n_images : int, default=8
+            Pictures on a page.
+
+        Returns
+        -------
+        Explorer
+            Shown by itself as the last line of a cell. The classifier is not changed: set
+            ``clf.threshold_ = explorer.threshold`` to keep what the slider says.
+
+        Raises
+        ------
+        ImportError
+            If ipywidgets is not installed: ``pip install "defectcam[notebook]"``.
+        """
+        check_is_fitted(self)
+        return explore(self, X, y, good_label=good_label, n_images=n_images)
+
     def localize(self, X: Any, *, method: str | None = None) -> Localization | list[Localization]:
         """Say where the defects are.
 
@@ -1388,6 +1467,35 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         from defectcam.persistence import save  # persistence knows the classifier, not the reverse
 
         save(self, path, overwrite=overwrite)
+
+    def export(
+        self, path: str | os.PathLike[str], *, overwrite: bool = True, **options: Any
+    ) -> Int8Loss | None:
+        """Write the classifier as one graph from RGB pixels to answers, to run without PyTorch.
+
+        Parameters
+        ----------
+        path : str or PathLike
+            ``.onnx``, ``.xml`` (OpenVINO IR, its weights in a ``.bin`` beside it) or ``.pt2``
+            (`torch.export`).
+        overwrite : bool, default=True
+            Whether existing files may be replaced.
+        **options
+            ``int8`` with training images for int8, and its limits: see `defectcam.export.export`,
+            also for what is raised.
+
+        Returns
+        -------
+        Int8Loss or None
+            What int8 changed; None for float32.
+
+        See Also
+        --------
+        defectcam.runtime.Inspector : Runs the file.
+        """
+        from defectcam.export import export  # it knows the classifier, not the reverse
+
+        return export(self, path, overwrite=overwrite, **options)
 
     @property
     def preprocess_(self) -> Preprocess:

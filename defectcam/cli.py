@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
 import json
+import math
 import os
-import shutil
+import re
 import sys
+import tempfile
 import traceback
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 DONE, DEFECTS_FOUND, USAGE, BAD_DATA, BUG, BROKEN_PIPE, INTERRUPTED = 0, 1, 2, 3, 70, 141, 130
+ANSWERS_DIFFER = 4
 
 _EXIT_CODES = """\
 exit codes:
@@ -37,10 +37,15 @@ exit codes:
   1    done, and an image is called defective (only with --fail-on-defect)
   2    the command or one of its options is wrong
   3    images, folder, model or weights cannot be read, or the output not written
+  4    an exported model answers otherwise, or int8 costs too much; nothing is written (export)
   70   a bug in defectcam; please report it with the traceback
   130  interrupted (Ctrl-C)"""
 
 _RESULTS = "results.json"
+
+#: As `defectcam.tables` and `defectcam.annotations` have them, which would load NumPy.
+_TABLE_FORMATS = ("csv", "jsonl", "parquet")
+_ANNOTATION_FORMATS = ("coco", "cvat", "labelme", "labelstudio", "voc", "yolo")
 
 #: As `defectcam.attribution` has them, which would load torch.
 _METHODS = ("cam", "gradcam", "gradcam++", "scorecam", "layercam", "eigencam")
@@ -268,7 +273,9 @@ def _make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"defectcam {defectcam.__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
+    )
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
         added = commands.add_parser(
@@ -288,8 +295,11 @@ def _make_parser() -> argparse.ArgumentParser:
         "folder", metavar="FOLDER", help="a sub-folder per class, or the MVTec AD layout"
     )
     fit.add_argument("-o", "--output", metavar="FILE", required=True, help="the model to write")
+    _add_recipe(fit)
     fit.add_argument(
-        "--recipe", choices=("vgg16_cam",), help="other defaults: those of a published method"
+        "--config",
+        metavar="FILE",
+        help="parameters in a TOML file, see `defectcam init`; options given here win over it",
     )
     _add_output_options(fit)
     for title, parameters in _PARAMETERS.items():
@@ -299,7 +309,15 @@ def _make_parser() -> argparse.ArgumentParser:
 
     predict = command("predict", _predict, "Print label and probability of a defect per image.")
     _add_images(predict)
-    predict.add_argument("--csv", metavar="FILE", help="write the table there, do not print it")
+    predict.add_argument(
+        "-o", "--output", metavar="FILE", help="write the table there, do not print it"
+    )
+    predict.add_argument(
+        "--format",
+        choices=_TABLE_FORMATS,
+        help="of the table (default: what the file's suffix says); without a file, it is printed",
+    )
+    predict.add_argument("--csv", metavar="FILE", help="short for -o FILE --format csv")
     _add_output_options(predict)
     _add_machine(predict)
 
@@ -313,14 +331,44 @@ def _make_parser() -> argparse.ArgumentParser:
         help=f"folder for the overlays, in sub-folders as the images are, and {_RESULTS}",
     )
     localize.add_argument(
+        "--format",
+        choices=_TABLE_FORMATS,
+        help="write a table of the results too: results.csv, .jsonl or .parquet",
+    )
+    localize.add_argument(
         "--method",
         choices=_METHODS,
-        default="cam",
         help="what makes the heatmap: the model's own, or a method of the package grad-cam "
         "(default: cam, the model's own)",
     )
     _add_output_options(localize)
     _add_machine(localize)
+
+    annotate = command(
+        "annotate", _annotate, "Write what is found as annotations, for tools where people draw."
+    )
+    _add_images(annotate)
+    annotate.add_argument("--format", choices=_ANNOTATION_FORMATS, required=True)
+    annotate.add_argument(
+        "-o", "--output", metavar="DIR", required=True, help="folder for the annotations"
+    )
+    annotate.add_argument(
+        "--shapes",
+        choices=("box", "polygon"),
+        help="what is drawn (default: box; for coco, both)",
+    )
+    annotate.add_argument(
+        "--tolerance",
+        metavar="PIXELS",
+        type=float,
+        default=0.0,
+        help="how far polygons may run beside a region's edge, to have fewer corners (default: 0)",
+    )
+    annotate.add_argument(
+        "--copy-images", action="store_true", help="copy the images beside their annotations"
+    )
+    _add_output_options(annotate)
+    _add_machine(annotate)
 
     evaluate = command("evaluate", _evaluate, "Measure on labelled images: missed defects first.")
     evaluate.add_argument("model", metavar="MODEL", help="a file that fit has written")
@@ -338,13 +386,199 @@ def _make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     _add_machine(evaluate)
 
+    report = command(
+        "report", _report, "Write one HTML file: pictures, figures, thresholds to move."
+    )
+    report.add_argument("model", metavar="MODEL", help="a file that fit has written")
+    report.add_argument(
+        "images",
+        metavar="IMAGES",
+        nargs="+",
+        help="a folder as for evaluate; or, without labels, image files and folders",
+    )
+    report.add_argument("-o", "--output", metavar="FILE", required=True, help="the HTML to write")
+    report.add_argument(
+        "--no-labels", action="store_true", help="do not take sub-folders for labels"
+    )
+    report.add_argument(
+        "--good-label", metavar="NAME", help="sub-folder of good parts (default: the model's)"
+    )
+    report.add_argument("--masks", metavar="DIR", help="as for evaluate")
+    report.add_argument("--title", metavar="TEXT", help="default: the name of the folder")
+    _add_output_options(report)
+    _add_machine(report)
+
+    _add_export(command("export", _export, "Write a model as a graph that runs without PyTorch."))
+
     info = command("info", _info, "Print what a model file contains.")
     info.add_argument("model", metavar="MODEL", help="a file that fit has written")
     info.add_argument("--json", action="store_true", help="print JSON")
 
-    serve = command("serve", _serve, "Answer requests over HTTP (extra: serve).")
-    _add_service(serve)
+    _add_service(command("serve", _serve, "Answer requests over HTTP (extra: serve)."))
+    _add_watch(command)
+    _add_query(command)
+    _add_split(command)
+    _add_doctor(command)
+    _add_init(command)
+    _add_completion(command)
     return parser
+
+
+def _add_watch(command: Callable[..., Any]) -> None:
+    watch = command("watch", _watch, "Judge images as they arrive in a folder, until stopped.")
+    watch.add_argument("model", metavar="MODEL", help="a file that fit has written")
+    watch.add_argument("folder", metavar="FOLDER", help="where images arrive, sub-folders too")
+    watch.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        required=True,
+        help="gets results.jsonl, a line per image, and overlays/; what it holds is continued",
+    )
+    watch.add_argument(
+        "--overlays",
+        choices=("all", "defects", "none"),
+        default="all",
+        help="of which images overlays are written (default: all)",
+    )
+    for name, default, text in (
+        (
+            "settle",
+            0.5,
+            "a file is read when it has not changed for so long; 0 if the camera writes under "
+            "another name and renames",
+        ),
+        (
+            "error-after",
+            5.0,
+            "a file that cannot be read is recorded as an error when it has not changed for so "
+            "long",
+        ),
+        ("poll", 0.2, "time between looks at the folder"),
+        ("report-every", 10.0, "time between reports"),
+    ):
+        watch.add_argument(
+            f"--{name}",
+            metavar="SECONDS",
+            type=float,
+            default=default,
+            help=f"{text} (default: {default:g})",
+        )
+    watch.add_argument("--json", action="store_true", help="print JSON")
+    _add_machine(watch)
+
+
+def _add_query(command: Callable[..., Any]) -> None:
+    query = command("query", _query, "Choose the images to label next, most useful first.")
+    query.add_argument("model", metavar="MODEL", help="a file that fit has written")
+    query.add_argument("images", metavar="IMAGES", nargs="+", help="image files and folders")
+    query.add_argument("-n", metavar="N", type=int, required=True, help="how many")
+    query.add_argument("--json", action="store_true", help="print JSON")
+    _add_machine(query)
+
+
+def _add_split(command: Callable[..., Any]) -> None:
+    split = command("split", _split, "Split a folder into training and test images, by type.")
+    split.add_argument(
+        "folder", metavar="FOLDER", help="a sub-folder per class, or the MVTec AD layout"
+    )
+    split.add_argument(
+        "-o", "--output", metavar="DIR", required=True, help="where to write; new or empty"
+    )
+    split.add_argument(
+        "--form",
+        choices=("lists", "links", "copies"),
+        default="lists",
+        help="train.csv and test.csv, or folders of symbolic links or copies (default: lists)",
+    )
+    split.add_argument(
+        "--test-size",
+        metavar="SHARE",
+        type=float,
+        default=0.2,
+        help="share of the images to test on (default: 0.2)",
+    )
+    split.add_argument(
+        "--random-state",
+        metavar="N",
+        type=_INT_OR_NONE,
+        help="seed: the same split every time (default: none)",
+    )
+    split.add_argument(
+        "--group-pattern",
+        metavar="REGEX",
+        help="what in a file's name names the part, whose pictures stay on one side: '^([^_]+)' "
+        "for what is before the first underscore (default: each image is a part)",
+    )
+    split.add_argument("--good-label", metavar="NAME", help="sub-folder of good parts")
+    split.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_doctor(command: Callable[..., Any]) -> None:
+    doctor = command("doctor", _doctor, "Examine the installation and a folder of images.")
+    doctor.add_argument("folder", metavar="FOLDER", nargs="?", help="as for fit")
+    doctor.add_argument("--good-label", metavar="NAME", help="sub-folder of good parts")
+    doctor.add_argument("--n-jobs", metavar="N", type=int, help="threads that read images")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_init(command: Callable[..., Any]) -> None:
+    init = command("init", _init, "Write all parameters, explained, to a file for fit --config.")
+    init.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="defectcam.toml",
+        help="the file to write (default: defectcam.toml)",
+    )
+    _add_recipe(init)
+    _add_output_options(init)
+
+
+def _add_completion(command: Callable[..., Any]) -> None:
+    completion = command("completion", _completion, "Print a script that completes commands.")
+    completion.add_argument("shell", choices=("bash", "zsh"))
+    completion.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_recipe(parser: Any) -> None:
+    parser.add_argument(
+        "--recipe", choices=("vgg16_cam",), help="other defaults: those of a published method"
+    )
+
+
+def _add_export(parser: Any) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a file that fit has written")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="the graph to write: .onnx, .xml (OpenVINO IR, with a .bin) or .pt2 (torch.export)",
+    )
+    parser.add_argument(
+        "--verify",
+        metavar="IMAGES",
+        nargs="+",
+        help="image files and folders: compare the answers with the model's in float32, print the "
+        f"table, and write nothing (exit code {ANSWERS_DIFFER}) where they differ",
+    )
+    parser.add_argument(
+        "--int8", metavar="DIR", help="quantise to int8, calibrated on these training images"
+    )
+    parser.add_argument(
+        "--measure",
+        metavar="DIR",
+        help="labelled images on which the loss by int8 is measured (default: those of --int8)",
+    )
+    parser.add_argument(
+        "--max-auroc-loss",
+        metavar="LOSS",
+        type=float,
+        default=0.01,
+        help="largest loss of ROC AUC by int8 (default: 0.01)",
+    )
+    _add_output_options(parser)
 
 
 def _add_output_options(parser: Any) -> None:
@@ -363,6 +597,19 @@ def _add_images(parser: Any) -> None:
 
 
 def _add_machine(parser: Any) -> None:
+    """Add what every command that asks a model takes, see `_load`."""
+    parser.add_argument(
+        "--threshold",
+        metavar="P",
+        type=float,
+        help="defective from this probability (default: the model's)",
+    )
+    parser.add_argument(
+        "--box-threshold",
+        metavar="T",
+        type=float,
+        help="boxes are where the heatmap is above this (default: the model's)",
+    )
     parser.add_argument("--device", metavar="DEVICE", help="default: the model's")
     parser.add_argument("--batch-size", metavar="N", type=int, help="default: the model's")
     parser.add_argument("--n-jobs", metavar="N", type=int, help="threads that read images")
@@ -465,9 +712,14 @@ def _is_about_data(error: Exception) -> bool:
 
     if isinstance(error, ImageReadError):
         return True
-    from defectcam.persistence import ModelFileError
+    from defectcam.runtime import ExportedModelError
 
-    return isinstance(error, ModelFileError)
+    if isinstance(error, ExportedModelError):  # before what follows: there may be no torch
+        return True
+    from defectcam.persistence import ModelFileError
+    from defectcam.watch import ResultsFileError
+
+    return isinstance(error, (ModelFileError, ResultsFileError))
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -478,6 +730,8 @@ def _fit(args: argparse.Namespace) -> int:
     _refuse_existing(args.output, args.force)
     names = [p.name for parameters in _PARAMETERS.values() for p in parameters]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if args.config is not None:
+        given = {**_configured(args.config), **given}
     from defectcam.folders import labelled_folder
     from defectcam.images import ImageReadError
 
@@ -485,7 +739,7 @@ def _fit(args: argparse.Namespace) -> int:
     from defectcam.classifier import DefectCAMClassifier
     from defectcam.training import TrainingDivergedError
 
-    given["verbose"] = int(not args.quiet)
+    given["verbose"] = int(not args.quiet and sys.stderr.isatty())
     if args.recipe is None:
         clf = DefectCAMClassifier(**given)
     else:
@@ -504,12 +758,11 @@ def _fit(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    if args.csv is not None:
-        _refuse_existing(args.csv, args.force)
+    table, table_format = _table_of(args)
     paths = _list_images(args.images)
     clf = _load(args)
-    records = []
-    print_rows = args.csv is None and not args.json
+    records, rows = [], []
+    print_rows = table_format is None and not args.json
     for path, found in zip(paths, _found(clf, paths, args.quiet, print_rows), strict=True):
         records.append(
             {
@@ -519,24 +772,28 @@ def _predict(args: argparse.Namespace) -> int:
                 "is_defect": found.is_defect,
             }
         )
+        if table_format is not None:
+            rows.append(_result_row(found, path))
         if print_rows:
             print(f"{_answer(clf, found)}  {path}")
-    if args.csv is not None:
-        from defectcam.files import write_atomically
-
-        write_atomically(args.csv, _as_csv(records).encode())
+    if table_format is not None:
+        _write_table(rows, table, table_format)
     if args.json:
         _print_json(records)
-    written = "" if args.csv is None else f"; wrote {args.csv}"
+    written = "" if table is None else f"; wrote {table}"
     return _conclude(args, [record["is_defect"] for record in records], written)
 
 
 def _localize(args: argparse.Namespace) -> int:
+    from defectcam.files import staged_folder
+
     output = Path(args.output)
     _refuse_existing_folder(output, args.force)
     paths = _list_images(args.images, without=output)
     overlays = _overlay_names(paths, args.images)
     results = output.resolve()
+    if args.format is not None:
+        _refuse_missing_pyarrow(args.format)
     drawn_over = {(results / name).resolve() for name in overlays} & {
         Path(path).resolve() for path in paths
     }
@@ -544,39 +801,79 @@ def _localize(args: argparse.Namespace) -> int:
         raise _UsageError(
             f"the overlay of {min(drawn_over)} would replace the image: give another folder."
         )
-    _refuse_missing_method(args.method)
+    method = args.method or "cam"
+    _refuse_missing_method(method)
     clf = _load(args)
-    records = []
-    localized = _found(clf, paths, args.quiet, rows_printed=not args.json, method=args.method)
-    with _staged(output) as folder:
+    records, rows = [], []
+    localized = _found(clf, paths, args.quiet, rows_printed=not args.json, method=method)
+    with staged_folder(output, last=_RESULTS) as folder:
         for path, name, found in zip(paths, overlays, localized, strict=True):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             found.save(folder / name)
             records.append({**found.to_dict(), "overlay": name})
+            if args.format is not None:
+                rows.append(_result_row(found, path, name))
             if not args.json:
-                boxes = f"{len(found.boxes)} box{'' if len(found.boxes) == 1 else 'es'}"
-                print(f"{_answer(clf, found)}  {boxes:>8}  {path}")
+                print(f"{_answer(clf, found)}  {_n_boxes(found):>8}  {path}")
         document = {
             "defectcam": defectcam.__version__,
             "model": os.fspath(args.model),
-            "method": args.method,
+            "method": method,
             "images": records,
         }
         (folder / _RESULTS).write_text(_as_json(document), encoding="utf-8")
+        if args.format is not None:
+            table = folder / Path(_RESULTS).with_suffix(f".{args.format}")
+            _write_table(rows, table, args.format)
     if args.json:
         _print_json(document)
     written = f"; wrote their overlays and {_RESULTS} to {output}"
     return _conclude(args, [record["is_defect"] for record in records], written)
 
 
+def _annotate(args: argparse.Namespace) -> int:
+    from defectcam.annotations import write_annotations
+    from defectcam.images import ImageReadError
+
+    output = Path(args.output)
+    _refuse_existing_folder(output, args.force)
+    paths = _list_images(args.images, without=output)
+    names = [name.as_posix() for name in _names_below(paths, args.images)]
+    clf = _load(args)
+    results = []
+    for path, found in zip(paths, _found(clf, paths, args.quiet, not args.json), strict=True):
+        results.append(found)
+        if not args.json:
+            print(f"{_answer(clf, found)}  {_n_boxes(found):>8}  {path}")
+    try:
+        write_annotations(
+            results,
+            output,
+            args.format,
+            names=names,
+            classes=clf.defect_labels_,
+            shapes=args.shapes,
+            tolerance=args.tolerance,
+            copy_images=args.copy_images,
+            overwrite=args.force,
+        )
+    except ImageReadError:
+        raise
+    except ValueError as error:  # an option, or the name of an image
+        raise _UsageError(error) from error
+    if args.json:
+        n_boxes = [len(found.boxes) for found in results]
+        report = {"output": args.output, "format": args.format, "n_images": len(results)}
+        _print_json({**report, "n_boxes": sum(n_boxes), "n_with_boxes": sum(map(bool, n_boxes))})
+    written = f"; wrote {args.format} annotations to {output}"
+    return _conclude(args, [found.is_defect for found in results], written)
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     from defectcam.evaluation import evaluate
     from defectcam.folders import labelled_folder
 
-    folder = Path(args.folder)
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        folder /= "test"
-        print(f"defectcam: evaluating on {folder}", file=sys.stderr)
+    folder = _tested(args.folder)
     if args.good_label is not None:
         labelled_folder(folder, args.good_label)  # refuse a wrong folder before loading a model
     if args.masks is not None and not Path(args.masks).is_dir():
@@ -588,6 +885,87 @@ def _evaluate(args: argparse.Namespace) -> int:
         _print_json(report.to_dict())
     else:
         print(report)
+    return DONE
+
+
+def _report(args: argparse.Namespace) -> int:
+    _refuse_existing(args.output, args.force)
+    may_have_labels = len(args.images) == 1 and os.path.isdir(args.images[0]) and not args.no_labels
+    if not may_have_labels and (args.good_label is not None or args.masks is not None):
+        raise _UsageError("--good-label and --masks need one folder with a sub-folder per class.")
+    if args.masks is not None and not Path(args.masks).is_dir():
+        raise _UsageError(f"--masks {args.masks}: there is no such folder.")
+    clf = _load(args)
+    clf.set_params(verbose=int(not args.quiet and sys.stderr.isatty()))
+    from defectcam.report import write_report
+
+    write_report(
+        clf,
+        _tested(args.images[0]) if may_have_labels else _list_images(args.images),
+        path=args.output,
+        masks=args.masks,
+        good_label=args.good_label,
+        title=args.title,
+        model=args.model,
+    )
+    report = {"report": args.output, "bytes": os.path.getsize(args.output)}
+    _print_report(report, args.json)
+    return DONE
+
+
+def _export(args: argparse.Namespace) -> int:
+    target = Path(args.output)
+    _refuse_existing(args.output, args.force)
+    if target.suffix == ".xml":
+        _refuse_existing(os.fspath(target.with_suffix(".bin")), args.force)
+    if args.verify and args.int8:
+        raise _UsageError("--verify compares float32, and --int8 reports its own loss: give one.")
+    for option in ("int8", "measure"):
+        folder = getattr(args, option)
+        if folder is not None and not Path(folder).is_dir():
+            raise _UsageError(f"--{option} {folder}: there is no such folder.")
+    images = _list_images(args.verify) if args.verify else []
+    from defectcam.export import Int8LossError, export, read_description, verify_file
+    from defectcam.persistence import load
+
+    clf = load(args.model, device="cpu")
+    parity = None
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=target.parent) as folder:
+        staged = Path(folder, target.name)
+        try:
+            loss = export(
+                clf,
+                staged,
+                int8=args.int8,
+                X=args.measure,
+                max_auroc_loss=args.max_auroc_loss,
+            )
+        except Int8LossError as error:
+            print(f"defectcam: error: {error}", file=sys.stderr)
+            return ANSWERS_DIFFER
+        except (ValueError, ImportError) as error:  # the suffix, the model, a missing package
+            raise _UsageError(error) from error
+        report = {"file": args.output, "bytes": staged.stat().st_size, **read_description(staged)}
+        if args.verify:
+            parity = verify_file(clf, staged, images)
+            if not args.json:
+                print(parity, end="\n\n")
+            if not parity.is_same:
+                if args.json:
+                    _print_json({"parity": parity.to_dict()})
+                print(
+                    f"defectcam: error: answers differ from those of {args.model}; nothing was "
+                    "written. Please report it with the table.",
+                    file=sys.stderr,
+                )
+                return ANSWERS_DIFFER
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
+            os.replace(file, target.parent / file.name)
+    if loss is not None:
+        report["int8_loss"] = loss._asdict()
+    if parity is not None and args.json:
+        report["parity"] = parity.to_dict()
+    _print_report(report, args.json)
     return DONE
 
 
@@ -632,11 +1010,152 @@ def _serve(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise _UsageError(error) from error
     except ValueError as error:
-        if _is_about_data(error) or type(error) is not ValueError:  # the file is at fault
+        if _is_about_data(error):
             raise
         raise _UsageError(error) from error  # the device, a name
     serve(app, host=args.host, port=args.port, log_level="warning" if args.quiet else "info")
     return DONE
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from defectcam.watch import Watcher, stopped_by_signals
+
+    def notify(row: dict[str, Any]) -> None:
+        answer = row["error"] or f"{row['label']}  {row['probability']:.3f}"
+        print(f"{answer}  {row['image']}", flush=True)
+
+    def report(sentence: object) -> None:
+        if not args.quiet:
+            print(f"defectcam: watch: {sentence}", file=sys.stderr, flush=True)
+
+    if not args.report_every > 0:
+        raise _UsageError(f"--report-every {args.report_every:g}: more than 0 is needed.")
+    _refuse_existing_folder(Path(args.output), force=True)  # what it holds is continued
+    with stopped_by_signals() as stop:
+        clf = _load(args)
+        try:
+            watcher = Watcher(
+                args.folder,
+                args.output,
+                clf.localize_iter,
+                overlays=args.overlays,
+                settle=args.settle,
+                error_after=args.error_after,
+                poll=args.poll,
+                batch_size=clf.batch_size,
+                about={"model": args.model},
+                notify=None if args.json else notify,
+                warn=_show_warning,
+            )
+        except ValueError as error:
+            if _is_about_data(error):
+                raise
+            raise _UsageError(error) from error
+        with watcher:
+            report(f"{args.folder}, {watcher.tally.n_known} images known; Ctrl-C stops")
+            tally = watcher.run(stop, report, args.report_every)
+    report(f"stopped after {tally.seconds:.1f} s; {tally}")
+    if args.json:
+        _print_json(tally.to_dict())
+    return DONE
+
+
+def _query(args: argparse.Namespace) -> int:
+    paths = _list_images(args.images)
+    if not 1 <= args.n <= len(paths):
+        raise _UsageError(f"-n {args.n}: from 1 to {len(paths)} of these images can be chosen.")
+    chosen = [paths[i] for i in _load(args).query(paths, args.n)]
+    if args.json:
+        _print_json(chosen)
+    else:
+        print("\n".join(chosen))
+    return DONE
+
+
+def _split(args: argparse.Namespace) -> int:
+    from defectcam.files import staged_folder
+    from defectcam.images import ImageReadError
+    from defectcam.splitting import split_folder, write_split
+
+    output = Path(args.output)
+    _refuse_existing_folder(output, force=False, advice="give another folder.")
+    try:
+        split = split_folder(
+            args.folder, args.test_size, args.random_state, args.group_pattern, args.good_label
+        )
+    except ImageReadError:
+        raise
+    except (ValueError, re.error) as error:
+        raise _UsageError(error) from error
+    with staged_folder(output) as folder:
+        write_split(split, folder, args.form, final=output)
+    if args.json:
+        _print_json({"output": args.output, "form": args.form, **split.counts()})
+        return DONE
+    for side, counts in split.counts().items():
+        kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+        print(f"{side:<5}  {sum(counts.values())} images: {kinds}")
+    return DONE
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from defectcam.doctor import examine
+
+    def bar(items: Any, total: int) -> Any:
+        return tqdm(items, "images", total, unit="image", disable=True if args.quiet else None)
+
+    found = examine(args.folder, args.good_label, n_jobs=args.n_jobs, progress=bar)
+    if args.json:
+        _print_json(found.to_dict())
+    else:
+        # https://no-color.org: set and not empty, whatever its value.
+        print(found.text(colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
+    return BAD_DATA if found.worst == "error" else DONE
+
+
+def _init(args: argparse.Namespace) -> int:
+    _refuse_existing(args.output, args.force)
+    from defectcam.classifier import DefectCAMClassifier
+    from defectcam.configuration import configuration_text
+    from defectcam.files import write_atomically
+
+    clf = DefectCAMClassifier()
+    if args.recipe is not None:
+        clf = DefectCAMClassifier.from_recipe(args.recipe)
+    text = configuration_text(DefectCAMClassifier, clf.get_params())
+    write_atomically(args.output, text.encode())
+    if args.json:
+        _print_json({"config": args.output})
+    else:
+        print(f"wrote {args.output}: defectcam fit FOLDER -o MODEL --config {args.output}")
+    return DONE
+
+
+def _completion(args: argparse.Namespace) -> int:
+    try:
+        import shtab
+    except ImportError as error:
+        raise _UsageError("completion needs shtab: pip install 'defectcam[completion]'.") from error
+    parser = _make_parser()
+    _complete_files(parser, shtab.FILE)
+    script = shtab.complete(parser, args.shell)
+    if args.json:
+        _print_json({"shell": args.shell, "script": script})
+    else:
+        print(script)
+    return DONE
+
+
+def _complete_files(parser: argparse.ArgumentParser, files: dict[str, Any]) -> None:
+    """Mark the arguments of a parser and its commands that are files and folders."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _complete_files(command, files)
+        elif action.metavar in ("FILE", "FOLDER", "DIR", "IMAGES", "MODEL"):
+            action.complete = files  # type: ignore[attr-defined]
 
 
 # --- Inputs -----------------------------------------------------------------------------------
@@ -655,6 +1174,31 @@ def _named_models(arguments: Sequence[str]) -> dict[str, str]:
     return models
 
 
+def _configured(path: str) -> dict[str, Any]:
+    from defectcam.classifier import DefectCAMClassifier
+    from defectcam.configuration import ConfigurationError, read_configuration
+
+    if not os.path.isfile(path):
+        raise _UsageError(f"--config {path}: there is no such file; `defectcam init` writes one.")
+    try:
+        given = read_configuration(path, DefectCAMClassifier)
+        DefectCAMClassifier(**given)._validate_params()
+    except ConfigurationError as error:
+        raise _UsageError(error) from error
+    except ValueError as error:  # scikit-learn names the parameter
+        raise _UsageError(f"{path}: {error}") from error
+    return given
+
+
+def _tested(folder: str) -> Path:
+    """Give the folder `test` of the MVTec AD layout, any other folder as it is."""
+    test = Path(folder, "test")
+    if not (Path(folder, "train").is_dir() and test.is_dir()):
+        return Path(folder)
+    print(f"defectcam: evaluating on {test}", file=sys.stderr)
+    return test
+
+
 def _load(args: argparse.Namespace) -> DefectCAMClassifier:
     from defectcam.persistence import ModelFileError, load
 
@@ -669,7 +1213,21 @@ def _load(args: argparse.Namespace) -> DefectCAMClassifier:
             clf.set_params(**{name: getattr(args, name)})
     if clf.batch_size < 1:
         raise _UsageError(f"--batch-size {clf.batch_size}: at least 1 is needed.")
+    _set_thresholds(clf, args.threshold, args.box_threshold)
     return clf
+
+
+def _set_thresholds(
+    clf: DefectCAMClassifier, threshold: float | None, box_threshold: float | None
+) -> None:
+    if threshold is not None:
+        if not 0 <= threshold <= 1:
+            raise _UsageError(f"--threshold {threshold}: a probability from 0 to 1 is needed.")
+        clf.threshold_ = threshold
+    if box_threshold is not None:
+        if not math.isfinite(box_threshold):
+            raise _UsageError(f"--box-threshold {box_threshold}: a finite number is needed.")
+        clf.set_params(box_threshold=box_threshold)
 
 
 def _list_images(arguments: Sequence[str], without: Path | None = None) -> list[str]:
@@ -694,12 +1252,7 @@ def _list_images(arguments: Sequence[str], without: Path | None = None) -> list[
 
 def _overlay_names(paths: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """Name each overlay as its image, relative to the deepest folder that holds all arguments."""
-    folders = [
-        os.path.abspath(a) if os.path.isdir(a) else os.path.dirname(os.path.abspath(a))
-        for a in arguments
-    ]
-    base = os.path.commonpath(folders)
-    names = [Path(os.path.relpath(os.path.abspath(path), base)) for path in paths]
+    names = _names_below(paths, arguments)
     short = [name.with_suffix(".png").as_posix() for name in names]
     counts: dict[str, int] = {}
     for name in short:
@@ -709,6 +1262,16 @@ def _overlay_names(paths: Sequence[str], arguments: Sequence[str]) -> list[str]:
         one if counts[one.lower()] == 1 else f"{name.as_posix()}.png"
         for one, name in zip(short, names, strict=True)
     ]
+
+
+def _names_below(paths: Sequence[str], arguments: Sequence[str]) -> list[Path]:
+    """Name images relative to the deepest folder that holds all arguments."""
+    folders = [
+        os.path.abspath(a) if os.path.isdir(a) else os.path.dirname(os.path.abspath(a))
+        for a in arguments
+    ]
+    base = os.path.commonpath(folders)
+    return [Path(os.path.relpath(os.path.abspath(path), base)) for path in paths]
 
 
 def _refuse_missing_method(method: str) -> None:
@@ -769,32 +1332,17 @@ def _refuse_existing(path: str, force: bool) -> None:
         raise _UsageError(f"the folder {target.parent} does not exist: make it first.")
 
 
-def _refuse_existing_folder(folder: Path, force: bool) -> None:
+def _refuse_existing_folder(
+    folder: Path,
+    force: bool,
+    advice: str = "give another folder, or --force to overwrite files in it.",
+) -> None:
     if folder.exists() and not folder.is_dir():
         raise _UsageError(f"{folder} is a file: give a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise _UsageError(
-            f"{folder} is not empty: give another folder, or --force to overwrite files in it."
-        )
+        raise _UsageError(f"{folder} is not empty: {advice}")
     if not folder.resolve().parent.is_dir():
         raise _UsageError(f"the folder {folder.parent} does not exist: make it first.")
-
-
-@contextlib.contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into; its files move to `folder` at the end if nothing fails."""
-    target = folder.resolve()
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    staging.mkdir()
-    try:
-        yield staging
-        files = sorted(path for path in staging.rglob("*") if path.is_file())
-        for file in sorted(files, key=lambda path: path.name == _RESULTS):  # the list comes last
-            place = target / file.relative_to(staging)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, place)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _answer(clf: DefectCAMClassifier, found: Localization) -> str:
@@ -813,12 +1361,60 @@ def _conclude(args: argparse.Namespace, is_defect: Sequence[bool], written: str)
     return DEFECTS_FOUND if n_defects and args.fail_on_defect else DONE
 
 
-def _as_csv(records: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(records)
-    return text.getvalue()
+def _n_boxes(found: Localization) -> str:
+    return f"{len(found.boxes)} box{'' if len(found.boxes) == 1 else 'es'}"
+
+
+def _table_of(args: argparse.Namespace) -> tuple[str | None, str | None]:
+    """File and format of the table that is asked for; no file: standard output."""
+    if args.csv is not None:
+        if args.output is not None or args.format not in (None, "csv"):
+            raise _UsageError("--csv FILE is short for -o FILE --format csv: give one of them.")
+        args.output, args.format = args.csv, "csv"
+    if args.output is None:
+        if args.format is not None and args.json:
+            raise _UsageError("--json and --format both print the results: give one of them.")
+        if args.format == "parquet":
+            raise _UsageError("--format parquet is not for reading: give a file, -o FILE.")
+        return None, args.format
+    _refuse_existing(args.output, args.force)
+    if args.format is None:
+        from defectcam.tables import format_of
+
+        try:
+            args.format = format_of(args.output)
+        except ValueError as error:
+            raise _UsageError(f"{error} Give --format.") from error
+    _refuse_missing_pyarrow(args.format)
+    return args.output, args.format
+
+
+def _refuse_missing_pyarrow(table_format: str) -> None:
+    from defectcam.tables import encode_rows
+
+    try:
+        encode_rows([], table_format)
+    except ImportError as error:
+        raise _UsageError(error) from error
+
+
+def _result_row(found: Localization, path: str, overlay: str | None = None) -> dict[str, Any]:
+    from defectcam.tables import result_row
+
+    return result_row(found, path, overlay)
+
+
+def _write_table(
+    rows: Sequence[dict[str, Any]], target: str | Path | None, table_format: str
+) -> None:
+    from defectcam.files import write_atomically
+    from defectcam.tables import encode_rows
+
+    data = encode_rows(rows, table_format)
+    if target is None:
+        print(data.decode(), end="")
+    else:
+        write_atomically(target, data)
 
 
 def _as_json(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Reads annotation files in the COCO format.
 
-This module owns the format: which keys there are, and how polygons and run lengths become masks. It
-opens no image and does not mind where the images are.
+This module owns the format: which keys there are, and how polygons and run lengths become masks and
+masks run lengths. It opens no image and does not mind where the images are.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from defectcam.images import ImageReadError
 
-__all__ = ["CocoImage", "CocoMask", "read_coco"]
+__all__ = ["CocoImage", "CocoMask", "read_coco", "run_lengths"]
 
 _FINER = 4  # polygons are drawn so many times larger, and a pixel is taken if half of it is inside
+_FARTHEST = 2**31 - 1  # pixels, where the size of an image is not known
+_LARGEST_SHIFT = 60  # bits; no image has more pixels
 _MAX_NAMES = 20
 
 
@@ -85,6 +87,8 @@ class CocoImage:
     boxes: NDArray[np.int64]  # (n, 4), half-open xyxy in pixels
     box_types: NDArray[np.str_]  # (n,)
     mask: CocoMask | None  # None unless every annotation has a segmentation
+    size: tuple[int, int] | None = None  # height and width, where the file has them
+    segmentations: tuple[Any, ...] = ()  # one per box, as `CocoMask` takes them; None without
 
     @property
     def type(self) -> str | None:
@@ -93,6 +97,29 @@ class CocoImage:
             return None
         areas = np.prod(self.boxes[:, 2:] - self.boxes[:, :2], axis=1)
         return str(self.box_types[areas.argmax()])
+
+
+def run_lengths(mask: ArrayLike) -> list[int]:
+    """Count the pixels of each run down the columns of a mask, as COCO does.
+
+    Parameters
+    ----------
+    mask : bool array of shape (H, W)
+
+    Returns
+    -------
+    list of int
+        Lengths of the runs of False and True in turn; the first is of False, and may be 0.
+
+    Examples
+    --------
+    >>> run_lengths([[0, 1], [0, 1], [1, 0]])
+    [2, 3, 1]
+    """
+    pixels = np.asarray(mask, bool).T.ravel()
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    lengths = np.diff(np.concatenate([[0], changes, [pixels.size]])).tolist()
+    return [0, *lengths] if pixels.size and pixels[0] else lengths
 
 
 def read_coco(path: str | os.PathLike[str], ignored_category: str | None = None) -> list[CocoImage]:
@@ -128,7 +155,10 @@ def read_coco(path: str | os.PathLike[str], ignored_category: str | None = None)
         for annotation in content["annotations"]:
             if categories[annotation["category_id"]] != ignored_category:
                 found[annotation["image_id"]].append(annotation)
-        return [_image(entry, found[entry["id"]], categories) for entry in content["images"]]
+        return [
+            _image(entry, found[entry["id"]], categories, repr(os.fspath(path)))
+            for entry in content["images"]
+        ]
     except KeyError as error:
         raise ImageReadError(
             f"{os.fspath(path)!r} is not as COCO has it: there is no {error.args[0]!r}. Expected: "
@@ -136,13 +166,18 @@ def read_coco(path: str | os.PathLike[str], ignored_category: str | None = None)
             "categories with id and name; annotations with bbox and the image_id and category_id "
             "of what is listed."
         ) from error
+    except TypeError as error:  # a list, say, in the place of an object or of a number
+        raise ImageReadError(
+            f"{os.fspath(path)!r} is not as COCO has it: an entry of images, annotations or "
+            f"categories is no object, or its id no number ({error})."
+        ) from error
 
 
 def _content(path: str | os.PathLike[str]) -> dict[str, Any]:
     expected = ("images", "annotations", "categories")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ImageReadError(f"{os.fspath(path)!r} cannot be read as JSON: {error}") from error
     if isinstance(content, dict) and all(isinstance(content.get(key), list) for key in expected):
         return content
@@ -157,26 +192,77 @@ def _content(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _image(
-    entry: dict[str, Any], annotations: list[dict[str, Any]], categories: dict[Any, str]
+    entry: dict[str, Any], annotations: list[dict[str, Any]], categories: dict[Any, str], file: str
 ) -> CocoImage:
+    place = f"{file}, image {entry['id']!r}"
+    if not isinstance(entry["file_name"], str):
+        raise ImageReadError(f"{place} has a file_name that is no text.")
+    sides = [_side(entry[name], place) for name in ("height", "width") if name in entry]
+    size = (sides[0], sides[1]) if len(sides) == 2 else None
     segmentations = [annotation.get("segmentation") for annotation in annotations]
-    mask = None
-    if annotations and all(segmentations):
-        mask = CocoMask((int(entry["height"]), int(entry["width"])), segmentations)
-    limit = [entry.get("width", np.inf), entry.get("height", np.inf)]
-    boxes = [_box(annotation["bbox"], limit) for annotation in annotations]
+    if any(segmentations) and size is None:
+        size = _side(entry["height"], place), _side(entry["width"], place)  # says which is missing
+    limit = [entry.get("width", _FARTHEST), entry.get("height", _FARTHEST)]
+    boxes = []
+    for annotation in annotations:
+        at = f"{file}, annotation {annotation.get('id')!r}"
+        boxes.append(_box(annotation["bbox"], limit, at))
+        if annotation.get("segmentation") and size is not None:
+            _refuse_no_segmentation(annotation["segmentation"], size, at)
     names = [categories[annotation["category_id"]] for annotation in annotations]
+    is_marked = size is not None and annotations and all(segmentations)
     return CocoImage(
         file_name=entry["file_name"],
         boxes=np.array(boxes, np.int64).reshape(-1, 4),
         box_types=np.array(names, dtype=str),
-        mask=mask,
+        mask=CocoMask(size, segmentations) if size is not None and is_marked else None,
+        size=size,
+        segmentations=tuple(segmentations),
     )
 
 
-def _box(bbox: Sequence[float], limit: Sequence[float]) -> NDArray[np.int64]:
+def _side(value: Any, place: str) -> int:
+    if not isinstance(value, (int, float)) or not 0 < value < np.inf:
+        raise ImageReadError(f"{place} has the height or width {value!r}, expected pixels.")
+    return int(value)
+
+
+def _refuse_no_segmentation(segmentation: Any, size: tuple[int, int], place: str) -> None:
+    if isinstance(segmentation, dict):
+        try:
+            lengths = _lengths(segmentation)
+            if not all(isinstance(length, int) and length >= 0 for length in lengths):
+                raise ValueError("lengths are whole numbers of at least 0")
+            _refuse_other_size(segmentation, lengths, size)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ImageReadError(f"{place} has run lengths that cannot be read: {error}") from error
+        return
+    try:
+        polygons = [np.array(polygon, float) for polygon in segmentation]
+        is_right = all(
+            p.ndim == 1 and p.size >= 6 and p.size % 2 == 0 and np.isfinite(p).all()
+            for p in polygons
+        )
+    except (TypeError, ValueError):
+        is_right = False
+    if not is_right:
+        raise ImageReadError(
+            f"{place} has a segmentation that is neither run lengths nor a list of polygons "
+            "[x0, y0, x1, y1, x2, y2, ...] of at least three corners."
+        )
+
+
+def _box(bbox: Any, limit: Sequence[float], place: str) -> NDArray[np.int64]:
     """Turn (x, y, width, height) into the smallest box of whole pixels around it."""
-    corner, extent = np.array(bbox, float).reshape(2, 2)
+    try:
+        corner, extent = np.array(bbox, float).reshape(2, 2)
+    except (TypeError, ValueError) as error:
+        raise ImageReadError(
+            f"{place} needs a bbox [x, y, width, height], got {bbox!r}."
+        ) from error
+    if not np.isfinite([corner, extent]).all() or (extent < 0).any():
+        raise ImageReadError(f"{place} has the bbox {bbox!r}, which is none.")
+    corner, extent = np.round([corner, extent], 3)  # 12.0000001 is the edge of pixel 12
     low = np.minimum(np.floor(corner.clip(0)), np.subtract(limit, 1))
     high = np.maximum(np.minimum(np.ceil(corner + extent), limit), low + 1)
     return np.concatenate([low, high]).astype(np.int64)
@@ -201,15 +287,25 @@ def _fill(mask: NDArray[np.bool_], polygon: Sequence[float]) -> None:
 
 
 def _from_run_lengths(segmentation: dict[str, Any], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    lengths = _lengths(segmentation)
+    _refuse_other_size(segmentation, lengths, shape)
+    values = np.arange(len(lengths)) % 2 == 1
+    return np.repeat(values, lengths).reshape(shape[::-1]).T
+
+
+def _lengths(segmentation: dict[str, Any]) -> list[int]:
     counts = segmentation["counts"]
-    lengths = _decompressed(counts) if isinstance(counts, str) else counts
+    return _decompressed(counts) if isinstance(counts, str) else counts
+
+
+def _refuse_other_size(
+    segmentation: dict[str, Any], lengths: Sequence[int], shape: tuple[int, int]
+) -> None:
     if tuple(segmentation["size"]) != shape or sum(lengths) != shape[0] * shape[1]:
         raise ValueError(
             f"The run lengths of a mask cover {sum(lengths)} pixels of size "
             f"{tuple(segmentation['size'])}, but the image has (height, width) = {shape}."
         )
-    values = np.arange(len(lengths)) % 2 == 1
-    return np.repeat(values, lengths).reshape(shape[::-1]).T
 
 
 def _decompressed(text: str) -> list[int]:
@@ -220,6 +316,8 @@ def _decompressed(text: str) -> list[int]:
         bits = ord(character) - 48
         value |= (bits & 0b11111) << shift
         shift += 5
+        if shift > _LARGEST_SHIFT:
+            raise ValueError("a run is longer than any image")
         if bits & 0b100000:  # goes on in the next character
             continue
         if bits & 0b10000:  # negative

@@ -96,7 +96,7 @@ def load_folder(
         None if name == good else _mask_of(root, path, name)
         for path, name in zip(paths, types, strict=True)
     ]
-    return _bunch(paths, types, good, masks, _groups_of(paths, group_pattern))
+    return labelled_bunch(paths, types, good, masks, _groups_of(paths, group_pattern))
 
 
 def load_mvtec(root: str | os.PathLike[str], group_pattern: str | None = None) -> Bunch:
@@ -188,7 +188,7 @@ def load_visa(
     data = load_folder(images, group_pattern=group_pattern)
     files = [Path(path).relative_to(images) for path in data.paths]
     masks = [root / "Data" / "Masks" / file.with_suffix(".png") for file in files]
-    data.masks = _objects(
+    data.masks = object_array(
         str(mask) if bad and mask.is_file() else None
         for mask, bad in zip(masks, data.is_defect, strict=True)
     )
@@ -250,9 +250,9 @@ def load_coco(
     masks: Sequence[Any] = [image.mask for image in listed]
     if mask_folder is not None:
         masks = _write_masks(listed, Path(mask_folder))
-    data = _bunch(paths, types, good_label, masks, None)
-    data.boxes = _objects(image.boxes for image in listed)
-    data.box_types = _objects(image.box_types for image in listed)
+    data = labelled_bunch(paths, types, good_label, masks, None)
+    data.boxes = object_array(image.boxes for image in listed)
+    data.box_types = object_array(image.box_types for image in listed)
     return data
 
 
@@ -331,7 +331,7 @@ def load_csv(
     source = f"images_root={str(folder)!r}"
     _refuse_missing([*paths, *(mask for mask in masks if mask)], path, source)
     groups = np.array(table[group_column]) if group_column is not None else None
-    return _bunch(paths, table[label_column], good, masks, groups)
+    return labelled_bunch(paths, table[label_column], good, masks, groups)
 
 
 def load_elpv() -> Bunch:
@@ -368,7 +368,7 @@ def load_elpv() -> Bunch:
     images, probability, cell_type = utils.load_dataset()
     paths = find_images(os.path.join(os.path.dirname(utils.__file__), "data", "images"))
     types = np.where(probability >= 0.5, "defect", "good")
-    data = _bunch(paths, types, "good", [None] * len(paths), None)
+    data = labelled_bunch(paths, types, "good", [None] * len(paths), None)
     data.update(images=images, probability=probability, cell_type=cell_type)
     return data
 
@@ -436,26 +436,27 @@ def train_test_split_by_type(
     )
 
 
-def _bunch(
+def labelled_bunch(
     paths: Sequence[str],
     types: ArrayLike,
     good_label: str,
     masks: Iterable[Any],
     groups: NDArray[Any] | None,
 ) -> Bunch:
+    """Make what every loader returns."""
     is_defect = np.asarray(types) != good_label
     return Bunch(
         paths=np.array(paths),
         types=np.asarray(types),
         target=is_defect,
         is_defect=is_defect,
-        masks=_objects(masks),
+        masks=object_array(masks),
         groups=groups,
         good_label=good_label,
     )
 
 
-def _objects(values: Iterable[Any]) -> NDArray[np.object_]:
+def object_array(values: Iterable[Any]) -> NDArray[np.object_]:
     """Put each value in a place of its own; NumPy would make one array of arrays of equal shape."""
     listed = list(values)
     array = np.empty(len(listed), dtype=object)

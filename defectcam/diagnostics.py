@@ -23,7 +23,7 @@ from defectcam.exceptions import (
     SuspectLabelsWarning,
     warn_caller,
 )
-from defectcam.labels import plain_label
+from defectcam.plain_labels import plain_label
 from defectcam.sources import is_path
 from defectcam.views import original_of
 

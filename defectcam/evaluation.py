@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,7 +49,7 @@ from defectcam.results import Localization
 from defectcam.sources import Sources, is_path, labelled_sources, paths_of
 from defectcam.views import original_of
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "Judged", "evaluate"]
 
 #: Overlap (intersection over union) at and above which a box is right.
 BOX_IOU = 0.3
@@ -211,8 +211,41 @@ class Evaluation:
         ]
 
 
+class Judged(NamedTuple):
+    """One labelled image and the answer to it.
+
+    Attributes
+    ----------
+    place : int
+        The image's index in ``X``.
+    name : str or int
+        The file, or the place in ``X``.
+    type : str, bool or int
+        The label that it was given.
+    is_defect : bool
+        Whether that label is a defect.
+    found : Localization
+        The classifier's answer.
+    mask : bool array of shape (H, W) or None
+        Where the defect is; None for a good image and where there is no mask.
+    """
+
+    place: int
+    name: str | int
+    type: Any
+    is_defect: bool
+    found: Localization
+    mask: NDArray[np.bool_] | None
+
+
 def evaluate(
-    clf: Any, X: Any, y: ArrayLike | None = None, masks: Any = None, *, good_label: Any = None
+    clf: Any,
+    X: Any,
+    y: ArrayLike | None = None,
+    masks: Any = None,
+    *,
+    good_label: Any = None,
+    each: Callable[[Judged], object] | None = None,
 ) -> Evaluation:
     """Measure a fitted classifier on labelled images, and its heatmaps where there are masks.
 
@@ -232,6 +265,9 @@ def evaluate(
         the folder ``X``, if there is one. Masks of good images are not looked at.
     good_label : label, optional
         What good parts are called in ``y`` or among the folders, if not as in training.
+    each : callable, optional
+        Called with a `Judged` per image, in order: for those who want more than figures of the same
+        single pass.
 
     Returns
     -------
@@ -254,9 +290,9 @@ def evaluate(
     expected = clf.good_label_ if good_label is None else good_label
     sources, labels = labelled_sources(X, y, expected if isinstance(expected, str) else None)
     types = as_labels(labels)
-    good = _good_among(types, np.asarray(clf.good_label_).item(), good_label)
+    good = good_label_among(types, np.asarray(clf.good_label_).item(), good_label)
     is_defect = np.asarray(types != good)
-    mask_of = _list_masks(masks, X, sources, types, is_defect)
+    mask_of = list_masks(masks, X, sources, types, is_defect)
     check_readable(paths_of(sources), n_workers=clf.n_jobs)
 
     answers = _Answers()
@@ -266,8 +302,12 @@ def evaluate(
     ) as bar:
         for index, found in enumerate(clf.localize_iter(sources.items)):
             answers.add(found)
+            bad, mask = bool(is_defect[index]), read_mask(mask_of[index], index, found)
             if maps is not None:
-                maps.add(_read_mask(mask_of[index], index, found), bool(is_defect[index]), found)
+                maps.add(mask, bad, found)
+            if each is not None:
+                name, kind = image_name(sources.items[index], index), types[index].item()
+                each(Judged(index, name, kind, bad, found, mask))
             bar.update()
     return _summarise(clf, sources, types, good, answers, maps)
 
@@ -342,7 +382,7 @@ def _summarise(
         rows = rows[np.argsort(-np.abs(probability[rows] - threshold), kind="stable")]
         return [
             {
-                "image": _name(sources.items[row], row),
+                "image": image_name(sources.items[row], row),
                 "type": types[row].item(),
                 "probability": float(probability[row]),
             }
@@ -394,7 +434,7 @@ def _summarise(
 # --- Truth ------------------------------------------------------------------------------------
 
 
-def _good_among(types: NDArray[Any], learned: Any, given: Any) -> Any:
+def good_label_among(types: NDArray[Any], learned: Any, given: Any) -> Any:
     """Find out which label is good: the one given, the one of training, or one by its name."""
     if given is not None:
         return find_good_label(types, given)
@@ -409,7 +449,7 @@ def _good_among(types: NDArray[Any], learned: Any, given: Any) -> Any:
     return learned
 
 
-def _list_masks(
+def list_masks(
     masks: Any, X: Any, sources: Sources, types: NDArray[Any], is_defect: NDArray[np.bool_]
 ) -> Sequence[Any]:
     """Mask of each defective image, as file or array; None where there is none."""
@@ -445,7 +485,8 @@ def _masks_in(folder: Path, sources: Sources, types: NDArray[Any]) -> list[Path 
     return [file if file.is_file() else None for file in files]
 
 
-def _read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] | None:
+def read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] | None:
+    """Give a mask as an array, of whatever kind it is, and refuse one of another image's size."""
     if mask is None:
         return None
     marked = read_image(mask).any(axis=2) if is_path(mask) else np.asarray(mask).astype(bool)
@@ -461,7 +502,8 @@ def _read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] 
 # --- Figures and text -------------------------------------------------------------------------
 
 
-def _name(item: Any, index: int) -> str | int:
+def image_name(item: Any, index: int) -> str | int:
+    """Return an image's file; the place in ``X`` of one that is no file."""
     item = original_of(item)
     return str(os.fspath(item)) if is_path(item) else index
 

@@ -23,7 +23,8 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from defectcam.classifier import DefectCAMClassifier
 from defectcam.folders import find_good_label
-from defectcam.labels import as_labels, plain_label
+from defectcam.labels import as_labels
+from defectcam.plain_labels import plain_label
 
 __all__ = ["FlatImages"]
 

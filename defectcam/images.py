@@ -32,7 +32,6 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias, TypeVar
 
-import joblib
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -43,6 +42,7 @@ __all__ = [
     "check_readable",
     "content_hashes",
     "find_images",
+    "image_size",
     "read_image",
     "read_images",
     "read_reduced",
@@ -303,6 +303,38 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
             found += [os.path.join(parent, file) for file in files if _looks_like_image(file)]
         entered.add(real)
     return sorted(found)
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Read the size of an image from its file's header.
+
+    Parameters
+    ----------
+    path : str or PathLike
+
+    Returns
+    -------
+    (int, int)
+        Height and width in pixels, with the EXIF orientation applied: those of `read_image`.
+
+    Raises
+    ------
+    ImageReadError
+        If the file does not exist or is no image.
+    """
+    try:
+        with open(path, "rb") as file, Image.open(file) as image:
+            width, height = image.size
+            is_on_its_side = _orientation(image) > 4
+            if not (is_on_its_side and image.format == "TIFF"):
+                return (width, height) if is_on_its_side else (height, width)
+        # Pillow turns TIFF files itself; its releases differ in whether the size is turned before.
+        height, width = read_image(path).shape[:2]
+        return height, width
+    except MemoryError:
+        raise
+    except Exception as error:  # as in `_read_file`
+        raise ImageReadError(f"{os.fspath(path)!r} {_what_is_wrong(path, error)}") from error
 
 
 # Files and Pillow images
@@ -602,10 +634,22 @@ def _ordered_map(
     function: Callable[[_Item], _T], items: Iterable[_Item], n_workers: int | None
 ) -> Generator[_T, None, None]:
     """Map in threads, in order, with a bounded look-ahead; no thread outlives the generator."""
+    return _ordered_results(function, items, _n_threads(n_workers))
+
+
+def _n_threads(n_workers: int | None) -> int:
+    try:
+        import joblib
+    except ImportError:  # exported models run without it, by the same rule
+        n_processors = os.cpu_count() or 1
+        if n_workers is None:
+            return min(n_processors, _MAX_DEFAULT_READERS)
+        if n_workers == 0:
+            raise ValueError("n_jobs == 0 has no meaning: give a number of threads.") from None
+        return n_workers if n_workers > 0 else max(1, n_processors + 1 + n_workers)
     if n_workers is None:
         n_workers = min(joblib.cpu_count(), _MAX_DEFAULT_READERS)
-    n_threads = joblib.effective_n_jobs(n_workers)
-    return _ordered_results(function, items, n_threads)
+    return joblib.effective_n_jobs(n_workers)
 
 
 def _ordered_results(

@@ -15,9 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from defectcam.calibration import HeatModel
-from defectcam.labels import ANOMALY, Classes, as_labels, find_classes
+from defectcam.labels import Classes, as_labels, find_classes
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
+from defectcam.plain_labels import ANOMALY
 from defectcam.replay import Records
 from defectcam.training import FitResult, Fold, TailState, TrainingOptions
 

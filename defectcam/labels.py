@@ -12,9 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import column_or_1d
 
 from defectcam.folders import find_good_label
-
-#: Label of all defect types together when ``target="anomaly"`` merges several.
-ANOMALY = "anomaly"
+from defectcam.plain_labels import ANOMALY
 
 
 class Classes(NamedTuple):
@@ -151,8 +149,3 @@ def _kind(label: Any) -> str:
     if isinstance(label, (np.ndarray, list, tuple)):
         return "array"
     return type(label.item() if isinstance(label, np.generic) else label).__name__
-
-
-def plain_label(label: Any) -> Any:
-    """Turn NumPy's strings, booleans and integers into Python's, as JSON and messages want them."""
-    return label.item() if isinstance(label, np.generic) else label

@@ -39,6 +39,7 @@ __all__ = [
     "pointing_game_score",
     "pro_auc_score",
     "pro_curve",
+    "pro_curve_area",
 ]
 
 FloatArray = NDArray[np.floating[Any]]
@@ -542,6 +543,35 @@ def pro_curve(
     return _rising_shares(good), _rising_shares(defective), np.append(np.inf, thresholds)
 
 
+def pro_curve_area(fpr: ArrayLike, pro: ArrayLike, max_fpr: float = 0.3) -> float:
+    """Area under a curve of `pro_curve` up to a false-positive rate: `pro_auc_score`, given it.
+
+    Parameters
+    ----------
+    fpr, pro
+        Arrays of shape ``(n_points,)``, `fpr` rising from 0 to 1.
+    max_fpr
+        Limit of the false-positive rate, in (0, 1].
+
+    Returns
+    -------
+    float
+        Area in [0, 1], a share of the limit.
+
+    Examples
+    --------
+    >>> from defectcam.metrics import pro_curve_area
+    >>> pro_curve_area([0.0, 0.0, 1.0], [0.0, 1.0, 1.0])
+    1.0
+    """
+    _check_max_fpr(max_fpr)
+    rates, overlaps = np.asarray(fpr, np.float64), np.asarray(pro, np.float64)
+    inside = rates <= max_fpr
+    at_limit = np.interp(max_fpr, rates, overlaps)
+    area = auc(np.append(rates[inside], max_fpr), np.append(overlaps[inside], at_limit))
+    return float(area / max_fpr)
+
+
 def pointing_game_score(masks: Iterable[ArrayLike | None], heatmaps: Iterable[ArrayLike]) -> float:
     """Share of the defective images whose map has its maximum on the defect.
 
@@ -668,12 +698,7 @@ def _roc_area(good: FloatArray, defective: FloatArray) -> float:
 
 def _pro_area(good: FloatArray, in_regions: FloatArray, max_fpr: float) -> float:
     """Area under the overlap curve up to `max_fpr`, as a share; each region weighs 1."""
-    fpr, pro = _rising_shares(good), _rising_shares(in_regions)
-    inside = fpr <= max_fpr
-    area = auc(
-        np.append(fpr[inside], max_fpr), np.append(pro[inside], np.interp(max_fpr, fpr, pro))
-    )
-    return float(area / max_fpr)
+    return pro_curve_area(_rising_shares(good), _rising_shares(in_regions), max_fpr)
 
 
 def _check_max_fpr(max_fpr: float) -> None:

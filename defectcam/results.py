@@ -11,7 +11,7 @@ import base64
 import dataclasses
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from defectcam import display
-from defectcam.boxes import component_mask, find_boxes
+from defectcam.annotations_json import coco_document
+from defectcam.boxes import component_labels, component_mask, find_boxes, find_boxes_at
 from defectcam.files import write_atomically
 from defectcam.geometry import Geometry
 from defectcam.images import read_image
-from defectcam.labels import ANOMALY, plain_label
 from defectcam.placement import PlacedGeometry
+from defectcam.plain_labels import ANOMALY, plain_label
+from defectcam.shapes import AnnotatedImage, outlined
 from defectcam.sources import is_path
 
 __all__ = ["Localization"]
@@ -299,6 +301,23 @@ class Localization:
             changes["label"] = self.defect_label if is_defect else self.good_label
         return dataclasses.replace(self, **changes)
 
+    def boxes_at(
+        self, thresholds: Iterable[float]
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Find the boxes that other thresholds of the map would give, if the image is defective.
+
+        Parameters
+        ----------
+        thresholds : iterable of float
+
+        Returns
+        -------
+        list of (boxes, box_scores)
+            For each threshold those of ``with_threshold(threshold, decision_threshold=0)``, in a
+            fraction of the time.
+        """
+        return find_boxes_at(self.heatmap, thresholds, **self._box_options)
+
     def mask(self) -> NDArray[np.bool_]:
         """Mark the pixels of the regions that have a box.
 
@@ -310,6 +329,73 @@ class Localization:
         if not self.is_defect:
             return np.zeros(self.image_size, dtype=bool)
         return component_mask(self.heatmap, self.threshold, **self._box_options)
+
+    def component_labels(self) -> NDArray[np.int32]:
+        """Mark the pixels of each box's regions with the box's number.
+
+        Returns
+        -------
+        labels : int32 array of shape (H, W)
+            0 outside, ``1 + i`` in the regions of ``boxes[i]``: regions never overlap, boxes may.
+        """
+        if not self.is_defect:
+            return np.zeros(self.image_size, dtype=np.int32)
+        return component_labels(self.heatmap, self.threshold, **self._box_options)
+
+    def annotated(self, file_name: str, tolerance: float = 0.0) -> AnnotatedImage:
+        """Give the boxes and outlines as annotation formats have them.
+
+        Parameters
+        ----------
+        file_name : str
+            What the image is called in the annotations.
+        tolerance : float, default=0.0
+            How far, in pixels, outlines may run beside the true ones to have fewer corners.
+
+        Returns
+        -------
+        image : AnnotatedImage
+            A `Shape` per box, best first.
+        """
+        shapes = outlined(
+            self.boxes, self.box_labels, self.box_scores, self.component_labels(), tolerance
+        )
+        label = str(self.label) if self.is_defect and not shapes else None
+        return AnnotatedImage(file_name, self.image_size, shapes, label)
+
+    def to_coco(self, file_name: str | None = None, tolerance: float = 0.0) -> dict[str, Any]:
+        """Give the result in the layout of COCO's annotation files, ready for JSON.
+
+        Parameters
+        ----------
+        file_name : str, optional
+            What the image is called there. None takes the name of the source's file.
+        tolerance : float, default=0.0
+            How far, in pixels, polygons may run beside the outlines to have fewer corners. 0 is
+            exact.
+
+        Returns
+        -------
+        document : dict
+            ``info``, ``images`` (this one), ``annotations``, one per box, with ``segmentation``
+            (polygons, or run lengths where a region has a hole) and ``score``, and ``categories``.
+
+        Raises
+        ------
+        ValueError
+            If there is neither a `file_name` nor a source that is a file.
+
+        See Also
+        --------
+        defectcam.annotations.write_annotations : Many images, and other formats.
+        """
+        if file_name is None:
+            if not is_path(self.source):
+                raise ValueError("the image is no file: pass file_name, what COCO is to call it.")
+            file_name = Path(self.source).name
+        types = (self.defect_label,) if self.defect_labels is None else self.defect_labels
+        classes = list(dict.fromkeys(str(label) for label in (*types, *self.box_labels)))
+        return coco_document([self.annotated(file_name, tolerance)], classes)
 
     def overlay(
         self,

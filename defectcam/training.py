@@ -26,10 +26,6 @@ from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import MAX_CODEBOOK_PATCHES, Codebook
 from defectcam.student import FeaturesOf
 
-#: Share of the epochs that a fold's tail takes. It only has to tell held-out images apart, and its
-#: scores are brought to the final network's scale: longer training ranks them no better.
-FOLD_SHARE_OF_EPOCHS = 0.5
-
 #: Cached images that go through the tail together when nothing is trained.
 CACHE_BATCH = 32
 
@@ -197,11 +193,6 @@ def train_with_folds(
     return result._replace(tails=tuple(tails))
 
 
-def epochs_of_fold(max_epochs: int) -> int:
-    """Epochs of a fold's tail, where the final one takes ``max_epochs``."""
-    return math.ceil(FOLD_SHARE_OF_EPOCHS * max_epochs)
-
-
 def tail_state(state: dict[str, Tensor]) -> TailState:
     """Pick the weights of tail and head out of a network's."""
     return {name: w for name, w in state.items() if name.startswith(("tail.", "head."))}
@@ -285,7 +276,7 @@ class TailTraining:
     interrupted: bool = False
 
     def run(self, rows: np.ndarray, fold: int) -> None:
-        """Train on some rows of the cache, in fold 0 for all epochs, else for a fold's.
+        """Train on some rows of the cache.
 
         After an interrupt the network holds the weights of the last finished epoch and
         ``interrupted`` is set; without a finished epoch the KeyboardInterrupt goes on.
@@ -296,14 +287,14 @@ class TailTraining:
             If the loss becomes infinite or NaN.
         """
         options = self.options
-        n_epochs = options.max_epochs if fold == 0 else epochs_of_fold(options.max_epochs)
         generator = torch.Generator().manual_seed(self.seed + fold)
         optimizer = _make_optimizer(self.network, options)
         n_batches = -(-len(rows) // options.batch_size)
-        schedule = _make_schedule(optimizer, options.schedule, n_epochs * n_batches)
+        n_steps = options.max_epochs * n_batches
+        schedule = _make_schedule(optimizer, options.schedule, n_steps)
         finished = None
         losses: list[float] = []
-        while len(losses) < n_epochs:
+        while len(losses) < options.max_epochs:
             started = time.perf_counter()
             try:
                 loss, accuracy = self._epoch(torch.as_tensor(rows), generator, optimizer, schedule)

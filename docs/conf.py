@@ -15,8 +15,9 @@ extensions = [
     "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "_templates"]
+exclude_patterns = ["_build", "_templates", "sg_execution_times.rst"]
 templates_path = ["_templates"]
 nitpicky = False
 
@@ -30,6 +31,17 @@ numpydoc_show_class_members = False  # the class template lists them
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_only_copy_prompt_lines = True
+
+# The examples run when the docs are built; one that fails, fails the build.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/gallery",
+    "gallery_dirs": "gallery",
+    "within_subsection_order": "sphinx_gallery.sorting.FileNameSortKey",
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "ignore_repr_types": r"matplotlib|defectcam\.plots|defectcam\.classifier",
+    "abort_on_example_error": True,
+}
 
 html_theme = "furo"
 html_title = f"defectcam {release}"

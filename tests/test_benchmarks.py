@@ -20,6 +20,7 @@ MODULES = (
     "accuracy",
     "active",
     "cam_methods",
+    "export",
     "figures",
     "incremental",
     "options",
@@ -30,7 +31,11 @@ MODULES = (
     "profiling",
     "protocols",
     "ranking",
+    "screens",
+    "report",
+    "screenshots",
     "speed",
+    "watch",
 )
 OPTIONS = argparse.Namespace(types=None, n_defects=[4, 8, 16], flipped=[0.05, 0.1])
 COUNTS = {"dent": 20, "good": 60, "hole": 5, "scratch": 35}
@@ -565,3 +570,56 @@ def test_needed_labels_lie_between_two_rounds(script):
     assert needed(curve, 0.85) == pytest.approx(15)
     assert needed(curve, 0.7) == 10
     assert needed(curve, 1.01) == float("inf")
+
+
+# The line ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_watch_that_is_killed_judges_each_image_once(script, tmp_path):
+    watch = script("watch")
+    tally = watch.run(tmp_path, 60, 20.0, 2, "test_efficientnet", 64)
+    assert watch.is_right(tally), tally
+    assert (tally["once"], tally["corrupt_listed"], tally["overlays"]) == (60, 1, 59)
+    assert tally["latency"]["n"] == 59
+
+
+def test_a_wrong_tally_is_noticed(script, tmp_path):
+    watch = script("watch")
+    names = [watch.name_of(number) for number in range(60)]
+    bad = watch.name_of(watch.ONE_IN // 2)
+    rows = [{"image": name, "error": "cut off" if name == bad else None} for name in names]
+    for row in rows:
+        row["overlay"] = None
+    right = {"images": 60, "exit_code": 0} | watch.check(rows, 60, tmp_path)
+    assert not watch.is_right(right)  # overlays are missing
+    assert watch.is_right(right | {"overlays": 59})
+    for wrong in (rows[1:], [*rows, rows[0]], [{**row, "error": "?"} for row in rows]):
+        tally = {"images": 60, "exit_code": 0} | watch.check(wrong, 60, tmp_path)
+        assert not watch.is_right(tally | {"overlays": 59})
+
+
+@pytest.mark.skipif(not Path("/usr/bin/chromium").is_file(), reason="needs Chromium")
+def test_a_report_is_made_opened_and_its_slider_moved(script, plates, capsys, monkeypatch):
+    pytest.importorskip("playwright")
+    report = script("report")
+    monkeypatch.setattr(report, "N_OPENED", 1)
+    monkeypatch.setattr(report, "N_MOVES", 5)
+    report.main([str(plates), "--image-size", "32", "--n-images", "20"])
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("| report | images | MB")
+    assert [row.split(" | ")[1] for row in rows][1] == "20" and len(rows) == 2
+
+
+def test_parity_is_judged_on_all_formats_and_on_mixed_sizes(script, tmp_path):
+    export = script("export")
+    paths = [str(tmp_path / f"part{i}.jpg") for i in range(3)]
+    for path in paths:
+        assert cv2.imwrite(path, np.full((40, 60, 3), 99, dtype=np.uint8))
+    folder = tmp_path / "made"
+    folder.mkdir()
+    files = export.mixed_images([SimpleNamespace(paths=paths)], 12, folder)
+    images = [cv2.imread(file, cv2.IMREAD_UNCHANGED) for file in files]
+    kinds = {(Path(f).suffix, i.ndim, str(i.dtype)) for f, i in zip(files, images, strict=True)}
+    assert {(".png", 2, "uint16"), (".png", 2, "uint8"), (".bmp", 3, "uint8")} <= kinds
+    assert len({image.shape[:2] for image in images}) == 4

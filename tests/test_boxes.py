@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from defectcam.boxes import component_mask, find_boxes
+from defectcam.boxes import component_labels, component_mask, find_boxes, find_boxes_at
 
 COMMON = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -358,3 +358,47 @@ def test_the_input_map_is_left_alone_and_its_dtype_does_not_matter():
 def test_bad_input_is_refused_by_name(find, heatmap, options, message):
     with pytest.raises(ValueError, match=message):
         find(heatmap, **{"threshold": 0.5, **options})
+
+
+@COMMON
+@given(
+    maps(),
+    st.lists(st.floats(-1.5, 1.125, width=32), max_size=8),
+    st.sampled_from([0.0, 0.5, 0.9]),
+    st.booleans(),
+)
+def test_boxes_at_several_thresholds_are_those_of_each(heatmap, several, peak_fraction, tighten):
+    options = {"min_area": 2, "peak_fraction": peak_fraction, "tighten": tighten}
+    for shift in (0, -0.5, -1.5):  # maps with few and without positive values too
+        together = find_boxes_at(heatmap + shift, several, **options)
+        for threshold, (boxes, scores) in zip(several, together, strict=True):
+            expected_boxes, expected_scores = find_boxes(heatmap + shift, threshold, **options)
+            assert boxes.tolist() == expected_boxes.tolist()
+            assert scores.tolist() == expected_scores.tolist()
+
+
+def test_thresholds_that_decide_nothing_are_not_looked_at_again(monkeypatch):
+    calls = []
+
+    def counted(*args, **options):
+        calls.append(args)
+        return find_boxes(*args, **options)
+
+    monkeypatch.setattr("defectcam.boxes.find_boxes", counted)
+    heatmap = [[4.0, 2.0, 0.0]]
+    find_boxes_at(heatmap, [0.5, 1.0, 1.5, 2.5, 4.0, 5.0, 6.0], peak_fraction=0.8)
+    assert len(calls) == 3  # below half of 0.8 x 4, between, and from the peak on
+
+
+@COMMON
+@given(maps(), merge_distances, st.sampled_from([0.0, 0.5]), st.booleans())
+def test_component_labels_number_the_boxes(heatmap, merge_distance, peak_fraction, tighten) -> None:
+    options = {"merge_distance": merge_distance, "peak_fraction": peak_fraction, "tighten": tighten}
+    boxes, scores = find_boxes(heatmap, 0.5, **options)
+    labels = component_labels(heatmap, 0.5, **options)
+    np.testing.assert_array_equal(labels > 0, component_mask(heatmap, 0.5, **options))
+    assert labels.max(initial=0) == len(boxes)
+    for number, (box, score) in enumerate(zip(boxes.tolist(), scores, strict=True), start=1):
+        y, x = np.nonzero(labels == number)
+        assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        assert np.asarray(heatmap, np.float32)[labels == number].max() == score

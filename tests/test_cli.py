@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import argparse
+import csv
 import inspect
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,24 +18,38 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from sklearn.metrics import roc_auc_score
 from sklearn.utils._param_validation import StrOptions
 
 import defectcam
-from defectcam import DefectCAMClassifier, cli, load
+from defectcam import DefectCAMClassifier, annotations, cli, load, tables
 from defectcam.attribution import METHODS
-from defectcam.classifier import RECIPES
+from defectcam.classifier import RECIPES, VGG16_CAM
+from defectcam.configuration import read_configuration
+from defectcam.datasets import load_csv, load_folder, train_test_split_by_type
+from defectcam.splitting import FORMS
+from defectcam.tables import result_row
 from defectcam.training import TailTraining
+from defectcam.watch import OVERLAYS, Watcher
 
 TINY = ["--backbone", "test_efficientnet", "--weights", "none", "--image-size", "32"]
 TINY += ["--max-epochs", "1", "--cv", "2", "--augmentation", "none", "--random-state", "0"]
 TINY += ["--pooling", "top_k", "--heatmap", "cam", "--device", "cpu", "--quiet"]
+
+MANY_BOXES = {"box_threshold": -0.9, "box_peak_fraction": 0.0, "min_area": 1}
 
 Output = pytest.CaptureFixture[str]
 
 
 def run(*arguments: str | Path) -> int:
     return cli.main([str(argument) for argument in arguments])
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command."""
+    actions = cli._make_parser()._actions
+    return next(a.choices for a in actions if isinstance(a, argparse._SubParsersAction))
 
 
 def draw_folder(folder: Path, n_good: int = 4, n_bad: int = 4) -> Path:
@@ -57,11 +77,11 @@ def model(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def decides(model: Path, tmp_path: Path) -> Callable[[float], Path]:
-    """Return a function that copies the model with another decision threshold."""
+def decides(model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that copies the model with another threshold and other parameters."""
 
-    def decide(threshold: float) -> Path:
-        clf = load(model)
+    def decide(threshold: float, **parameters: Any) -> Path:
+        clf = load(model).set_params(**parameters)
         clf.threshold_ = threshold
         clf.save(tmp_path / "decided.safetensors")
         return tmp_path / "decided.safetensors"
@@ -127,7 +147,53 @@ def test_recipes_are_those_of_the_api() -> None:
         assert parser.parse_args(["fit", "f", "-o", "m", "--recipe", name]).recipe == name
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["localize"]])
+API = {
+    "predict": DefectCAMClassifier.predict,
+    "localize": DefectCAMClassifier.localize,
+    "evaluate": DefectCAMClassifier.evaluate,
+    "query": DefectCAMClassifier.query,
+    "split": train_test_split_by_type,
+    "watch": Watcher,
+}
+#: What the API calls otherwise, is passed in there, or has no place on a command line.
+NOT_OPTIONS = {"self", "X", "y", "paths", "types", "groups"}
+NOT_OPTIONS |= {"folder", "output", "judge", "about", "notify", "warn"}
+
+
+@pytest.mark.parametrize("name", sorted(API))
+def test_other_commands_have_names_and_defaults_of_the_api(name: str) -> None:
+    defaults = {action.dest: action.default for action in commands()[name]._actions}
+    clf = inspect.signature(DefectCAMClassifier).parameters
+    for parameter in inspect.signature(API[name]).parameters.values():
+        if parameter.name in NOT_OPTIONS:
+            continue
+        assert parameter.name in defaults, parameter.name
+        expected = parameter.default
+        if parameter.name in clf or expected is inspect.Parameter.empty:
+            expected = None  # the model's own; or it has to be given
+        assert defaults[parameter.name] == expected, parameter.name
+
+
+def test_fixed_choices_are_those_of_the_api() -> None:
+    choices = {
+        (name, action.dest): tuple(action.choices)
+        for name, command in commands().items()
+        for action in command._actions
+        if action.choices is not None
+    }
+    assert choices["watch", "overlays"] == OVERLAYS
+    assert choices["split", "form"] == FORMS
+
+
+def test_all_commands_print_json_are_quiet_on_demand_and_documented() -> None:
+    page = Path(__file__).parents[1] / "docs" / "cli.md"
+    text = page.read_text(encoding="utf-8")
+    for name, command in commands().items():
+        assert {"json", "quiet"} <= {action.dest for action in command._actions}, name
+        assert f"## {name}\n" in text, name
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in sorted(commands()))])
 def test_help_is_quick_and_lists_exit_codes(command: list[str]) -> None:
     code = f"""
 import sys
@@ -194,12 +260,72 @@ def test_fit_takes_good_images_alone_with_a_warning(tmp_path: Path, capsys: Outp
     assert "heatmap='cam'" in capsys.readouterr().err
 
 
-def test_fit_shows_progress_on_standard_error(parts: Path, tmp_path: Path, capsys: Output) -> None:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_fit_shows_progress_on_a_terminal_alone(
+    terminal: bool, parts: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loud = [argument for argument in TINY if argument != "--quiet"]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     assert run("fit", parts, "-o", tmp_path / "m", *loud) == 0
     printed = capsys.readouterr()
-    assert "training" in printed.err
+    assert ("training:" in printed.err) == terminal
     assert "training:" not in printed.out
+
+
+def test_parameters_come_from_a_file_and_options_win(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[DefectCAMClassifier] = []
+
+    def stop_there(clf: DefectCAMClassifier, folder: str) -> None:
+        fitted.append(clf)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DefectCAMClassifier, "fit", stop_there)
+    file = tmp_path / "parts.toml"
+    file.write_text('cv = 4\nimage_size = [64, 96]\nweights = "none"\nmax_boxes = "none"\n')
+    arguments = ("fit", parts, "-o", tmp_path / "m", "--config", file)
+    assert run(*arguments, "--cv", "2") == cli.INTERRUPTED
+    assert run(*arguments, "--recipe", "vgg16_cam") == cli.INTERRUPTED
+    ours, recipe = (clf.get_params() for clf in fitted)
+    assert (ours["cv"], ours["image_size"], ours["weights"]) == (2, (64, 96), None)
+    assert ours["backbone"] == "efficientnet_lite0"
+    assert (recipe["cv"], recipe["backbone"], recipe["max_boxes"]) == (4, "vgg16", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("batch_sice = 3", "Did you mean 'batch_size'?"),
+        ("batch_size = 0", "'batch_size' parameter of DefectCAMClassifier must be"),
+        ("batch_size =", "is no TOML file"),
+        (None, "there is no such file"),
+    ],
+)
+def test_wrong_files_of_parameters(
+    text: str | None, says: str, parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    file = tmp_path / "parts.toml"
+    if text is not None:
+        file.write_text(text)
+    assert run("fit", parts, "-o", tmp_path / "m", "--config", file) == cli.USAGE
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert "parts.toml" in printed
+
+
+def test_init_writes_what_fit_reads(tmp_path: Path, capsys: Output) -> None:
+    file = tmp_path / "parts.toml"
+    assert run("init", "-o", file) == 0
+    assert f"--config {file}" in capsys.readouterr().out
+    api = DefectCAMClassifier().get_params()
+    written = read_configuration(file, DefectCAMClassifier)
+    assert written == {n: v for n, v in api.items() if n not in ("callbacks", "verbose")}
+    assert run("init", "-o", file) == cli.USAGE
+    assert run("init", "-o", file, "--force", "--recipe", "vgg16_cam", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"config": str(file)}
+    written = read_configuration(file, DefectCAMClassifier)
+    assert {name: written[name] for name in VGG16_CAM} == VGG16_CAM
 
 
 def test_nothing_is_overwritten_without_force(
@@ -299,10 +425,55 @@ def test_predict_writes_csv(model: Path, parts: Path, tmp_path: Path, capsys: Ou
     assert run("predict", model, parts / "good", "--csv", table) == 0
     assert capsys.readouterr().out == ""
     lines = table.read_text().splitlines()
-    assert lines[0] == "image,label,probability,is_defect"
+    assert lines[0].startswith("image,label,probability,is_defect,")
     assert len(lines) == 5
     assert run("predict", model, parts / "good", "--csv", table) == cli.USAGE
     assert run("predict", model, parts / "good", "--csv", table, "--force") == 0
+
+
+def test_tables_of_all_formats_say_the_same(
+    decides: Callable[..., Path], parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    model = decides(0.0, **MANY_BOXES)
+    tables = {name: tmp_path / f"out.{name}" for name in cli._TABLE_FORMATS}
+    for table in tables.values():
+        assert run("predict", model, parts, "-o", table, "--quiet") == 0
+    rows = [json.loads(line) for line in tables["jsonl"].read_text().splitlines()]
+    found = load(model).localize(parts)
+    assert rows == [result_row(one) for one in found]
+    assert sum(row["n_boxes"] for row in rows) > 4
+    assert parquet.read_table(tables["parquet"]).to_pylist() == rows
+    with tables["csv"].open(newline="") as file:
+        listed = list(csv.DictReader(file))
+    assert [json.loads(row["boxes"]) for row in listed] == [row["boxes"] for row in rows]
+    capsys.readouterr()
+    assert run("predict", model, parts, "--format", "jsonl", "--quiet") == 0
+    assert capsys.readouterr().out == tables["jsonl"].read_text()
+    output = tmp_path / "found"
+    assert run("localize", model, parts, "-o", output, "--format", "jsonl", "--quiet") == 0
+    localized = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    document = json.loads((output / "results.json").read_text())
+    overlays = [record["overlay"] for record in document["images"]]
+    assert localized == [{**row, "overlay": name} for row, name in zip(rows, overlays, strict=True)]
+
+
+def test_wrong_requests_for_tables(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = parts / "good" / "000.png"
+    table = tmp_path / "out.parquet"
+    assert run("predict", model, image, "-o", tmp_path / "out.txt") == cli.USAGE
+    assert run("predict", model, image, "-o", table, "--csv", tmp_path / "o.csv") == cli.USAGE
+    assert run("predict", model, image, "--format", "parquet") == cli.USAGE
+    assert run("predict", model, image, "--format", "csv", "--json") == cli.USAGE
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert run("predict", model, image, "-o", table) == cli.USAGE
+    localize = ("localize", model, image, "-o", tmp_path / "found", "--format", "parquet")
+    assert run(*localize) == cli.USAGE
+    printed = capsys.readouterr()
+    assert printed.err.count("pip install 'defectcam[parquet]'") == 2
+    assert "Traceback" not in printed.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == []
 
 
 def test_exit_code_tells_of_defects_when_asked(
@@ -462,6 +633,64 @@ def test_overlays_are_named_as_the_images(tmp_path: Path) -> None:
     assert cli._overlay_names(paths[3:], paths[3:]) == ["2.png"]
 
 
+# --- annotate ---------------------------------------------------------------------------------
+
+
+def test_annotate_offers_the_formats_of_the_api() -> None:
+    assert cli._ANNOTATION_FORMATS == annotations.FORMATS
+    assert cli._TABLE_FORMATS == tables.FORMATS
+
+
+@pytest.mark.parametrize("format", cli._ANNOTATION_FORMATS)
+def test_annotate_writes_what_localize_finds(
+    format: str,
+    decides: Callable[..., Path],
+    parts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, output = decides(0.0, **MANY_BOXES), tmp_path / "drafts"
+    options = ["-o", output, "--format", format, "--quiet"]
+    assert run("annotate", model, parts, *options) == 0
+    monkeypatch.setattr(annotations, "warn_caller", lambda message: None)
+    data = annotations.import_annotations(output, format, parts)
+    found = {str(one.source): one for one in load(model).localize(parts)}
+    assert sorted(data.paths) == sorted(found)
+    assert sum(map(len, data.boxes)) > 4
+    for path, boxes in zip(data.paths, data.boxes, strict=True):
+        np.testing.assert_array_equal(boxes, found[path].boxes)
+    assert run("annotate", model, parts, *options) == cli.USAGE
+    assert run("annotate", model, parts, *options, "--force", "--fail-on-defect") == 1
+
+
+def test_annotate_copies_images_and_prints_json(
+    decides: Callable[..., Path], parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    images = shutil.copytree(parts, tmp_path / "images")
+    options = ["-o", images / "drafts", "--format", "coco", "--copy-images", "--json", "--quiet"]
+    for _ in range(2):  # the copies are not taken for images
+        assert run("annotate", decides(0.0, **MANY_BOXES), images, *options, "--force") == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["n_images"] == 8
+        assert report["n_boxes"] >= report["n_with_boxes"] > 0
+    assert len(list((images / "drafts" / "images").rglob("*.png"))) == 8
+
+
+def test_annotate_refuses_what_cannot_be_written(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    options = ["-o", tmp_path / "out", "--quiet"]
+    assert run("annotate", model, parts, *options) == cli.USAGE
+    assert run("annotate", model, parts, *options, "--format", "pdf") == cli.USAGE
+    polygons = ["--format", "voc", "--shapes", "polygon"]
+    assert run("annotate", model, parts, *options, *polygons) == cli.USAGE
+    assert run("annotate", model, parts, *options, "--format", "coco", "--tolerance", "-1") == 2
+    beside = ["-o", parts, "--force", "--format", "labelme", "--copy-images"]
+    assert run("annotate", model, parts, *beside) == cli.USAGE
+    assert "would replace the image" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- evaluate and info ------------------------------------------------------------------------
 
 
@@ -552,3 +781,163 @@ def test_info(model: Path, capsys: Output) -> None:
     assert run("info", model) == 0
     assert "good, scratch" in capsys.readouterr().out
     assert run("info", model.parent) == cli.BAD_DATA
+
+
+# --- split, query, doctor, completion ---------------------------------------------------------
+
+
+def test_split_writes_lists_or_folders(parts: Path, tmp_path: Path, capsys: Output) -> None:
+    options = ["--test-size", "0.25", "--random-state", "0"]
+    assert run("split", parts, "-o", tmp_path / "lists", *options) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "train  6 images: 3 good, 3 scratch",
+        "test   2 images: 1 good, 1 scratch",
+    ]
+    assert run("split", parts, "-o", tmp_path / "links", *options, "--form=links", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["test"] == {"good": 1, "scratch": 1}
+    listed = load_csv(tmp_path / "lists" / "test.csv")
+    linked = load_folder(tmp_path / "links" / "test")
+    assert sorted(map(os.path.realpath, linked.paths)) == sorted(
+        map(os.path.realpath, listed.paths)
+    )
+
+
+def test_split_refuses_what_exists_and_what_cannot_be(
+    parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "train.csv").write_text("mine")
+    assert run("split", parts, "-o", tmp_path / "full") == cli.USAGE
+    assert (tmp_path / "full" / "train.csv").read_text() == "mine"
+    for wrong in (["--test-size", "2"], ["--group-pattern", "("], ["--group-pattern", "part"]):
+        assert run("split", parts, "-o", tmp_path / "new", *wrong) == cli.USAGE, wrong
+    assert run("split", tmp_path / "none", "-o", tmp_path / "new") == cli.BAD_DATA
+    assert "Traceback" not in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_query_chooses_as_the_api_does(model: Path, parts: Path, capsys: Output) -> None:
+    assert run("query", model, parts, "-n", "3", "--quiet") == 0
+    lines = capsys.readouterr().out.splitlines()
+    paths = sorted(map(str, parts.rglob("*.png")))
+    assert lines == [paths[i] for i in load(model).query(paths, 3)]
+    assert run("query", model, parts, "-n", "3", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == lines
+    assert run("query", model, parts, "-n", "9") == cli.USAGE
+    assert "from 1 to 8" in capsys.readouterr().err
+
+
+def test_doctor_finds_what_is_broken(
+    parts: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = shutil.copytree(parts, tmp_path / "broken")
+    (broken / "good" / "000.png").write_text("no image")
+    assert run("doctor", broken, "--json") == cli.BAD_DATA
+    report = json.loads(capsys.readouterr().out)
+    assert report["worst"] == "error"
+    [error] = [f for f in report["findings"] if f["severity"] == "error"]
+    assert "000.png" in error["details"][0]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert run("doctor", parts) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b[33mwarning\x1b[0m  class balance" in printed
+    assert f"next: defectcam fit {parts}" in printed
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert run("doctor", parts) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_completion(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "shtab", None)
+        assert run("completion", "bash") == cli.USAGE
+    assert "pip install 'defectcam[completion]'" in capsys.readouterr().err
+    pytest.importorskip("shtab")
+    assert run("completion", "zsh") == 0
+    assert capsys.readouterr().out.startswith("#compdef defectcam")
+    assert run("completion", "bash") == 0
+    script = capsys.readouterr().out
+    for word in (*commands(), "--fail-on-defect", "--settle"):
+        assert word in script
+    bash = shutil.which("bash")
+    if bash is None:
+        return
+    asked = "\nCOMP_WORDS=(defectcam ev) COMP_CWORD=1\n_shtab_defectcam\necho ${COMPREPLY[@]}"
+    answered = subprocess.run([bash, "-c", script + asked], capture_output=True, text=True)
+    assert answered.stdout == "evaluate\n", answered.stderr
+
+
+# --- watch ------------------------------------------------------------------------------------
+
+
+def watch(*arguments: str | Path, until: Callable[[], bool]) -> int:
+    """Run `watch` in this process until a condition holds, then send it SIGTERM."""
+
+    def end() -> None:
+        patience = time.monotonic() + 300
+        while not until() and time.monotonic() < patience:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # should it come too late
+    try:
+        thread = threading.Thread(target=end)
+        thread.start()
+        code = run("watch", *arguments)
+        thread.join()
+        return code
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_watch_records_what_localize_says(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    output, bad = tmp_path / "out", tmp_path / "line" / "bad.png"
+    line = shutil.copytree(parts, tmp_path / "line")
+    bad.write_bytes(b"no image")
+
+    def n_lines() -> int:
+        results = output / "results.jsonl"
+        return results.read_bytes().count(b"\n") if results.exists() else 0
+
+    quick = ["--settle", "0.05", "--error-after", "0.2", "--poll", "0.02", "--batch-size", "1"]
+    assert watch(model, line, "-o", output, *quick, until=lambda: n_lines() == 9) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 9
+    assert "watch: stopped after" in printed.err
+    assert "1 unreadable; 0 waiting" in printed.err
+    assert "bad.png" in printed.err
+    rows = {row["image"]: row for row in map(json.loads, (output / "results.jsonl").open())}
+    assert "not an image" in rows.pop("bad.png")["error"]
+    clf = load(model).set_params(batch_size=1)
+    for name, row in rows.items():
+        found = clf.localize(line / name).to_dict()
+        assert {key: row[key] for key in found} == found
+        assert (row["model"], row["error"]) == (str(model), None)
+        assert (output / row["overlay"]).is_file()
+    shutil.copy(line / "good" / "000.png", line / "good" / "new.png")
+    more = ("--overlays", "none", "--json", "--quiet")
+    assert watch(model, line, "-o", output, *quick, *more, until=lambda: n_lines() == 10) == 0
+    printed = capsys.readouterr()
+    tally = json.loads(printed.out)
+    assert (tally["n_known"], tally["n_good"] + tally["n_defective"]) == (9, 1)
+    assert printed.err == ""
+
+
+def test_watch_refuses_what_it_cannot_continue(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    output = tmp_path / "out"
+    assert run("watch", model, tmp_path / "none", "-o", output) == cli.BAD_DATA
+    assert run("watch", tmp_path / "none", parts, "-o", output) == cli.BAD_DATA
+    assert run("watch", model, parts, "-o", output, "--settle", "-1") == cli.USAGE
+    assert run("watch", model, parts, "-o", output, "--report-every", "0") == cli.USAGE
+    assert run("watch", model, parts, "-o", output / "deeper") == cli.USAGE
+    assert not output.exists()
+    output.mkdir()
+    (output / "results.jsonl").write_text("mine\n")
+    assert run("watch", model, parts, "-o", output) == cli.BAD_DATA
+    assert "is no result of a watch" in capsys.readouterr().err

@@ -107,6 +107,21 @@ def random_images(seed: int = 0, n: int = 40) -> tuple[list[Any], np.ndarray, np
     return images, y, per_cent / 100
 
 
+def test_each_image_is_handed_out_once_in_order_with_its_answer() -> None:
+    images, y, probability = random_images(n=8)
+    mask = np.zeros(SIZE, dtype=np.uint8)
+    mask[5, 6] = 1
+    seen: list[Any] = []
+    evaluate(Painted(), images, y, [mask] * 8, each=seen.append)
+    assert [one.place for one in seen] == [one.name for one in seen] == list(range(8))
+    assert [one.type for one in seen] == y.tolist()
+    assert [one.is_defect for one in seen] == (y != "good").tolist()
+    assert [one.found.probability for one in seen] == probability.tolist()
+    for one in seen:
+        assert (one.mask is not None) == one.is_defect
+        assert one.mask is None or (one.mask == (mask > 0)).all()
+
+
 # --- Figures ------------------------------------------------------------------------------------
 
 

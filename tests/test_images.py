@@ -18,6 +18,7 @@ from defectcam.images import (
     check_readable,
     content_hashes,
     find_images,
+    image_size,
     read_image,
     read_images,
     read_reduced,
@@ -746,3 +747,23 @@ def test_hashing_names_what_cannot_be_hashed(tmp_path: Path) -> None:
         list(content_hashes([good, np.full((2, 2), np.nan)]))
     with pytest.raises(ImageReadError, match=r"nowhere\.png' does not exist"):
         list(content_hashes([good, tmp_path / "nowhere.png"]))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_image_size_is_that_of_the_image_that_is_read(
+    tmp_path: Path, orientation: int, suffix: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(tmp_path / f"a{suffix}", exif=exif)
+    expected = (30, 20) if orientation > 4 else (20, 30)
+    assert image_size(tmp_path / f"a{suffix}") == expected
+    assert read_image(tmp_path / f"a{suffix}").shape[:2] == expected
+
+
+def test_image_size_names_what_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no image")
+    for name, problem in (("a.png", "is not an image"), ("b.png", "does not exist")):
+        with pytest.raises(ImageReadError, match=f"{name}.*{problem}"):
+            image_size(tmp_path / name)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defectcam.labels import ANOMALY, as_labels, find_classes
+from defectcam.labels import as_labels, find_classes
+from defectcam.plain_labels import ANOMALY
 
 
 @pytest.mark.parametrize(

@@ -406,6 +406,8 @@ def test_pixel_average_precision_agrees_with_a_loop_over_thresholds(case):
 def test_pro_auc_agrees_with_a_loop_over_thresholds(case, max_fpr):
     score = metrics.pro_auc_score(*case, max_fpr=max_fpr)
     assert score == pytest.approx(slow_pro_auc(*case, max_fpr))
+    fpr, pro, _ = metrics.pro_curve(*case)
+    assert metrics.pro_curve_area(fpr, pro, max_fpr) == score
 
 
 @few

@@ -15,16 +15,23 @@ PUBLIC = [
     "ChanceLevelWarning",
     "ContrastEqualizer",
     "DefectCAMClassifier",
+    "DefectDensityDisplay",
     "EvidenceTransformer",
     "FewDefectsWarning",
     "FlatFieldCorrector",
     "FlatImages",
+    "HeatmapGridDisplay",
+    "HistoryDisplay",
     "Localization",
+    "LocalizationDisplay",
     "NearDuplicateWarning",
     "OnlyGoodImagesWarning",
+    "PROCurveDisplay",
     "PartCropper",
     "SuspectLabelsWarning",
     "TemplateAligner",
+    "ThresholdDisplay",
+    "TypeConfusionDisplay",
     "__version__",
     "find_near_duplicates",
     "load",
@@ -54,6 +61,11 @@ def test_public_name_can_be_imported(name: str) -> None:
 
 def test_version_is_the_installed_one() -> None:
     assert defectcam.__version__ == metadata.version("defectcam")
+
+
+def test_module_of_annotations_is_not_the_feature_of_that_name() -> None:
+    code = "from defectcam import annotations; print(annotations.__name__)"
+    assert run_python(code) == "defectcam.annotations"
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

@@ -195,6 +195,15 @@ def test_boxes_follow_the_heatmap_and_every_option():
     assert len(make().boxes) == 2 and len(found.boxes) == 1
 
 
+def test_boxes_at_other_thresholds_are_those_of_a_defective_image():
+    found = make(is_defect=False, label="good", probability=0.1, tighten=True, peak_fraction=0.6)
+    thresholds = [0.2, 1.0, 3.5, 9.0]
+    for threshold, (boxes, scores) in zip(thresholds, found.boxes_at(thresholds), strict=True):
+        other = found.with_threshold(threshold, decision_threshold=0.0)
+        assert boxes.tolist() == other.boxes.tolist()
+        assert scores.tolist() == other.box_scores.tolist()
+
+
 def test_the_decision_threshold_flips_is_defect_and_label():
     found = make(probability=0.8, defect_label="crack", label="crack")
     good = found.with_threshold(decision_threshold=0.81)

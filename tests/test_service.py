@@ -37,6 +37,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 from defectcam import DefectCAMClassifier, Localization, cli, load
 from defectcam.geometry import Geometry
 from defectcam.images import read_image
+from defectcam.runtime import Inspector
 from defectcam.service import ServiceSettings, create_app, load_model
 from defectcam.service.batching import Batcher, ClosedError
 from defectcam.service.models import ModelStore
@@ -616,13 +617,32 @@ def test_the_suffix_decides_what_loads_a_file(
     monkeypatch.setitem(sys.modules, "defectcam.runtime", runtime)
     exported = tmp_path / "part.onnx"
     exported.touch()
-    assert load_model(exported) == ("inspector", exported, {})
     assert load_model(exported, n_jobs=2) == ("inspector", exported, {"n_jobs": 2})
     clf = load_model(model_file, batch_size=3, n_jobs=1)
     assert isinstance(clf, DefectCAMClassifier)
     assert (clf.batch_size, clf.n_jobs, clf.verbose) == (3, 1, 0)
     with pytest.raises(FileNotFoundError, match=r"no\.onnx"):
         load_model(tmp_path / "no.onnx")
+
+
+@pytest.mark.slow
+def test_an_exported_model_is_served_as_its_runtime_answers(
+    fitted: DefectCAMClassifier, fitted_parts: Path, tmp_path: Path
+) -> None:
+    fitted.export(tmp_path / "part.onnx")
+    path = fitted_parts / "scratch" / "002.png"
+    with TestClient(create_app({"part": tmp_path / "part.onnx"})) as client:
+        answer = client.post("/localize", content=path.read_bytes())
+    assert answer.json() == plain(Inspector(tmp_path / "part.onnx").localize(path))
+
+
+def test_a_file_that_is_no_exported_model_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"broken")
+    assert cli.main(["serve", str(broken)]) == 3
+    assert "broken.onnx" in capsys.readouterr().err
 
 
 def touch(path: Path, text: str) -> None:

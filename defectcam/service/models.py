@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,10 +77,9 @@ def load_model(
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no model file {os.fspath(path)!r}: check the path.")
     if Path(path).suffix.lower() == ".onnx":
-        options = {} if n_jobs is None else {"n_jobs": n_jobs}
-        # By name: where torch is served, nothing of the exported models' runtime is imported.
-        inspector: Model = import_module("defectcam.runtime").Inspector(path, **options)
-        return inspector
+        from defectcam.runtime import Inspector
+
+        return Inspector(path, n_jobs=n_jobs)
     from defectcam.persistence import load
 
     clf = load(path, device=device)

@@ -1,0 +1,570 @@
+"""Writes a fitted classifier as a graph that runs without PyTorch: ONNX, OpenVINO, `torch.export`.
+
+Owns the files, what they say of themselves, and the way from float32 to int8. What is computed is
+`graph`'s matter, whether the files answer alike is `parity`'s, and running them `runtime`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+import logging
+import os
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from defectcam.backbones import weights_licence
+from defectcam.classifier import DefectCAMClassifier
+from defectcam.files import write_atomically
+from defectcam.graph import Decision, DeployedNetwork
+from defectcam.images import read_reduced
+from defectcam.parity import Int8Loss, Parity, TorchProgram, measure_int8_loss, verify
+from defectcam.runtime import METADATA_KEY, SCHEMA_VERSION, Inspector
+from defectcam.sources import as_sources
+
+__all__ = [
+    "OPSET",
+    "SUFFIXES",
+    "ExportError",
+    "Int8LossError",
+    "export",
+    "read_description",
+    "to_openvino",
+    "verify_file",
+]
+
+#: Of ONNX: the first whose `Resize` averages when it shrinks.
+OPSET = 18
+
+#: Of the files, and what they hold.
+SUFFIXES = {".onnx": "ONNX", ".xml": "OpenVINO IR", ".pt2": "torch.export program"}
+
+#: Images that the ranges of int8 activations are learned from, at most.
+MAX_CALIBRATION_IMAGES = 100
+
+#: Size of the images that the graph is traced with: no side is that of a usual input.
+_TRACED_SIZE = (70, 90)
+
+_CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "")  # the last is the root logger
+_OUTPUTS = (
+    "probability",
+    "class_probability",
+    "unfamiliar",
+    "grid",
+    "heatmap",
+    "mask",
+    "type_grids",
+)
+_MISSING = "{what} needs the package {package}: pip install 'defectcam[{extra}]'."
+
+
+class ExportError(ValueError):
+    """A model that cannot be written as a graph."""
+
+
+class Int8LossError(ExportError):
+    """An int8 model that is further from the float32 one than allowed; nothing was written."""
+
+
+def export(
+    clf: DefectCAMClassifier,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = True,
+    int8: Any = None,
+    X: Any = None,
+    y: Any = None,
+    max_auroc_loss: float = 0.01,
+    max_probability_change: float = 0.05,
+) -> Int8Loss | None:
+    """Write a fitted classifier as one graph from pixels to answers.
+
+    Parameters
+    ----------
+    clf : DefectCAMClassifier
+        Fitted.
+    path : str or PathLike
+        The suffix says what is written: ``.onnx``, ``.xml`` (OpenVINO IR, with the weights in a
+        ``.bin`` beside it) or ``.pt2`` (a `torch.export` program).
+    overwrite : bool, default=True
+        Whether existing files may be replaced.
+    int8 : images, optional
+        Training images, as `fit` takes them without labels, to which int8 ranges of the
+        convolutions' inputs and outputs are fitted (post-training static quantisation); at most 100
+        of them are used. None: float32. Not for ``.pt2``.
+    X, y : images and labels, optional
+        On which the loss by int8 is measured, as `DefectCAMClassifier.evaluate` takes them. By
+        default the images `int8`, whose labels are known if they are a folder.
+    max_auroc_loss : float, default=0.01
+        Largest loss of area under the images' ROC curve by int8.
+    max_probability_change : float, default=0.05
+        Largest mean absolute change of the probability by int8.
+
+    Returns
+    -------
+    Int8Loss or None
+        What int8 changed; None for float32.
+
+    Raises
+    ------
+    sklearn.exceptions.NotFittedError
+        If the classifier is not fitted.
+    ExportError
+        If the model has parts that cannot be written: preprocessing steps of a pipeline, or layers
+        of a backbone that ONNX does not have.
+    Int8LossError
+        If int8 costs more than allowed. Nothing is written.
+    FileExistsError
+        If a file exists and `overwrite` is false.
+    ImportError
+        If a package is missing: ``pip install 'defectcam[onnx,openvino]'``.
+    """
+    _check_exportable(clf)
+    target = Path(path)
+    _check_target(target, overwrite, is_int8=int8 is not None)
+    module = deployed(clf)
+    description = describe(clf, module, "float32" if int8 is None else "int8")
+    if target.suffix == ".pt2":
+        write_atomically(target, _as_pt2(_traced(module), description))
+        return None
+    with _named_failure(clf):
+        model = _as_onnx(_traced(module), description)
+    loss = None
+    if int8 is not None:
+        images, X = as_sources(int8).items, int8 if X is None else X
+        model = _quantised(model, _chosen(images), clf, is_padded=module.takes_original_size)
+        with tempfile.TemporaryDirectory() as folder:
+            trial = Path(folder, "int8.onnx")
+            trial.write_bytes(model.SerializeToString())
+            loss = measure_int8_loss(clf, Inspector(trial), X, y)
+        _refuse_large(loss, max_auroc_loss, max_probability_change)
+    if target.suffix == ".onnx":
+        write_atomically(target, _with_default_size(model).SerializeToString())
+    else:
+        _write_openvino(target, model, description)
+    return loss
+
+
+def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what an exported file says of itself."""
+    return _inspector(Path(path)).description
+
+
+def verify_file(clf: DefectCAMClassifier, path: str | os.PathLike[str], X: Any) -> Parity:
+    """Compare an exported float32 file with the classifier.
+
+    Parameters
+    ----------
+    clf : DefectCAMClassifier
+        Fitted; it is compared in float32, whatever its ``precision``.
+    path : str or PathLike
+        A file that `export` has written. An ONNX file is run by ONNX Runtime, and by OpenVINO too
+        where that is installed.
+    X : images, as `DefectCAMClassifier.localize` takes them
+
+    Returns
+    -------
+    Parity
+        A table to print, with one row per engine.
+    """
+    file = Path(path)
+    engines = {_engine_name(file.suffix): _inspector(file)}
+    if file.suffix != ".onnx" or importlib.util.find_spec("openvino") is None:
+        return verify(clf, engines, X)
+    with tempfile.TemporaryDirectory() as folder:
+        converted = Path(folder, "model.xml")
+        to_openvino(file, converted)
+        engines[_engine_name(".xml")] = _inspector(converted)
+        return verify(clf, engines, X)
+
+
+def to_openvino(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = True
+) -> None:
+    """Convert an ONNX file that `export` has written to OpenVINO IR.
+
+    Parameters
+    ----------
+    source : str or PathLike
+        Ends with ``.onnx``; float32 or int8.
+    target : str or PathLike
+        Ends with ``.xml``; the weights go into a ``.bin`` beside it.
+    overwrite : bool, default=True
+        Whether existing files may be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        If a file exists and `overwrite` is false.
+    defectcam.runtime.ExportedModelError
+        If the source is not such a file.
+    """
+    written = Path(target)
+    if written.suffix != ".xml":
+        raise ValueError(f"{written}: OpenVINO IR has the suffix .xml.")
+    _check_target(written, overwrite, is_int8=False)
+    description = read_description(source)
+    model = _import("onnx", f"{written}").load(source)
+    _write_openvino(written, _without_default_size(model), description)
+
+
+def _inspector(file: Path) -> Inspector:
+    return (TorchProgram if file.suffix == ".pt2" else Inspector)(file)
+
+
+def _engine_name(suffix: str) -> str:
+    names = {".onnx": "ONNX Runtime", ".xml": "OpenVINO", ".pt2": "torch.export"}
+    packages = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "torch"}
+    return f"{names[suffix]} {importlib.metadata.version(packages[suffix])}"
+
+
+def deployed(clf: DefectCAMClassifier) -> DeployedNetwork:
+    """Join the parts of a fitted classifier in one module, in float32 on the processor."""
+    classes = clf._classes
+    decision = Decision(
+        good=classes.good,
+        defects=classes.defects,
+        probability=clf._defect_probability,
+        threshold=clf.threshold_,
+        box_threshold=float(clf.box_threshold),
+        familiarity_limit=clf._familiarity_limit,
+    )
+    return DeployedNetwork(clf.network_, clf._preprocess, clf._heat_model, decision).eval()
+
+
+def describe(clf: DefectCAMClassifier, module: DeployedNetwork, precision: str) -> dict[str, Any]:
+    """Return what a file says of itself, ready for JSON."""
+    info = clf.info()
+    merge_distance = clf.merge_distance
+    return {
+        "format": METADATA_KEY,
+        "schema_version": SCHEMA_VERSION,
+        "versions": {name: info[name] for name in ("defectcam", "torch", "python")},
+        "opset": OPSET,
+        "precision": precision,
+        "classes": {"labels": clf.classes_.tolist(), "good": clf._classes.good},
+        "preprocessing": {
+            "image_size": list(clf.image_size_),
+            "resize": module.preprocess.resize,
+            "mean": module.preprocess.mean.flatten().tolist(),
+            "std": module.preprocess.std.flatten().tolist(),
+        },
+        "threshold": float(clf.threshold_),
+        "heatmap": clf._heat_model.kind,
+        "boxes": {
+            "threshold": float(clf.box_threshold),
+            "min_area": int(clf.min_area),
+            "max_boxes": None if clf.max_boxes is None else int(clf.max_boxes),
+            "merge_distance": None if merge_distance is None else str(float(merge_distance)),
+            "peak_fraction": float(clf.box_peak_fraction),
+            "tighten": bool(clf.tighten_boxes),
+        },
+        "backbone": clf.backbone,
+        "weights": {
+            "source": clf.weights_source_,
+            "licence": weights_licence(clf.backbone, clf.weights_source_),
+        },
+        "n_training_images": int(clf.n_images_seen_),
+        "fingerprint": _fingerprint(module),
+    }
+
+
+def _fingerprint(module: DeployedNetwork) -> str:
+    """Hash all that decides an answer: equal models have equal fingerprints."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in module.network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().numpy()).tobytes())
+    digest.update(repr((module.heat_model, module.decision, module.preprocess)).encode())
+    return digest.hexdigest()
+
+
+# --- What is refused --------------------------------------------------------------------------
+
+
+def _check_exportable(clf: Any) -> None:
+    if not isinstance(clf, DefectCAMClassifier):
+        steps = [type(step).__name__ for _, step in getattr(clf, "steps", [])[:-1]]
+        hint = (
+            f" Its steps {', '.join(steps)} run before the graph: export the last one, "
+            "`pipeline[-1]`, and give `Inspector` what the steps make of the images."
+            if steps
+            else ""
+        )
+        raise ExportError(
+            f"a {type(clf).__name__} cannot be exported, only a DefectCAMClassifier.{hint}"
+        )
+    check_is_fitted(clf, "network_")
+
+
+def _check_target(target: Path, overwrite: bool, is_int8: bool) -> None:
+    if target.suffix not in SUFFIXES:
+        known = ", ".join(f"{suffix} ({what})" for suffix, what in SUFFIXES.items())
+        raise ValueError(f"{target}: the suffix must say what to write: {known}.")
+    if target.suffix == ".pt2" and is_int8:
+        raise ValueError(f"{target}: int8 is written to .onnx and .xml alone.")
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder: give the name of a file in it.")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {target}: make the folder {target.parent} first.")
+    files = [target, *([target.with_suffix(".bin")] if target.suffix == ".xml" else [])]
+    existing = [file for file in files if file.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"{existing[0]} exists; pass overwrite=True to replace it.")
+    needed = {".onnx": ("onnx", "onnxscript"), ".xml": ("onnx", "onnxscript", "openvino")}
+    for package in needed.get(target.suffix, ()):
+        _import(package, f"{target}")
+    if is_int8:
+        _import("onnxruntime", "int8")
+
+
+def _import(package: str, what: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        extra = "openvino" if package == "openvino" else "onnx"
+        message = _MISSING.format(what=what, package=package, extra=extra)
+        raise ImportError(message) from error
+
+
+@contextlib.contextmanager
+def _named_failure(clf: DefectCAMClassifier) -> Iterator[None]:
+    try:
+        yield
+    except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
+        raise ExportError(
+            f"the network with backbone={clf.backbone!r} cannot be written as a graph of ONNX "
+            f"opset {OPSET} ({error}). efficientnet_lite0, resnet18 and vgg16 can."
+        ) from error
+
+
+# --- Graphs -----------------------------------------------------------------------------------
+
+
+def _traced(module: DeployedNetwork) -> torch.export.ExportedProgram:
+    """Follow the module once, for any number of images of any size."""
+    n, height, width = (torch.export.Dim(name) for name in ("n", "height", "width"))
+    shapes: dict[str, Any] = {"pixels": {0: n, 1: height, 2: width}}
+    inputs: tuple[torch.Tensor, ...] = (torch.zeros(2, *_TRACED_SIZE, 3, dtype=torch.uint8),)
+    if module.takes_original_size:
+        shapes["original_size"] = {}
+        inputs += (torch.zeros(2, dtype=torch.int64),)
+    with torch.no_grad():
+        return torch.export.export(module, inputs, dynamic_shapes=shapes)
+
+
+def _as_pt2(program: torch.export.ExportedProgram, description: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA_KEY: json.dumps(description)})
+    return buffer.getvalue()
+
+
+def _as_onnx(program: torch.export.ExportedProgram, description: dict[str, Any]) -> Any:
+    """Translate to a checked ONNX model with names and metadata."""
+    import onnx
+
+    with _hushed():
+        translated = torch.onnx.export(program, opset_version=OPSET, dynamo=True, verbose=False)
+    assert translated is not None
+    model = translated.model_proto
+    _name_outputs(model)
+    model.producer_name, model.producer_version = "defectcam", description["versions"]["defectcam"]
+    model.doc_string = "RGB pixels (n, H, W, 3), uint8, to the probability and place of a defect."
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(description)})
+    onnx.checker.check_model(model, full_check=True)  # with strict shape inference
+    return model
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep the exporter's remarks on its own progress from the user's terminal."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _name_outputs(model: Any) -> None:
+    """Call outputs and axes what they are."""
+    graph = model.graph
+    new = {output.name: name for output, name in zip(graph.output, _OUTPUTS, strict=False)}
+    for node in graph.node:
+        node.output[:] = [new.get(name, name) for name in node.output]
+        node.input[:] = [new.get(name, name) for name in node.input]
+    for value in [*graph.output, *graph.value_info]:
+        value.name = new.get(value.name, value.name)
+    shape = graph.input[0].type.tensor_type.shape.dim
+    axes = dict(zip((axis.dim_param for axis in shape[:3]), ("n", "H", "W"), strict=True))
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param in axes:
+                axis.dim_param = axes[axis.dim_param]
+
+
+def _with_default_size(model: Any) -> Any:
+    """Let `original_size` be left out: zeros stand for the size of the pixels."""
+    import onnx
+
+    names = [value.name for value in model.graph.input]
+    if "original_size" in names:
+        zeros = onnx.numpy_helper.from_array(np.zeros(2, dtype=np.int64), "original_size")
+        model.graph.initializer.append(zeros)
+    return model
+
+
+def _without_default_size(model: Any) -> Any:
+    kept = [value for value in model.graph.initializer if value.name != "original_size"]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return model
+
+
+# --- OpenVINO ---------------------------------------------------------------------------------
+
+
+def _write_openvino(target: Path, model: Any, description: dict[str, Any]) -> None:
+    """Convert, and write both files under their names once both are complete."""
+    import openvino
+
+    name = f".{target.stem}.{uuid.uuid4().hex}.tmp"
+    temporary = [target.with_name(name + suffix) for suffix in (".xml", ".bin")]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "model.onnx")
+            source.write_bytes(model.SerializeToString())
+            converted = openvino.Core().read_model(source)
+            _resize_as_torch(converted)
+            converted.set_rt_info(json.dumps(description), METADATA_KEY)
+            openvino.save_model(converted, temporary[0], compress_to_fp16=False)
+            del converted
+        os.replace(temporary[1], target.with_suffix(".bin"))
+        os.replace(temporary[0], target)
+    finally:
+        for file in temporary:
+            file.unlink(missing_ok=True)
+
+
+def _resize_as_torch(converted: Any) -> None:
+    """Put the interpolation of torch and Pillow in the place of OpenVINO's for ONNX.
+
+    OpenVINO reads ONNX's antialiased `Resize` as an interpolation that does not average over all
+    pixels of a shrunk image; it also has the other one.
+    """
+    from openvino import opset13
+
+    for node in converted.get_ops():
+        if node.get_type_name() != "Interpolate" or not node.get_attributes().get("antialias"):
+            continue
+        height, width = (axis.get_length() for axis in list(node.get_output_partial_shape(0))[2:])
+        resized = opset13.interpolate(
+            node.input_value(0),
+            np.array([height, width], dtype=np.int64),
+            mode="bilinear_pillow",
+            shape_calculation_mode="sizes",
+            axes=np.array([2, 3], dtype=np.int64),
+            antialias=True,
+        )
+        for consumer in node.output(0).get_target_inputs():
+            consumer.replace_source_output(resized.output(0))
+
+
+# --- int8 -------------------------------------------------------------------------------------
+
+
+def _chosen(images: list[Any]) -> list[Any]:
+    """Images spread evenly over those given."""
+    n = min(len(images), MAX_CALIBRATION_IMAGES)
+    return [images[i] for i in np.linspace(0, len(images) - 1, n).round().astype(int)]
+
+
+def _quantised(model: Any, images: list[Any], clf: DefectCAMClassifier, is_padded: bool) -> Any:
+    """Quantise the convolutions, activations by the ranges that the images show."""
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    description = {entry.key: entry.value for entry in model.metadata_props}
+    with tempfile.TemporaryDirectory() as folder, _hushed():
+        source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
+        source.write_bytes(model.SerializeToString())
+        quantize_static(
+            source,
+            target,
+            _Calibration(images, clf.image_size_, is_padded),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        quantised = onnx.load(target)
+    onnx.helper.set_model_props(quantised, description)
+    onnx.checker.check_model(quantised)
+    return quantised
+
+
+class _Calibration:
+    """Gives the images to ONNX Runtime one by one, as its `CalibrationDataReader` does."""
+
+    def __init__(self, images: list[Any], image_size: tuple[int, int], is_padded: bool) -> None:
+        self._feeds = self._read(images, image_size, is_padded)
+
+    @staticmethod
+    def _read(
+        images: list[Any], image_size: tuple[int, int], is_padded: bool
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        for image in images:
+            pixels, size = read_reduced(image, image_size)
+            feed: dict[str, NDArray[Any]] = {"pixels": pixels[np.newaxis]}
+            if is_padded:
+                feed["original_size"] = np.asarray(size, dtype=np.int64)
+            yield feed
+
+    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
+        return self._feeds
+
+    def __next__(self) -> dict[str, NDArray[Any]]:
+        return next(self._feeds)
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        """Return the next image's inputs; None after the last."""
+        return next(self._feeds, None)
+
+
+def _refuse_large(loss: Int8Loss, max_auroc_loss: float, max_probability_change: float) -> None:
+    problem = None
+    if loss.auroc_loss is not None and loss.auroc_loss > max_auroc_loss:
+        problem = (
+            f"the ROC AUC falls from {loss.auroc:.4f} to {loss.auroc_int8:.4f}, by more than "
+            f"max_auroc_loss={max_auroc_loss}"
+        )
+    elif loss.mean_change > max_probability_change:
+        problem = (
+            f"the probability changes by {loss.mean_change:.4f} on average, more than "
+            f"max_probability_change={max_probability_change}"
+        )
+    if problem:
+        raise Int8LossError(
+            f"int8 costs too much on {loss.n_images} images: {problem}. Nothing was written: "
+            "export float32, calibrate with more varied training images, or raise the limit."
+        )

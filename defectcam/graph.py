@@ -1,0 +1,252 @@
+"""From RGB pixels to answers as one module: what is written into files for other runtimes.
+
+Owns the joint of preprocessing, network, calibration and the map at the image's size in tensor code
+that `torch.export` can follow, for images of any size and number. It learns nothing, writes no file
+and finds no boxes: those need connected components, which `boxes` finds in the map.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from defectcam.backbones import fold_batch_norm
+from defectcam.calibration import CALM_SHARE, DefectProbability, HeatModel, defect_scores_tensor
+from defectcam.network import DefectCAMNetwork
+from defectcam.novelty import Codebook
+from defectcam.preprocess import Preprocess
+
+__all__ = ["Decision", "DeployedNetwork"]
+
+
+class Decision(NamedTuple):
+    """How an image is judged.
+
+    Attributes
+    ----------
+    good : int
+        Index of the good class.
+    defects : list of int
+        Indices of the other classes.
+    probability : DefectProbability
+        From the image's scores to the probability of a defect.
+    threshold : float
+        Probability at and above which an image is called defective.
+    box_threshold : float
+        Value of the map above which a pixel is marked.
+    familiarity_limit : float or None
+        Novelty of the calmest part above which an image is unlike all training images.
+    """
+
+    good: int
+    defects: list[int]
+    probability: DefectProbability
+    threshold: float
+    box_threshold: float
+    familiarity_limit: float | None
+
+
+class DeployedNetwork(nn.Module):
+    """RGB pixels in, answers out, all in float32.
+
+    Parameters
+    ----------
+    network : DefectCAMNetwork
+        Fitted; it is copied and stays as it is.
+    preprocess : Preprocess
+    heat_model : HeatModel
+    decision : Decision
+    """
+
+    def __init__(
+        self,
+        network: DefectCAMNetwork,
+        preprocess: Preprocess,
+        heat_model: HeatModel,
+        decision: Decision,
+    ) -> None:
+        super().__init__()
+        network = copy.deepcopy(network).cpu().set_dtype(torch.float32).eval()
+        stages = [cast(nn.Sequential, stage) for stage in network.tail]
+        network.tail = nn.ModuleList(fold_batch_norm(stage) for stage in stages)
+        if network.codebook is not None:
+            network.codebook = _of_whole_batches(network.codebook)
+        self.network = network.requires_grad_(False)
+        self.preprocess = copy.deepcopy(preprocess).cpu()
+        self.heat_model = heat_model
+        self.decision = decision
+
+    @property
+    def takes_original_size(self) -> bool:
+        """Whether the place of the image in the network's input depends on its size."""
+        return self.preprocess.resize == "pad"
+
+    def forward(self, pixels: Tensor, original_size: Tensor | None = None) -> dict[str, Tensor]:
+        """Judge images of one size.
+
+        Parameters
+        ----------
+        pixels : Tensor of uint8, shape (n, H, W, 3)
+            RGB.
+        original_size : Tensor of int64, shape (2,), optional
+            Where `takes_original_size`: height and width before the images were decoded at a
+            reduced size, which decide where they are put, to the pixel; zeros for those of
+            `pixels`.
+
+        Returns
+        -------
+        probability : Tensor of float32, shape (n,)
+            Of a defect.
+        class_probability : Tensor of float32, shape (n, n_classes)
+            In the order of the classes.
+        unfamiliar : Tensor of bool, shape (n,)
+            Whether an image is unlike all training images.
+        grid : Tensor of float32, shape (n, h, w)
+            The map on the network's grid: 0 is typical of good parts, 1 their limit.
+        heatmap : Tensor of float32, shape (n, H, W)
+            The same at the image's size.
+        mask : Tensor of bool, shape (n, H, W)
+            Where the heatmap is above the box threshold, in images that are called defective.
+        type_grids : Tensor of float32, shape (n, n_types, h', w')
+            Evidence of each defect type, where there are several.
+        """
+        size = (pixels.shape[1], pixels.shape[2])
+        if original_size is None:
+            content = None
+            prepared = self.preprocess(pixels.permute(0, 3, 1, 2))
+        else:
+            content = _padded_content(size, original_size, self.preprocess.image_size)
+            prepared = self._padded(pixels, content)
+        output = self.network.infer(prepared)
+        levels, novelty = output.levels, output.novelty
+        probability, class_probability = self._probabilities(output.logits, novelty)
+        grid = self.heat_model.grids(levels, novelty, output.students)
+        heatmap = _restore(grid, size, self.preprocess.image_size, content)
+        is_defect = probability >= self.decision.threshold
+        answers = {
+            "probability": probability,
+            "class_probability": class_probability,
+            "unfamiliar": self._is_unfamiliar(novelty, probability),
+            "grid": grid,
+            "heatmap": heatmap,
+            "mask": (heatmap > self.decision.box_threshold) & is_defect[:, None, None],
+        }
+        if len(self.decision.defects) > 1:
+            answers["type_grids"] = self.heat_model.type_grids(levels)
+        return answers
+
+    def _probabilities(self, logits: Tensor, novelty: Tensor | None) -> tuple[Tensor, Tensor]:
+        good, defects = self.decision.good, self.decision.defects
+        seen = novelty if self.heat_model.kind == "fused" else None
+        scores = defect_scores_tensor(logits, seen, good)
+        weights = torch.tensor(self.decision.probability.coefficients, dtype=torch.float32)
+        defect = ((scores * weights).sum(1) + self.decision.probability.intercept).sigmoid()
+        types = logits[:, defects].softmax(1) * defect[:, None]
+        columns = list(types.unbind(1))
+        columns.insert(good, 1 - defect)
+        return defect, torch.stack(columns, dim=1)
+
+    def _is_unfamiliar(self, novelty: Tensor | None, like: Tensor) -> Tensor:
+        limit = self.decision.familiarity_limit
+        if novelty is None or limit is None:
+            return torch.zeros_like(like, dtype=torch.bool)
+        return _quantile(novelty.flatten(1), CALM_SHARE) > limit
+
+    def _padded(self, pixels: Tensor, content: Tensor) -> Tensor:
+        """Resize as `Preprocess` does, to a size that depends on the image.
+
+        As two products with matrices of weights, whose shapes do not depend on it.
+        """
+        top, left, height, width = content.unbind()
+        n, n_rows, n_columns = pixels.shape[0], pixels.shape[1], pixels.shape[2]
+        rows, in_rows = _resize_weights(n_rows, self.preprocess.image_size[0], top, height)
+        columns, in_columns = _resize_weights(n_columns, self.preprocess.image_size[1], left, width)
+        lines = torch.matmul(rows, pixels.float().reshape(n, n_rows, n_columns * 3))
+        lines = lines.reshape(n, len(rows), n_columns, 3).permute(0, 3, 1, 2)
+        resized = torch.matmul(lines, columns.T)
+        normalised = (resized / 255 - self.preprocess.mean) / self.preprocess.std
+        return normalised * (in_rows[:, None] & in_columns).float()
+
+
+class _BatchCodebook(Codebook):
+    """Compares all images at once: an exported graph has no loop over them."""
+
+    def _least_brackets(self, scaled: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(scaled, weight, bias).amin(-1)
+
+
+def _of_whole_batches(codebook: Codebook) -> Codebook:
+    n_centres, n_channels = codebook.centres.shape
+    whole = _BatchCodebook(n_channels, n_centres)
+    whole.load_state_dict(codebook.state_dict())
+    return whole
+
+
+def _padded_content(
+    size: tuple[int, int], original_size: Tensor, input_size: tuple[int, int]
+) -> Tensor:
+    """Top, left, height and width of the image within the input; see `Geometry.pad`."""
+    own = torch.stack([torch.full((), side, dtype=torch.float64) for side in size])
+    given = original_size.double()
+    original = torch.where(given > 0, given, own)
+    room = torch.tensor(input_size, dtype=torch.float64)
+    scale = (room / original).amin(0)
+    sides = (original * scale).round().clamp(min=1).minimum(room)
+    return torch.cat([((room - sides) / 2).floor(), sides]).float()
+
+
+def _resize_weights(
+    n_pixels: int, size: int, start: Tensor, length: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weights of a bilinear, antialiased resize along one axis, as torch and Pillow compute them.
+
+    Returns
+    -------
+    weights : Tensor of float32, shape (size, n_pixels)
+    is_inside : Tensor of bool, shape (size,)
+        Which places of the input lie within the image.
+    """
+    places, pixels = torch.arange(size).float(), torch.arange(n_pixels).float()
+    scale = torch.full((), n_pixels, dtype=torch.float32) / length
+    centres = (places - start + 0.5) * scale
+    distance = (pixels + 0.5 - centres[:, None]).abs() / scale.clamp(min=1)
+    weights = (1 - distance).clamp(min=0)
+    is_inside = (places >= start) & (places < start + length)
+    return weights / weights.sum(1, keepdim=True).clamp(min=1e-6), is_inside
+
+
+def _quantile(values: Tensor, share: float) -> Tensor:
+    """Quantile of each row, interpolated linearly, as `numpy.quantile`."""
+    place = (values.shape[1] - 1) * share
+    lower = int(place)
+    lowest = values.topk(min(lower + 2, values.shape[1]), dim=1, largest=False).values
+    first, second = lowest[:, lower], lowest[:, -1]
+    return first + (second - first) * (place - lower)
+
+
+def _restore(
+    grid: Tensor, size: tuple[int, int], input_size: tuple[int, int], content: Tensor | None
+) -> Tensor:
+    """Take maps back to the image's size, shape ``(n, H, W)``; see `Geometry.restore`."""
+    top, left, height, width = (0.0, 0.0, *map(float, input_size)) if content is None else content
+    widened = _interpolate(grid.transpose(1, 2), size[1], left, width, input_size[1])
+    return _interpolate(widened.transpose(1, 2), size[0], top, height, input_size[0])
+
+
+def _interpolate(
+    grid: Tensor, n_pixels: int, start: Tensor | float, length: Tensor | float, input_length: int
+) -> Tensor:
+    """Look up `n_pixels` rows of grids of shape ``(n, h, w)``, linearly."""
+    n_cells = grid.shape[1]
+    centres = (torch.arange(n_pixels).float() + 0.5) * (length / n_pixels) + start
+    centres = centres * (n_cells / input_length) - 0.5
+    first = centres.floor()
+    weight = (centres - first)[:, None]
+    upper, lower = (
+        grid.index_select(1, rows.clamp(0, n_cells - 1).long()) for rows in (first, first + 1)
+    )
+    return upper * (1 - weight) + lower * weight

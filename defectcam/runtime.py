@@ -1,0 +1,351 @@
+"""Runs exported models: the same answers as `DefectCAMClassifier.localize`, without PyTorch.
+
+Owns the way from an exported file to `Localization` results. It needs NumPy, OpenCV, Pillow and
+ONNX Runtime (or OpenVINO) and imports neither torch nor scikit-learn or SciPy; it trains nothing,
+writes no file, and what is in the graph is `export`'s matter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectcam.geometry import Geometry
+from defectcam.images import read_reduced_images
+from defectcam.results import Localization
+from defectcam.sources import as_sources, is_stream
+from defectcam.views import original_of, placed
+
+__all__ = ["METADATA_KEY", "SCHEMA_VERSION", "ExportedModelError", "Inspector"]
+
+#: Under which a file keeps its description, as JSON.
+METADATA_KEY = "defectcam"
+
+#: Version of the description and of the graph's outputs; it grows when older releases would misread
+#: a file.
+SCHEMA_VERSION = 1
+
+_PRECISIONS = ("float32", "bfloat16")
+_ANSWERS = ("probability", "class_probability", "unfamiliar", "grid")
+
+
+class ExportedModelError(ValueError):
+    """A file is not an exported model that this release can run."""
+
+
+class Engine(Protocol):
+    """What runs a graph."""
+
+    description: str | None  # JSON, None where the file has none
+
+    def run(
+        self,
+        names: Sequence[str],
+        pixels: NDArray[np.uint8],
+        original_size: tuple[int, int] | None,
+    ) -> list[NDArray[Any]]:
+        """Compute these outputs for pixels of shape ``(n, H, W, 3)``."""
+
+
+class Inspector:
+    """An exported model: a file in, `Localization` results out.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        What `DefectCAMClassifier.export` has written: ``.onnx``, which runs on ONNX Runtime, or
+        ``.xml`` with its ``.bin`` beside it, on OpenVINO.
+    precision : {"float32", "bfloat16"}, default="float32"
+        What convolutions compute in. ``"bfloat16"`` is for OpenVINO alone: faster on processors
+        that have instructions for it, and less exact.
+    n_threads : int or None, default=None
+        Threads of the engine; None: one per processor core.
+    n_jobs : int or None, default=None
+        Threads that read images; None: one per processor, at most 8.
+
+    Attributes
+    ----------
+    classes_ : list of labels
+        As the classifier's.
+    good_label_ : label
+    defect_labels_ : list of labels
+    threshold_ : float
+        Probability of a defect at and above which an image is called defective.
+    image_size_ : (int, int)
+        Height and width of the network's input.
+    description : dict
+        All that the file says about itself: versions, opset, box parameters, weights and their
+        licence, fingerprint.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ExportedModelError
+        If the file is damaged, no model of defectcam's, or written by a later release.
+    ImportError
+        If the engine for this kind of file is not installed.
+    ValueError
+        If the suffix or the precision is none of these.
+
+    See Also
+    --------
+    defectcam.DefectCAMClassifier.export : Write such a file.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        precision: str = "float32",
+        n_threads: int | None = None,
+        n_jobs: int | None = None,
+    ) -> None:
+        if precision not in _PRECISIONS:
+            raise ValueError(f"precision={precision!r}: expected one of {_PRECISIONS}.")
+        file = Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{os.fspath(path)!r} does not exist: give a file that `export` has written."
+            )
+        self.path = os.fspath(path)
+        self.n_jobs = n_jobs
+        self._engine = self._open(file, precision, n_threads)
+        self.description = _read_description(self.path, self._engine.description)
+        classes = self.description["classes"]
+        self.classes_: list[Any] = classes["labels"]
+        self.good_label_ = self.classes_[classes["good"]]
+        self._defects = [i for i in range(len(self.classes_)) if i != classes["good"]]
+        self.defect_labels_ = [self.classes_[i] for i in self._defects]
+        self.threshold_ = float(self.description["threshold"])
+        height, width = self.description["preprocessing"]["image_size"]
+        self.image_size_ = (int(height), int(width))
+        self._is_padded = self.description["preprocessing"]["resize"] == "pad"
+        boxes = dict(self.description["boxes"])
+        if boxes["merge_distance"] is not None:
+            boxes["merge_distance"] = float(boxes["merge_distance"])  # JSON knows no infinity
+        self._box_options = boxes
+
+    def localize(self, X: Any) -> Localization | list[Localization]:
+        """Say where the defects are, as `DefectCAMClassifier.localize` does.
+
+        Parameters
+        ----------
+        X : path, array of shape (H, W[, C]), PIL.Image.Image, or many of them, or a folder
+
+        Returns
+        -------
+        Localization or list of Localization
+            One for one image, a list in order for many.
+
+        Raises
+        ------
+        ImageReadError
+            If an image cannot be read; it is named.
+        """
+        sources = as_sources(X)
+        found = list(self.localize_iter(sources.items))
+        return found[0] if sources.single else found
+
+    def localize_iter(self, X: Iterable[Any]) -> Iterator[Localization]:
+        """Localise a stream of images, which need not fit in memory.
+
+        Parameters
+        ----------
+        X : iterable of paths, arrays or Pillow images, or a folder, or a data set
+            An iterable is taken lazily, a few images ahead.
+
+        Yields
+        ------
+        Localization
+            In order.
+        """
+        stream = X if is_stream(X) else as_sources(X).items
+        items: deque[Any] = deque()
+
+        def remembered() -> Iterator[Any]:
+            for item in stream:
+                items.append(item)
+                yield item
+
+        read = read_reduced_images(remembered(), self.image_size_, n_workers=self.n_jobs)
+        for pixels, size in read:
+            yield self._localization(items.popleft(), size, self._answers(pixels, size))
+
+    def predict(self, X: Any) -> list[Any]:
+        """Label each image.
+
+        Parameters
+        ----------
+        X : as for `localize_iter`
+
+        Returns
+        -------
+        list of labels
+        """
+        return [found.label for found in self.localize_iter(X)]
+
+    def _open(self, file: Path, precision: str, n_threads: int | None) -> Engine:
+        if file.suffix == ".onnx":
+            if precision != "float32":
+                raise ValueError(
+                    f"precision={precision!r}: ONNX Runtime computes in what the file holds; "
+                    "export to .xml and install openvino for bfloat16."
+                )
+            return _OnnxRuntime(file, n_threads)
+        if file.suffix == ".xml":
+            return _OpenVino(file, precision, n_threads)
+        raise ValueError(f"{self.path!r}: expected a file that ends with .onnx or .xml.")
+
+    def _answers(self, pixels: NDArray[np.uint8], size: tuple[int, int]) -> _Answers:
+        names = [*_ANSWERS, *(["type_grids"] if len(self._defects) > 1 else [])]
+        original_size = size if self._is_padded else None
+        outputs = self._engine.run(names, pixels[np.newaxis], original_size)
+        return _Answers(*(output[0] for output in outputs))
+
+    def _localization(self, item: Any, size: tuple[int, int], answers: _Answers) -> Localization:
+        make = Geometry.pad if self._is_padded else Geometry.stretch
+        likeliest = int(np.argmax(answers.class_probability[self._defects]))
+        defect_label = self.defect_labels_[likeliest]
+        is_defect = float(answers.probability) >= self.threshold_
+        has_types = answers.type_grids is not None
+        return Localization(
+            label=defect_label if is_defect else self.good_label_,
+            probability=float(answers.probability),
+            is_defect=is_defect,
+            grid=answers.grid,
+            geometry=placed(make(size, self.image_size_), item),
+            decision_threshold=self.threshold_,
+            source=original_of(item),
+            good_label=self.good_label_,
+            defect_label=defect_label,
+            type_grids=answers.type_grids,
+            defect_labels=self.defect_labels_ if has_types else None,
+            unfamiliar=bool(answers.unfamiliar),
+            **self._box_options,
+        )
+
+
+class _Answers(NamedTuple):
+    """The graph's answers about one image."""
+
+    probability: NDArray[np.float32]
+    class_probability: NDArray[np.float32]
+    unfamiliar: NDArray[np.bool_]
+    grid: NDArray[np.float32]
+    type_grids: NDArray[np.float32] | None = None
+
+
+class _OnnxRuntime:
+    """Runs a graph on ONNX Runtime."""
+
+    def __init__(self, file: Path, n_threads: int | None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                f"{file} needs ONNX Runtime: pip install onnxruntime (or 'defectcam[onnx]')."
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = n_threads or 0
+        options.log_severity_level = 3  # errors; what its optimiser would like is no user's concern
+        try:
+            self._session = onnxruntime.InferenceSession(
+                os.fspath(file), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its classes of errors have no common base
+            raise ExportedModelError(
+                f"{os.fspath(file)!r} cannot be run by ONNX Runtime {onnxruntime.__version__}: "
+                f"{error}. Copy it again, or export the model again."
+            ) from error
+        self._run_options = onnxruntime.RunOptions()
+        # Else the map would be made at the image's size too, whatever is asked for.
+        self._run_options.only_execute_path_to_fetches = True
+        self.description = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+
+    def run(
+        self,
+        names: Sequence[str],
+        pixels: NDArray[np.uint8],
+        original_size: tuple[int, int] | None,
+    ) -> list[NDArray[Any]]:
+        inputs: dict[str, NDArray[Any]] = {"pixels": pixels}
+        if original_size is not None:
+            inputs["original_size"] = np.asarray(original_size, dtype=np.int64)
+        return self._session.run(list(names), inputs, self._run_options)
+
+
+class _OpenVino:
+    """Runs a graph on OpenVINO."""
+
+    def __init__(self, file: Path, precision: str, n_threads: int | None) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise ImportError(
+                f"{file} needs OpenVINO: pip install openvino (or 'defectcam[openvino]')."
+            ) from error
+        self._openvino = openvino
+        hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
+        self._options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint}
+        if n_threads is not None:
+            self._options["INFERENCE_NUM_THREADS"] = n_threads
+        self._core = openvino.Core()
+        try:
+            self._model = self._core.read_model(os.fspath(file))
+        except RuntimeError as error:
+            raise ExportedModelError(
+                f"{os.fspath(file)!r} cannot be read by OpenVINO: {error}. It needs the .bin of "
+                "the same name beside it: copy both again, or export the model again."
+            ) from error
+        has_description = METADATA_KEY in self._model.get_rt_info()
+        self.description = (
+            str(self._model.get_rt_info(METADATA_KEY).value) if has_description else None
+        )
+        self._compiled: dict[tuple[str, ...], Any] = {}
+
+    def run(
+        self,
+        names: Sequence[str],
+        pixels: NDArray[np.uint8],
+        original_size: tuple[int, int] | None,
+    ) -> list[NDArray[Any]]:
+        compiled = self._compiled_for(tuple(names))
+        inputs: dict[str, NDArray[Any]] = {"pixels": pixels}
+        if original_size is not None:
+            inputs["original_size"] = np.asarray(original_size, dtype=np.int64)
+        outputs = compiled(inputs)
+        return [outputs[name].copy() for name in names]  # its buffers are used again
+
+    def _compiled_for(self, names: tuple[str, ...]) -> Any:
+        """Compile the graph for these outputs alone: OpenVINO computes all that there are."""
+        if names not in self._compiled:
+            model = self._model.clone()
+            for result in model.get_results():
+                if not set(names) & result.output(0).get_names():
+                    model.remove_result(result)
+            self._compiled[names] = self._core.compile_model(model, "CPU", self._options)
+        return self._compiled[names]
+
+
+def _read_description(name: str, text: str | None) -> dict[str, Any]:
+    if text is None:
+        raise ExportedModelError(
+            f"{name!r} is a graph, but none of defectcam's: give a file that `export` has written."
+        )
+    description: dict[str, Any] = json.loads(text)
+    written = int(description["schema_version"])
+    if written > SCHEMA_VERSION:
+        release = description["versions"]["defectcam"]
+        raise ExportedModelError(
+            f"{name!r} was written by defectcam {release} in version {written} of the layout, this "
+            f"release reads up to version {SCHEMA_VERSION}: install defectcam>={release}."
+        )
+    return description

@@ -1,0 +1,178 @@
+"""Splits a folder into training and test images, and writes the split down.
+
+Owns what a written split looks like: lists that `load_csv` reads, or folders of links or copies.
+Which images go where is decided by `train_test_split_by_type`. It never changes what it splits.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from defectcam.datasets import load_folder, train_test_split_by_type
+
+__all__ = ["FORMS", "Split", "split_folder", "write_split"]
+
+#: What a split can be written as.
+FORMS = ("lists", "links", "copies")
+
+_SIDES = ("train", "test")
+
+
+class Split(NamedTuple):
+    """Which images of a folder are trained on, and which tested on.
+
+    Attributes
+    ----------
+    root : str
+        The folder.
+    rows : dict of str to list of (path, type, mask, group)
+        Of ``"train"`` and ``"test"``; mask and group are None where there is none.
+    """
+
+    root: str
+    rows: dict[str, list[tuple[str, str, str | None, str | None]]]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Count the images of each type on each side."""
+        return {
+            side: dict(sorted(Counter(type_ for _, type_, _, _ in rows).items()))
+            for side, rows in self.rows.items()
+        }
+
+
+def split_folder(
+    folder: str | os.PathLike[str],
+    test_size: float = 0.2,
+    random_state: int | None = None,
+    group_pattern: str | None = None,
+    good_label: str | None = None,
+) -> Split:
+    """Split the images of a folder so that every type has its share of both sides.
+
+    Parameters
+    ----------
+    folder : str or PathLike
+        As `defectcam.folders.labelled_folder` takes it; of the MVTec AD layout, ``train`` and
+        ``test`` are thrown together.
+    test_size : float, default=0.2
+        Share of the images to test on, between 0 and 1.
+    random_state : int, optional
+        A number gives the same split every time.
+    group_pattern : str, optional
+        A regular expression that finds a part's name in the images' file names, see
+        `defectcam.datasets.load_folder`: pictures of one part stay on one side.
+    good_label : str, optional
+        Name of the sub-folder of good parts; by default found by its name.
+
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    ImageReadError
+        If the folder has another layout.
+    ValueError
+        If the pattern finds nothing in a file name, a type has a single image, or the images or
+        groups cannot be split so.
+    """
+    data = load_folder(folder, good_label=good_label, group_pattern=group_pattern)
+    if not 0 < test_size < 1:
+        raise ValueError(f"test_size must be a share between 0 and 1, got {test_size!r}.")
+    split = train_test_split_by_type(
+        data.paths, data.types, test_size, random_state=random_state, groups=data.groups
+    )
+    groups = [None] * len(data.paths) if data.groups is None else data.groups.tolist()
+    rows = list(
+        zip(data.paths.tolist(), data.types.tolist(), data.masks.tolist(), groups, strict=True)
+    )
+    sides = {side: [rows[i] for i in getattr(split, side)] for side in _SIDES}
+    return Split(os.fspath(folder), sides)
+
+
+def write_split(split: Split, folder: Path, form: str, final: Path | None = None) -> None:
+    """Write a split into a folder that exists and is empty.
+
+    Parameters
+    ----------
+    split : Split
+    folder : Path
+    form : {"lists", "links", "copies"}
+        ``train.csv`` and ``test.csv``, which `defectcam.datasets.load_csv` reads; or the folders
+        ``train/<type>`` and ``test/<type>`` with links to the images or copies of them, and
+        ``ground_truth/<type>`` with those of their masks.
+    final : Path, optional
+        Where the folder will be moved to; paths in lists are relative to it where they can be.
+        Links lead to absolute paths.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written, or the file system knows no links.
+    """
+    if form == "lists":
+        for side, rows in split.rows.items():
+            table = _as_csv(rows, (final or folder).resolve())
+            (folder / f"{side}.csv").write_text(table, encoding="utf-8")
+        return
+    place = _link if form == "links" else shutil.copy2
+    for side, rows in split.rows.items():
+        for (path, type_, mask, _), name in zip(rows, _names(split.root, rows), strict=True):
+            _placed(place, path, folder / side / type_ / name)
+            if mask is not None:
+                _placed(
+                    place, mask, folder / "ground_truth" / type_ / f"{Path(name).stem}_mask.png"
+                )
+
+
+def _as_csv(rows: Sequence[tuple[str, str, str | None, str | None]], base: Path) -> str:
+    has_masks = any(mask is not None for _, _, mask, _ in rows)
+    has_groups = any(group is not None for *_, group in rows)
+    header = ["path", "label"] + ["mask"] * has_masks + ["group"] * has_groups
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    for path, type_, mask, group in rows:
+        cells: list[Any] = [_relative(path, base), type_]
+        cells += ["" if mask is None else _relative(mask, base)] * has_masks
+        table.writerow(cells + [group] * has_groups)
+    return text.getvalue()
+
+
+def _relative(path: str, base: Path) -> str:
+    try:
+        return Path(os.path.relpath(os.path.abspath(path), base)).as_posix()
+    except ValueError:  # on another drive
+        return os.path.abspath(path)
+
+
+def _names(root: str, rows: Sequence[tuple[str, str, str | None, str | None]]) -> list[str]:
+    """Name each image as it is; with its folders before it where two of a type share a name."""
+    taken = Counter((type_, Path(path).name.lower()) for path, type_, _, _ in rows)
+    return [
+        Path(path).name
+        if taken[type_, Path(path).name.lower()] == 1
+        else "-".join(Path(os.path.relpath(path, root)).parts)
+        for path, type_, _, _ in rows
+    ]
+
+
+def _placed(place: Any, source: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place(source, target)
+
+
+def _link(source: str, target: Path) -> None:
+    try:
+        target.symlink_to(os.path.abspath(source))
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot link {target.name} ({error.strerror}): use copies or lists"
+        ) from error

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from defectcam.files import staged_folder, write_atomically
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_atomically(tmp_path / "a", b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", fail)
+        with pytest.raises(OSError, match="full"):
+            write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old"
+    write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert names(tmp_path) == ["a"]
+    with pytest.raises(FileNotFoundError, match="make the folder"):
+        write_atomically(tmp_path / "no" / "a", b"")
+
+
+def fail(*_: object) -> None:
+    raise OSError("the disk is full")
+
+
+def test_a_folder_appears_when_all_is_written(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with staged_folder(target, last="list") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "1").write_text("1")
+        (folder / "list").write_text("1")
+        assert not target.exists()
+    assert names(target) == ["deep", "deep/1", "list"]
+    with pytest.raises(ZeroDivisionError), staged_folder(target) as folder:
+        (folder / "list").write_text("2")
+        _ = 1 / 0
+    assert (target / "list").read_text() == "1"
+    assert names(tmp_path) == ["out", "out/deep", "out/deep/1", "out/list"]
+
+
+def test_a_folder_is_left_alone_where_it_cannot_be_written(tmp_path: Path) -> None:
+    target, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    target.mkdir()
+    (target / "link").symlink_to(elsewhere, target_is_directory=True)
+    (target / "taken").mkdir()
+    for name in ("link/1", "taken"):
+        with pytest.raises(OSError, match="cannot write"), staged_folder(target) as folder:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("1")
+            (folder / "other").write_text("1")
+    assert names(elsewhere) == []
+    assert names(target) == ["link", "taken"]
+    with pytest.raises(FileNotFoundError, match="make the folder"), staged_folder(target / "a/b"):
+        pass
