@@ -185,10 +185,10 @@ class _Service:
             await anyio.to_thread.run_sync(self.batcher.close)
             await anyio.to_thread.run_sync(self.store.close)
 
-    def check_token(
+    async def check_token(
         self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
     ) -> None:
-        """Refuse a request without the token, in a time that says nothing about it."""
+        """Refuse a request without the token, in a time that says nothing about the token."""
         if self.settings.token is None:
             return
         sent = b"" if given is None else given.credentials.encode("utf-8", "replace")
