@@ -432,9 +432,9 @@ def _label_studio_shape(
             raise ImageReadError(f"{place} needs points as pairs [x, y].")
         return polygon_shape(label, [points * share], size, place)
     sides = ("radiusX", "radiusY") if kind == "ellipselabels" else ("width", "height")
-    corner = numbers([value.get("x"), value.get("y")], place) * share
-    extent = numbers([value.get(side) for side in sides], place) * share
-    degrees = float(numbers(value.get("rotation") or 0, place))
+    corner = numbers([value.get("x"), value.get("y")], place, ndim=1) * share
+    extent = numbers([value.get(side) for side in sides], place, ndim=1) * share
+    degrees = float(numbers(value.get("rotation") or 0, place, ndim=0))
     if kind == "ellipselabels":
         return polygon_shape(label, [ellipse(corner, extent, degrees)], size, place)
     if degrees:

@@ -301,13 +301,14 @@ def ellipse(centre: ArrayLike, radii: ArrayLike, degrees: float = 0.0, n: int = 
     return np.stack(turned, axis=1) + np.array(centre, float)
 
 
-def numbers(values: Any, place: str) -> NDArray[np.float64]:
-    """Read finite numbers, or say where they are none."""
+def numbers(values: Any, place: str, ndim: int | None = None) -> NDArray[np.float64]:
+    """Read finite numbers, perhaps in so many dimensions, or say where they are none."""
     try:
         array = np.array(values, dtype=float)
     except (TypeError, ValueError, OverflowError) as error:
         raise ImageReadError(f"{place} needs numbers, got {_short(values)}.") from error
-    if array.size == 0 or not (np.abs(array) <= _LARGEST_NUMBER).all():
+    is_other = ndim is not None and array.ndim != ndim
+    if array.size == 0 or is_other or not (np.abs(array) <= _LARGEST_NUMBER).all():
         raise ImageReadError(f"{place} needs finite numbers, got {_short(values)}.")
     return array
 

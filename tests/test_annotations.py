@@ -886,6 +886,7 @@ IMAGE = '<annotations><image id="0" name="1.png" width="60" height="40">{}</imag
 SIZE = "<size><width>60</width><height>40</height></size>"
 VOC = f"<annotation><filename>{{}}</filename>{SIZE}{{}}</annotation>"
 OBJECT = "<object><name>dent</name><bndbox>{}</bndbox></object>"
+LS_BOX = {"x": 1, "y": 1, "width": 9, "height": 9, "rectanglelabels": ["dent"]}
 COCO_LISTS = {
     "images": [{"id": 1, "file_name": "1.png", "height": 40, "width": 60}],
     "categories": [{"id": 1, "name": "dent"}],
@@ -995,6 +996,16 @@ def task(result: Any, **changes: Any) -> str:
             "labelstudio",
             task([{"type": "rectanglelabels", "value": {"x": 1, "rectanglelabels": ["a"]}}]),
             "result 1, needs",
+        ),
+        (
+            "labelstudio",
+            task([{"type": "rectanglelabels", "value": {**LS_BOX, "rotation": [1]}}]),
+            "result 1, needs finite numbers",
+        ),
+        (
+            "labelstudio",
+            task([{"type": "rectanglelabels", "value": {**LS_BOX, "x": [1], "y": [1]}}]),
+            "result 1, needs finite numbers",
         ),
         ("labelstudio", task([{"type": "brushlabels", "value": {"rle": [1]}}]), "export brush"),
         (

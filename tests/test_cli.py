@@ -941,3 +941,21 @@ def test_watch_refuses_what_it_cannot_continue(
     (output / "results.jsonl").write_text("mine\n")
     assert run("watch", model, parts, "-o", output) == cli.BAD_DATA
     assert "is no result of a watch" in capsys.readouterr().err
+
+
+# --- Other thresholds -------------------------------------------------------------------------
+
+
+def test_thresholds_of_one_call_are_not_those_of_the_model(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    before = model.read_bytes()
+    assert run("predict", model, parts, "--threshold", "0", "--json", "--quiet") == 0
+    assert all(one["is_defect"] for one in json.loads(capsys.readouterr().out))
+    options = ["--threshold", "0", "--box-threshold", "0.3", "--json", "--quiet"]
+    assert run("localize", model, parts, "-o", tmp_path / "found", *options) == 0
+    [one, *_] = json.loads(capsys.readouterr().out)["images"]
+    assert (one["decision_threshold"], one["threshold"]) == (0, 0.3)
+    assert run("evaluate", model, parts, "--threshold", "0", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["overkill"] == 1
+    assert model.read_bytes() == before
