@@ -642,6 +642,9 @@ def _add_service(parser: Any) -> None:
             default=argparse.SUPPRESS,
             help=text,
         )
+    parser.add_argument(
+        "--json", action="store_true", help="print the address and the models' names as JSON"
+    )
     _add_machine(parser)
 
 
@@ -1013,7 +1016,14 @@ def _serve(args: argparse.Namespace) -> int:
         if _is_about_data(error):
             raise
         raise _UsageError(error) from error  # the device, a name
-    serve(app, host=args.host, port=args.port, log_level="warning" if args.quiet else "info")
+
+    def announce(address: str) -> None:
+        if args.json:
+            _print_json({"address": address, "models": list(models)})
+            sys.stdout.flush()
+
+    log_level = "warning" if args.quiet else "info"
+    serve(app, host=args.host, port=args.port, log_level=log_level, announce=announce)
     return DONE
 
 

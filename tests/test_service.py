@@ -6,6 +6,7 @@ import base64
 import contextlib
 import gzip
 import io
+import json
 import os
 import re
 import signal
@@ -801,15 +802,22 @@ def test_a_new_model_file_under_load_loses_no_request(
     assert thresholds[-1] == 0.3
 
 
-def start_command(*arguments: str | Path) -> tuple[subprocess.Popen[str], str]:
-    """Start `defectcam serve` on a free port and return its address."""
-    command = [sys.executable, "-m", "defectcam", "serve", *map(str, arguments), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if found := re.search(r"listening at (http://\S+)", line):
-            return process, found.group(1)
-    raise AssertionError("the service did not start")
+def start_command(*arguments: str | Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    """Start `defectcam serve` on a free port and return what it says of itself."""
+    command = [sys.executable, "-m", "defectcam", "serve", *map(str, arguments)]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if line.startswith("}"):
+            return process, json.loads(text)
+    raise AssertionError(f"the service did not start: {process.communicate()[1]}")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such signals")
@@ -818,8 +826,10 @@ def test_the_command_answers_and_ends_in_order_at_a_signal(
 ) -> None:
     token = tmp_path / "token"
     token.write_text("secret\n")
-    process, address = start_command(model_file, f"b={model_file}", "--token-file", token)
+    process, said = start_command(model_file, f"b={model_file}", "--token-file", token)
+    address = said["address"]
     try:
+        assert said["models"] == ["part", "b"]
         image = (fitted_parts / "good" / "000.png").read_bytes()
         headers = {"Authorization": "Bearer secret"}
         for path in ("localize", "models/b/localize"):

@@ -10,6 +10,7 @@ import logging
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -32,6 +33,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     log_level: str = "info",
+    announce: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Serve until the process is told to end; then finish the requests that were taken on.
 
@@ -45,6 +47,8 @@ def serve(
         0 takes a free one; the log names it.
     log_level : str, default="info"
         As uvicorn's.
+    announce : callable, optional
+        Told the address, ``http://host:port``, once connections are accepted there.
 
     Raises
     ------
@@ -69,7 +73,9 @@ def serve(
             # uvicorn ends in order and then raises the signal again, which would look like failure.
             signal.signal(signal.SIGTERM, lambda *_: None)
         shown = f"[{host}]" if ":" in host else host
-        _LOG.info("listening at http://%s:%d", shown, listener.getsockname()[1])
+        address = f"http://{shown}:{listener.getsockname()[1]}"
+        _LOG.info("listening at %s", address)
+        announce(address)
         uvicorn.Server(config).run(sockets=[listener])
 
 
