@@ -27,10 +27,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeAlias, TypeVar
+from typing import BinaryIO, TypeAlias, TypeVar
 
 import joblib
 import numpy as np
@@ -311,9 +312,9 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
 def _content_hash(source: ImageSource) -> str:
     if isinstance(source, (str, os.PathLike)):
         try:
-            with open(source, "rb") as file:
+            with _opened(source) as file:
                 kind, content = "file", file.read()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter of names that no file can have
             raise ImageReadError(
                 f"{os.fspath(source)!r} {_what_is_wrong(source, error)}"
             ) from error
@@ -332,9 +333,7 @@ def _read_file(
     path: str | os.PathLike[str], min_size: tuple[int, int] | None
 ) -> tuple[np.ndarray, tuple[int, int]]:
     try:
-        # Opened here, not by Pillow: given a path, Pillow 11 and later map uncompressed TIFF files
-        # that lie on their side into memory with height and width exchanged.
-        with open(path, "rb") as file, Image.open(file) as image:
+        with _opened(path) as file, Image.open(file) as image:
             original_size = None
             if min_size is not None and image.format in ("JPEG", "MPO"):
                 original_size = _reduce(image, min_size)
@@ -344,6 +343,28 @@ def _read_file(
         raise
     except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them to
         raise ImageReadError(f"{os.fspath(path)!r} {_what_is_wrong(path, error)}") from error
+
+
+def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file, but nothing that would keep the reader waiting or never end.
+
+    Opened here, not by Pillow: given a path, Pillow 11 and later map uncompressed TIFF files that
+    lie on their side into memory with height and width exchanged.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    # Without the flag, opening a pipe waits for somebody to write into it.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # of a folder, `open` itself complains
+        return descriptor
+    os.close(descriptor)
+    kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
+    raise ImageReadError(
+        f"it is {kind}, no file. Read it, and pass the image as an array or a Pillow image."
+    )
 
 
 def _reduce(image: Image.Image, min_size: tuple[int, int]) -> tuple[int, int]:
@@ -373,7 +394,7 @@ def _read_pillow(image: Image.Image) -> np.ndarray:
 
 def _header_problem(path: str | os.PathLike[str]) -> str | None:
     try:
-        with Image.open(path) as image:
+        with _opened(path) as file, Image.open(file) as image:
             _refuse_unknown_scale(image)
     except MemoryError:
         raise
@@ -386,13 +407,17 @@ def _what_is_wrong(path: str | os.PathLike[str], error: Exception) -> str:
     """Complete the sentence that begins with a file's name: what is wrong, what to do."""
     if isinstance(error, ImageReadError):
         return f"cannot be used: {error}"
+    if isinstance(error, ValueError) and "\0" in os.fspath(path):
+        return "has a null character in its name, which no file can have: check the path."
     if not os.path.lexists(path):
         return "does not exist: check the path and, if it is relative, the working directory."
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"is a symbolic link to {os.readlink(path)!r}, which leads to no file: mend the link."
     if os.path.isdir(path):
         return "is a folder: give a file, or list its images with defectcam.images.find_images."
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return "is empty (0 bytes): remove it or copy it again."
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return (
             f"is refused by Pillow for its size: {error} "
             "If you trust it, set PIL.Image.MAX_IMAGE_PIXELS."
@@ -411,7 +436,7 @@ def _what_is_wrong(path: str | os.PathLike[str], error: Exception) -> str:
 
 
 def _first_bytes(path: str | os.PathLike[str], count: int = 12) -> bytes:
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         return file.read(count)
 
 
