@@ -98,6 +98,12 @@ from defectcam.training import (
     student_features_of,
     train_with_folds,
 )
+from defectcam.validation import (
+    check_class_weight,
+    check_device,
+    check_image_size,
+    refuse_booleans,
+)
 from defectcam.views import original_of, placed
 
 #: Parameters of the published recipe: "Explainable Defect Detection using CNNs", MIT.
@@ -675,9 +681,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _fit(
         self, X: Any, y: Any, sample_weight: ArrayLike | None, *, classes: Any, n_kept: int
     ) -> DefectCAMClassifier:
-        check_threshold(self.threshold)
-        check_callbacks(self.callbacks)
-        folder_of_memory(self.memory)  # refuse a wrong one early
+        self._check_parameters()
         sources, labels = labelled_sources(X, y, self.good_label)
         weighed = weigh_rows(sample_weight, len(sources.items))
         labels = as_labels(labels)[weighed.rows]
@@ -736,6 +740,16 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.suspects_ = weighed.given(self.suspects_)
         train_ends(self.callbacks, self)
         return self
+
+    def _check_parameters(self) -> None:
+        """Refuse early what scikit-learn's constraints cannot tell."""
+        refuse_booleans(self)
+        check_image_size(self, self.image_size)
+        check_class_weight(self, self.class_weight)
+        check_device(self.device)
+        check_threshold(self.threshold)
+        check_callbacks(self.callbacks)
+        folder_of_memory(self.memory)
 
     def _train(
         self,

@@ -31,7 +31,7 @@ import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import joblib
 import numpy as np
@@ -41,6 +41,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "ImageReadError",
     "ImageSource",
+    "as_array",
     "check_readable",
     "content_hashes",
     "find_images",
@@ -113,11 +114,49 @@ def read_image(source: ImageSource) -> np.ndarray:
     if isinstance(source, Image.Image):
         return _read_pillow(source)
     if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
-        return _array_to_rgb(np.asarray(source))
+        return _array_to_rgb(as_array(source))
     raise TypeError(
         "An image is a path, an array or a PIL.Image.Image, "
         f"got {type(source).__name__}: {source!r:.80}."
     )
+
+
+def as_array(source: Any) -> np.ndarray:
+    """Make an array of whatever can become one, a tensor or a masked array for example.
+
+    Parameters
+    ----------
+    source : array-like
+        Has the method ``__array__``.
+
+    Returns
+    -------
+    ndarray
+        Sharing memory with `source` where it can.
+
+    Raises
+    ------
+    ImageReadError
+        If it cannot become one, or if values are masked.
+    """
+    if isinstance(source, np.ma.MaskedArray):
+        n_masked = int(np.ma.count_masked(source))
+        if n_masked:
+            raise ImageReadError(
+                f"{n_masked} of {source.size} values are masked: replace them, by "
+                "image.filled(value)."
+            )
+    if hasattr(source, "detach"):  # a tensor that has gradients is no array
+        source = source.detach()
+    try:
+        return np.asarray(source)
+    except (ImageReadError, MemoryError):
+        raise
+    except Exception as error:  # whatever a library or a data set of the caller's raises
+        raise ImageReadError(
+            f"The {type(source).__name__} cannot be made an array ({type(error).__name__}: "
+            f"{error}): pass NumPy arrays."
+        ) from error
 
 
 def read_images(
@@ -288,7 +327,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
     Raises
     ------
     ImageReadError
-        If `folder` does not exist or is a file.
+        If `folder` does not exist or is a file, or if a folder in it cannot be listed.
     """
     root = os.fspath(folder)
     if not os.path.isdir(root):
@@ -296,7 +335,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
         raise ImageReadError(f"{root!r} {what}: give a folder with images in it.")
     found = []
     entered = set()
-    for parent, folders, files in os.walk(root, followlinks=True):
+    for parent, folders, files in os.walk(root, onerror=_refuse_folder, followlinks=True):
         real = os.path.realpath(parent)
         # A link that leads back to one of its own parents would otherwise never end.
         folders[:] = [] if real in entered else sorted(f for f in folders if not f.startswith("."))
@@ -322,6 +361,14 @@ def _content_hash(source: ImageSource) -> str:
         pixels = read_image(source)
         kind, content = f"RGB {pixels.shape}", pixels.tobytes()
     return hashlib.blake2b(content, digest_size=16, key=kind.encode()).hexdigest()
+
+
+def _refuse_folder(error: OSError) -> None:
+    """Complain about a folder whose images would be missing without a word."""
+    raise ImageReadError(
+        f"The folder {error.filename!r} cannot be listed ({error.strerror}): check its permissions "
+        "and its drive."
+    ) from error
 
 
 def _looks_like_image(file_name: str) -> bool:
@@ -409,6 +456,11 @@ def _what_is_wrong(path: str | os.PathLike[str], error: Exception) -> str:
         return f"cannot be used: {error}"
     if isinstance(error, ValueError) and "\0" in os.fspath(path):
         return "has a null character in its name, which no file can have: check the path."
+    name = os.fspath(path)
+    if not os.path.lexists(path) and name.startswith(("http://", "https://", "ftp://", "s3://")):
+        return "is a URL, and nothing is downloaded: fetch it and give the file."
+    if not os.path.lexists(path) and name.startswith("~"):
+        return "does not exist: '~' is not expanded, use os.path.expanduser."
     if not os.path.lexists(path):
         return "does not exist: check the path and, if it is relative, the working directory."
     if os.path.islink(path) and not os.path.exists(path):
