@@ -200,12 +200,16 @@ def count_parameters(name: str) -> int:
     Examples
     --------
     >>> count_parameters("efficientnet_lite0")
-    3373280
+    2958848
     """
     model = _resolve(name)
-    with torch.device("meta"):  # tensors without memory
-        make = _torchvision_units if model.library == "torchvision" else _timm_units
-        units = make(model)
+    make = _torchvision_units if model.library == "torchvision" else _timm_units
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):  # tensors without memory
+                units = make(model)
+        except NotImplementedError:  # RegNet computes its widths with tensors
+            units = make(model)
     return sum(p.numel() for unit in units.values() for p in unit.parameters())
 
 

@@ -464,7 +464,9 @@ def _what_is_wrong(path: str | os.PathLike[str], error: Exception) -> str:
     if not os.path.lexists(path):
         return "does not exist: check the path and, if it is relative, the working directory."
     if os.path.islink(path) and not os.path.exists(path):
-        return f"is a symbolic link to {os.readlink(path)!r}, which leads to no file: mend the link."
+        return (
+            f"is a symbolic link to {os.readlink(path)!r}, which leads to no file: mend the link."
+        )
     if os.path.isdir(path):
         return "is a folder: give a file, or list its images with defectcam.images.find_images."
     if os.path.isfile(path) and os.path.getsize(path) == 0:

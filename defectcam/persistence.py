@@ -191,7 +191,8 @@ def _digest(description: str, tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -368,9 +369,7 @@ def _device_here(saved: str) -> str:
     return "auto"
 
 
-def _restore(
-    clf: DefectCAMClassifier, description: dict[str, Any], file: Any
-) -> None:
+def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -> None:
     """Set the fitted attributes."""
     classes = _restore_classes(description["classes"])
     shapes = _shapes_of(file)

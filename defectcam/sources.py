@@ -152,7 +152,9 @@ def _is_array(X: Any) -> bool:
 def _own_array(X: Any) -> Any:
     array = X if isinstance(X, np.ndarray) else as_array(X)
     if array.ndim == 0:
-        raise ValueError(f"X is an array of shape (): {array.item()!r:.80}. Pass an image or a path.")
+        raise ValueError(
+            f"X is an array of shape (): {array.item()!r:.80}. Pass an image or a path."
+        )
     return array
 
 

@@ -83,7 +83,9 @@ def check_class_weight(estimator: BaseEstimator, class_weight: Any) -> None:
         isinstance(w, Real) and not isinstance(w, bool) and 0 <= w <= largest for w in weights
     )
     if not is_fit or (weights and not any(weights)):
-        allowed = "'balanced', None, or made of floats in the range [0.0, 3.4e+38], not all of them 0"
+        allowed = (
+            "'balanced', None, or made of floats in the range [0.0, 3.4e+38], not all of them 0"
+        )
         raise InvalidParameterError(_must_be(estimator, "class_weight", allowed, class_weight))
 
 
