@@ -11,7 +11,9 @@ import contextlib
 import dataclasses
 import os
 import platform
+import threading
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
@@ -154,6 +156,12 @@ GOOD_ONLY_FOLDS = 10
 AUTO_REPLAY_SIZE = 400
 
 RECIPES: dict[str, dict[str, Any]] = {"vgg16_cam": VGG16_CAM}
+
+
+#: Networks that some threads evaluate: how many blocks do, and modules to put back into training.
+_modes: weakref.WeakKeyDictionary[DefectCAMNetwork, tuple[int, list[torch.nn.Module]]]
+_modes = weakref.WeakKeyDictionary()
+_modes_lock = threading.Lock()
 
 
 class _Batch(NamedTuple):
@@ -890,7 +898,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _set_network(
         self, network: DefectCAMNetwork, preprocess: Preprocess, classes: Classes
     ) -> None:
-        self.network_ = network
+        self.network_ = network.eval()
         self.weights_source_ = network.weights_source
         self._preprocess = preprocess
         self._classes = classes
@@ -1585,14 +1593,23 @@ def _resolve_device(device: str) -> torch.device:
 
 @contextlib.contextmanager
 def _evaluating(network: DefectCAMNetwork) -> Iterator[None]:
-    """Evaluate within the block; leave each module's mode as it was."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
+    """Evaluate within the block; leave each module's mode as it was, after the last thread."""
+    with _modes_lock:
+        n_blocks, training = _modes.get(network, (0, []))
+        if not n_blocks:
+            training = [module for module in network.modules() if module.training]
+            network.eval()
+        _modes[network] = (n_blocks + 1, training)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _modes_lock:
+            n_blocks, training = _modes.pop(network)
+            if n_blocks > 1:
+                _modes[network] = (n_blocks - 1, training)
+            else:
+                for module in training:
+                    module.training = True
 
 
 def _log_odds(probability: float) -> float:

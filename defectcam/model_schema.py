@@ -146,7 +146,7 @@ def _are_spreads(value: Any) -> bool:
 def _is_size(value: Any) -> bool:
     if not (isinstance(value, list) and len(value) == 2 and all(map(_is_count, value))):
         return False
-    return 1 <= min(value) and max(value) <= MAX_SIDE and value[0] * value[1] <= MAX_AREA
+    return min(value) >= 1 and max(value) <= MAX_SIDE and value[0] * value[1] <= MAX_AREA
 
 
 def _are_levels(value: Any) -> bool:

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import _check_sample_weight
 
-
 #: Most rows that integer weights may make, each of which costs a pass through the trunk.
 MAX_ROWS = 10_000_000
 

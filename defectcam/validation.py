@@ -78,7 +78,7 @@ def check_class_weight(estimator: BaseEstimator, class_weight: Any) -> None:
     if not isinstance(class_weight, (Mapping, Real)):
         return
     weights = list(class_weight.values()) if isinstance(class_weight, Mapping) else [class_weight]
-    largest = np.finfo(np.float32).max
+    largest = float(np.finfo(np.float32).max)
     is_fit = all(
         isinstance(w, Real) and not isinstance(w, bool) and 0 <= w <= largest for w in weights
     )

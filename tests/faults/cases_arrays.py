@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from catalogue import Bench, Group
 from cases_files import PIXELS
+from catalogue import Bench, Group
 
 from defectcam.images import ImageReadError, read_image, read_images
 

@@ -82,7 +82,7 @@ group.refused(
     "a folder that may not be written to", PermissionError, "Permission denied", read_only_folder
 )
 group.refused(
-    "a folder that does not exist",
+    "a folder to save into that does not exist",
     FileNotFoundError,
     "make the folder",
     lambda b: b.model.save(b.tmp / "none" / "m.safetensors"),
@@ -129,6 +129,22 @@ def threads(bench: Bench) -> Any:
 group.works("8 threads that call `localize` on one model", (True, {False}), threads)
 
 
+def threads_while_training(bench: Bench) -> Any:
+    network = bench.model.network_.train()
+    try:
+        right, modes = threads(bench)
+        return right, modes, network.training
+    finally:
+        network.eval()
+
+
+group.works(
+    "the same while its network is in training mode",
+    (True, {True, False}, True),  # the frozen trunk never trains
+    threads_while_training,
+)
+
+
 def answer_of(pickled: bytes, images: np.ndarray) -> bytes:
     return pickle.loads(pickled).predict_proba(images).tobytes()
 
@@ -142,7 +158,7 @@ def in_process(method: str) -> Callable[[Bench], Any]:
         try:
             with multiprocessing.get_context(method).Pool(1) as pool:
                 job = pool.apply_async(answer_of, (pickle.dumps(bench.model), bench.images))
-                found = job.get(timeout=50)
+                found = job.get(timeout=250)
         finally:
             torch.set_num_threads(n_threads)
         return found == bench.model.predict_proba(bench.images).tobytes()
@@ -180,7 +196,7 @@ def in_environment(*options: str, **variables: str) -> Callable[[Bench], Any]:
             env={**environment, "PYTHONPATH": ROOT, **variables},
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=250,
         )
         assert result.returncode == 0, result.stderr
         assert (bench.tmp / "found.png").stat().st_size > 0

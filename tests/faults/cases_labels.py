@@ -94,7 +94,7 @@ for title, expected, y in (
 
 
 def classes(y: Any, weights: Any = None) -> Any:
-    return lambda b: b.fit(b.images, y, weights=weights).classes_.tolist()
+    return lambda b: b.fit(b.images, y, sample_weight=weights).classes_.tolist()
 
 
 group.warned(
@@ -147,10 +147,10 @@ for title, says, weights in (
     ("weights below single precision", "single precision", [1e-300] * 8),
     ("weights that leave no good image", "y holds one class only", [0] * 4 + [1] * 4),
 ):
-    group.refused(title, ValueError, says, lambda b, w=weights: b.fit(weights=w))
+    group.refused(title, ValueError, says, lambda b, w=weights: b.fit(sample_weight=w))
 group.warned(
     "weights that leave no defective image",
     "There are only good images",
     ["anomaly", "good"],
-    lambda b: b.fit(weights=[1] * 4 + [0] * 4).classes_.tolist(),
+    lambda b: b.fit(sample_weight=[1] * 4 + [0] * 4).classes_.tolist(),
 )

@@ -30,6 +30,14 @@ GROUPS = {
 }
 
 
+INTRODUCTION = (
+    "Every bad input and fault has a stated outcome: an error that names what was wrong, a",
+    "warning, or a right answer. This page is written by the catalogue in `tests/faults`, which is",
+    "run with the tests; `make faults` runs it alone and prints the summary by group. The text of",
+    "an error is a part of its message.",
+)
+
+
 @dataclass(frozen=True)
 class Bench:
     """What a case may use: a folder of its own, and things that all cases share."""
@@ -43,11 +51,13 @@ class Bench:
     new: Callable[..., Any]  # makes a small classifier, not fitted
     saved: bytes  # the model's file
 
-    def fit(self, X: Any = None, y: Any = None, *, weights: Any = None, **parameters: Any) -> Any:
+    def fit(
+        self, X: Any = None, y: Any = None, *, sample_weight: Any = None, **parameters: Any
+    ) -> Any:
         """Fit on the shared images, or on others."""
         images = self.images if X is None else X
         labels = self.labels if y is None and X is None else y
-        return self.new(**parameters).fit(images, labels, weights)
+        return self.new(**parameters).fit(images, labels, sample_weight)
 
     def file(self, name: str, content: bytes) -> str:
         path = self.tmp / name
@@ -139,8 +149,7 @@ def page() -> str:
     lines = [
         "# What can go wrong",
         "",
-        "Every bad input and fault has a stated outcome: an error that names what was wrong, a warning, or a right answer. This page is written by the catalogue in",
-        "`tests/faults`, which is run with the tests: `make faults` runs it alone and prints the summary. The text of an error is a part of its message.",
+        *INTRODUCTION,
         "",
         "| group | cases | refused with an error | answered |",
         "|---|---|---|---|",

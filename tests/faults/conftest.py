@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.register_assert_rewrite("catalogue")
 from catalogue import GROUPS, Bench
 
 #: Longest that a case may take, in seconds; only one that hangs does.
-PATIENCE = 60
+PATIENCE = 300
 
 TINY: dict[str, Any] = {
     "backbone": "test_efficientnet",
