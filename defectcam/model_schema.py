@@ -6,6 +6,7 @@ classifier: whether tensors fit the description is `persistence`'s matter.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 __all__ = ["MAX_HEADER", "check_description", "parse_json"]
 
-#: Most bytes of a file's header, the description and the list of tensors. A real one has some 20 kB.
+#: Most bytes of a file's header, the description and the list of tensors; real ones have 20 kB.
 MAX_HEADER = 2**24
 
 #: Largest side and area of the network's input, in pixels.
@@ -157,9 +158,7 @@ def _are_labels(value: Any) -> bool:
     if not isinstance(value, list) or not 2 <= len(value) <= MAX_CLASSES:
         return False
     kinds = {type(label) for label in value}
-    return kinds in ({str}, {bool}, {int}) and all(
-        a < b for a, b in zip(value, value[1:], strict=False)
-    )
+    return kinds in ({str}, {bool}, {int}) and all(a < b for a, b in itertools.pairwise(value))
 
 
 def _is_class_table(value: Any) -> bool:

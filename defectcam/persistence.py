@@ -1,8 +1,8 @@
 """Writes a fitted classifier to one safetensors file and reads it back.
 
 Owns the layout of the file: tensors, and JSON metadata for all the rest. A file is hostile until
-proved otherwise: nothing in it is ever imported, unpickled or run, nothing is downloaded, and sizes,
-names, types and values are checked before anything is made of them.
+proved otherwise: nothing in it is ever imported, unpickled or run, nothing is downloaded, and
+sizes, names, types and values are checked before anything is made of them.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def weigh_rows(sample_weight: ArrayLike | None, n_images: int) -> WeighedRows:
     if np.array_equal(np.rint(weights), weights):
         if weights.max() > MAX_ROWS or weights.sum() > MAX_ROWS:
             raise ValueError(
-                f"`sample_weight` holds whole numbers up to {weights.max():g}, which are repetition "
+                f"`sample_weight` holds whole numbers up to {weights.max():g}, which repeat images "
                 f"and make more than {MAX_ROWS} rows of images: divide it by its mean, so that the "
                 "images are weighed instead."
             )

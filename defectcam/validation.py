@@ -80,7 +80,8 @@ def check_class_weight(estimator: BaseEstimator, class_weight: Any) -> None:
     weights = list(class_weight.values()) if isinstance(class_weight, Mapping) else [class_weight]
     largest = float(np.finfo(np.float32).max)
     is_fit = all(
-        isinstance(w, Real) and not isinstance(w, bool) and 0 <= w <= largest for w in weights
+        isinstance(w, Real) and not isinstance(w, bool) and 0 <= float(w) <= largest
+        for w in weights
     )
     if not is_fit or (weights and not any(weights)):
         allowed = (

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("catalogue")
 from catalogue import GROUPS, Bench
 
 #: Longest that a case may take, in seconds; only one that hangs does.

@@ -1,4 +1,4 @@
-"""Mutated model files load as equal models or are refused by the documented error, never another."""
+"""Mutated model files load as equal models or are refused by the documented error alone."""
 
 from __future__ import annotations
 
