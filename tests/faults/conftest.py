@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from catalogue import GROUPS, Bench
 
 #: Longest that a case may take, in seconds; only one that hangs does.
