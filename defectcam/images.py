@@ -146,11 +146,12 @@ def as_array(source: Any) -> np.ndarray:
                 f"{n_masked} of {source.size} values are masked: replace them, by "
                 "image.filled(value)."
             )
-    if hasattr(source, "detach"):  # a tensor that has gradients is no array
-        source = source.detach()
+    if hasattr(source, "detach"):  # a tensor, which NumPy does not take with gradients or
+        source = source.detach().cpu()  # from elsewhere, and whose bfloat16 it does not know
+        source = source.float() if str(source.dtype) == "torch.bfloat16" else source
     try:
         return np.asarray(source)
-    except (ImageReadError, MemoryError):
+    except (ImageReadError, MemoryError, TypeError):  # the latter of what is no image at all
         raise
     except Exception as error:  # whatever a library or a data set of the caller's raises
         raise ImageReadError(

@@ -57,7 +57,6 @@ refused(
     np.ma.array([[1, 2], [3, 4]], mask=[[0, 0], [1, 0]]),
 )
 refused("a tensor with its channels first", "np.moveaxis", torch.zeros(3, 8, 9))
-refused("a tensor in bfloat16", "cannot be made an array", torch.zeros(8, 9).bfloat16())
 
 
 class Failing:
@@ -131,6 +130,11 @@ group.works(
     "a column of arrays of a data frame",
     8,
     lambda b: len(b.model.predict(pd.Series(list(b.images)))),
+)
+group.works(
+    "a tensor in bfloat16",
+    (8, 9, 3),
+    lambda b: read_image(torch.zeros(8, 9).bfloat16()).shape,
 )
 group.works("a generator of images", 2, lambda b: len(b.model.predict(x for x in b.images[:2])))
 group.works("an empty stream", [], lambda b: list(b.model.localize_iter(iter([]))))
