@@ -25,6 +25,10 @@ demo: $(VENV)/.extra-demo ## Train on real solar cells; overlays and a model go 
 test: $(VENV)/.extra-test ## Run all tests (PYTEST_ARGS="-m 'not slow' -x" for fewer)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+.PHONY: faults
+faults: $(VENV)/.extra-test ## Run the catalogue of what can go wrong; its summary by group
+	$(BIN)/python -m pytest tests/faults --quiet $(PYTEST_ARGS)
+
 .PHONY: check
 check: lint types imports docs ## All that is not a test: lint, types, imports and docs
 

@@ -181,6 +181,39 @@ def create_backbone(name: str, weights: str | os.PathLike[str] | None = "imagene
     )
 
 
+def count_parameters(name: str) -> int:
+    """Count the parameters of a backbone without making them.
+
+    Parameters
+    ----------
+    name
+        As for `create_backbone`.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+
+    Examples
+    --------
+    >>> count_parameters("efficientnet_lite0")
+    2958848
+    """
+    model = _resolve(name)
+    make = _torchvision_units if model.library == "torchvision" else _timm_units
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):  # tensors without memory
+                units = make(model)
+        except NotImplementedError:  # RegNet computes its widths with tensors
+            units = make(model)
+    return sum(p.numel() for unit in units.values() for p in unit.parameters())
+
+
 def fold_batch_norm(chain: nn.Sequential) -> nn.Sequential:
     """Fold batch normalisations into the convolutions before them, for layers that stay frozen.
 

@@ -11,7 +11,9 @@ import contextlib
 import dataclasses
 import os
 import platform
+import threading
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
@@ -100,6 +102,12 @@ from defectcam.training import (
     student_features_of,
     train_with_folds,
 )
+from defectcam.validation import (
+    check_class_weight,
+    check_device,
+    check_image_size,
+    refuse_booleans,
+)
 from defectcam.views import original_of, placed
 
 if TYPE_CHECKING:
@@ -153,6 +161,12 @@ GOOD_ONLY_FOLDS = 10
 AUTO_REPLAY_SIZE = 400
 
 RECIPES: dict[str, dict[str, Any]] = {"vgg16_cam": VGG16_CAM}
+
+
+#: Networks that some threads evaluate: how many blocks do, and modules to put back into training.
+_modes: weakref.WeakKeyDictionary[DefectCAMNetwork, tuple[int, list[torch.nn.Module]]]
+_modes = weakref.WeakKeyDictionary()
+_modes_lock = threading.Lock()
 
 
 class _Batch(NamedTuple):
@@ -680,9 +694,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _fit(
         self, X: Any, y: Any, sample_weight: ArrayLike | None, *, classes: Any, n_kept: int
     ) -> DefectCAMClassifier:
-        check_threshold(self.threshold)
-        check_callbacks(self.callbacks)
-        folder_of_memory(self.memory)  # refuse a wrong one early
+        self._check_parameters()
         sources, labels = labelled_sources(X, y, self.good_label)
         weighed = weigh_rows(sample_weight, len(sources.items))
         labels = as_labels(labels)[weighed.rows]
@@ -741,6 +753,16 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.suspects_ = weighed.given(self.suspects_)
         train_ends(self.callbacks, self)
         return self
+
+    def _check_parameters(self) -> None:
+        """Refuse early what scikit-learn's constraints cannot tell."""
+        refuse_booleans(self)
+        check_image_size(self, self.image_size)
+        check_class_weight(self, self.class_weight)
+        check_device(self.device)
+        check_threshold(self.threshold)
+        check_callbacks(self.callbacks)
+        folder_of_memory(self.memory)
 
     def _train(
         self,
@@ -880,7 +902,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _set_network(
         self, network: DefectCAMNetwork, preprocess: Preprocess, classes: Classes
     ) -> None:
-        self.network_ = network
+        self.network_ = network.eval()
         self.weights_source_ = network.weights_source
         self._preprocess = preprocess
         self._classes = classes
@@ -1679,14 +1701,23 @@ def _resolve_device(device: str) -> torch.device:
 
 @contextlib.contextmanager
 def _evaluating(network: DefectCAMNetwork) -> Iterator[None]:
-    """Evaluate within the block; leave each module's mode as it was."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
+    """Evaluate within the block; leave each module's mode as it was, after the last thread."""
+    with _modes_lock:
+        n_blocks, training = _modes.get(network, (0, []))
+        if not n_blocks:
+            training = [module for module in network.modules() if module.training]
+            network.eval()
+        _modes[network] = (n_blocks + 1, training)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _modes_lock:
+            n_blocks, training = _modes.pop(network)
+            if n_blocks > 1:
+                _modes[network] = (n_blocks - 1, training)
+            else:
+                for module in training:
+                    module.training = True
 
 
 def _log_odds(probability: float) -> float:

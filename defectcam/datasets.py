@@ -502,6 +502,8 @@ def _read_table(
     path: str | os.PathLike[str], columns: dict[str, str], delimiter: str
 ) -> dict[str, list[str]]:
     """Read some columns of a CSV file; `columns` says by which parameter each was asked for."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ImageReadError(f"{os.fspath(path)!r} is no file but a pipe or a device: give a file.")
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, delimiter=delimiter)

@@ -173,10 +173,26 @@ class FeatureCache:
         if not self.deep:
             self._allocate(deep, patches)
         for kept, fresh in zip(self.deep, deep, strict=True):
-            kept[rows] = fresh.to("cpu", self.dtype)
+            kept[rows] = self._narrowed(fresh)
         if self.patches is not None and patches is not None:
-            self.patches[rows] = patches.to("cpu", self.dtype)
+            self.patches[rows] = self._narrowed(patches)
         self._release()
+
+    def _narrowed(self, fresh: Tensor) -> Tensor:
+        """Put features into the cache's type, of whose range nothing may fall out unnoticed."""
+        low, high = (float(bound) for bound in fresh.aminmax())
+        largest = max(-low, high)
+        if not math.isfinite(largest):
+            raise ValueError(
+                "The backbone's features of an image are NaN or infinite: its weights are not "
+                "usable. Pass other weights."
+            )
+        if largest > torch.finfo(self.dtype).max:
+            raise ValueError(
+                f"The backbone's features reach {largest:.3g}, beyond what the 16 bits can hold "
+                'that they are kept in: pass precision="float32".'
+            )
+        return fresh.to("cpu", self.dtype)
 
     def _allocate(self, deep: Sequence[Tensor], patches: Tensor | None) -> None:
         given = [*deep] if patches is None else [*deep, patches]

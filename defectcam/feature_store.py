@@ -125,7 +125,13 @@ def folder_of_memory(memory: Any) -> Path | None:
     """
     if isinstance(memory, os.PathLike):
         memory = os.fspath(memory)
-    memory = check_memory(memory)
+    try:
+        memory = check_memory(memory)
+    except OSError as error:  # joblib makes the folder
+        raise ValueError(
+            f"memory={memory!r} cannot be made a folder ({error.strerror}): name one in a place "
+            "that exists and that you may write to, or None."
+        ) from error
     backend = getattr(memory, "store_backend", None)
     if backend is None:
         return None

@@ -27,10 +27,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -39,6 +40,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "ImageReadError",
     "ImageSource",
+    "as_array",
     "check_readable",
     "content_hashes",
     "find_images",
@@ -112,11 +114,50 @@ def read_image(source: ImageSource) -> np.ndarray:
     if isinstance(source, Image.Image):
         return _read_pillow(source)
     if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
-        return _array_to_rgb(np.asarray(source))
+        return _array_to_rgb(as_array(source))
     raise TypeError(
         "An image is a path, an array or a PIL.Image.Image, "
         f"got {type(source).__name__}: {source!r:.80}."
     )
+
+
+def as_array(source: Any) -> np.ndarray:
+    """Make an array of whatever can become one, a tensor or a masked array for example.
+
+    Parameters
+    ----------
+    source : array-like
+        Has the method ``__array__``.
+
+    Returns
+    -------
+    ndarray
+        Sharing memory with `source` where it can.
+
+    Raises
+    ------
+    ImageReadError
+        If it cannot become one, or if values are masked.
+    """
+    if isinstance(source, np.ma.MaskedArray):
+        n_masked = int(np.ma.count_masked(source))
+        if n_masked:
+            raise ImageReadError(
+                f"{n_masked} of {source.size} values are masked: replace them, by "
+                "image.filled(value)."
+            )
+    if hasattr(source, "detach"):  # a tensor, which NumPy does not take with gradients or
+        source = source.detach().cpu()  # from elsewhere, and whose bfloat16 it does not know
+        source = source.float() if str(source.dtype) == "torch.bfloat16" else source
+    try:
+        return np.asarray(source)
+    except (ImageReadError, MemoryError, TypeError):  # the latter of what is no image at all
+        raise
+    except Exception as error:  # whatever a library or a data set of the caller's raises
+        raise ImageReadError(
+            f"The {type(source).__name__} cannot be made an array ({type(error).__name__}: "
+            f"{error}): pass NumPy arrays."
+        ) from error
 
 
 def read_images(
@@ -287,7 +328,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
     Raises
     ------
     ImageReadError
-        If `folder` does not exist or is a file.
+        If `folder` does not exist or is a file, or if a folder in it cannot be listed.
     """
     root = os.fspath(folder)
     if not os.path.isdir(root):
@@ -295,7 +336,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
         raise ImageReadError(f"{root!r} {what}: give a folder with images in it.")
     found = []
     entered = set()
-    for parent, folders, files in os.walk(root, followlinks=True):
+    for parent, folders, files in os.walk(root, onerror=_refuse_folder, followlinks=True):
         real = os.path.realpath(parent)
         # A link that leads back to one of its own parents would otherwise never end.
         folders[:] = [] if real in entered else sorted(f for f in folders if not f.startswith("."))
@@ -343,9 +384,9 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def _content_hash(source: ImageSource) -> str:
     if isinstance(source, (str, os.PathLike)):
         try:
-            with open(source, "rb") as file:
+            with _opened(source) as file:
                 kind, content = "file", file.read()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter of names that no file can have
             raise ImageReadError(
                 f"{os.fspath(source)!r} {_what_is_wrong(source, error)}"
             ) from error
@@ -353,6 +394,14 @@ def _content_hash(source: ImageSource) -> str:
         pixels = read_image(source)
         kind, content = f"RGB {pixels.shape}", pixels.tobytes()
     return hashlib.blake2b(content, digest_size=16, key=kind.encode()).hexdigest()
+
+
+def _refuse_folder(error: OSError) -> None:
+    """Complain about a folder whose images would be missing without a word."""
+    raise ImageReadError(
+        f"The folder {error.filename!r} cannot be listed ({error.strerror}): check its permissions "
+        "and its drive."
+    ) from error
 
 
 def _looks_like_image(file_name: str) -> bool:
@@ -364,9 +413,7 @@ def _read_file(
     path: str | os.PathLike[str], min_size: tuple[int, int] | None
 ) -> tuple[np.ndarray, tuple[int, int]]:
     try:
-        # Opened here, not by Pillow: given a path, Pillow 11 and later map uncompressed TIFF files
-        # that lie on their side into memory with height and width exchanged.
-        with open(path, "rb") as file, Image.open(file) as image:
+        with _opened(path) as file, Image.open(file) as image:
             original_size = None
             if min_size is not None and image.format in ("JPEG", "MPO"):
                 original_size = _reduce(image, min_size)
@@ -376,6 +423,28 @@ def _read_file(
         raise
     except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them to
         raise ImageReadError(f"{os.fspath(path)!r} {_what_is_wrong(path, error)}") from error
+
+
+def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file, but nothing that would keep the reader waiting or never end.
+
+    Opened here, not by Pillow: given a path, Pillow 11 and later map uncompressed TIFF files that
+    lie on their side into memory with height and width exchanged.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    # Without the flag, opening a pipe waits for somebody to write into it.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # of a folder, `open` itself complains
+        return descriptor
+    os.close(descriptor)
+    kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
+    raise ImageReadError(
+        f"it is {kind}, no file. Read it, and pass the image as an array or a Pillow image."
+    )
 
 
 def _reduce(image: Image.Image, min_size: tuple[int, int]) -> tuple[int, int]:
@@ -405,7 +474,7 @@ def _read_pillow(image: Image.Image) -> np.ndarray:
 
 def _header_problem(path: str | os.PathLike[str]) -> str | None:
     try:
-        with Image.open(path) as image:
+        with _opened(path) as file, Image.open(file) as image:
             _refuse_unknown_scale(image)
     except MemoryError:
         raise
@@ -418,13 +487,24 @@ def _what_is_wrong(path: str | os.PathLike[str], error: Exception) -> str:
     """Complete the sentence that begins with a file's name: what is wrong, what to do."""
     if isinstance(error, ImageReadError):
         return f"cannot be used: {error}"
+    if isinstance(error, ValueError) and "\0" in os.fspath(path):
+        return "has a null character in its name, which no file can have: check the path."
+    name = os.fspath(path)
+    if not os.path.lexists(path) and name.startswith(("http://", "https://", "ftp://", "s3://")):
+        return "is a URL, and nothing is downloaded: fetch it and give the file."
+    if not os.path.lexists(path) and name.startswith("~"):
+        return "does not exist: '~' is not expanded, use os.path.expanduser."
     if not os.path.lexists(path):
         return "does not exist: check the path and, if it is relative, the working directory."
+    if os.path.islink(path) and not os.path.exists(path):
+        return (
+            f"is a symbolic link to {os.readlink(path)!r}, which leads to no file: mend the link."
+        )
     if os.path.isdir(path):
         return "is a folder: give a file, or list its images with defectcam.images.find_images."
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return "is empty (0 bytes): remove it or copy it again."
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return (
             f"is refused by Pillow for its size: {error} "
             "If you trust it, set PIL.Image.MAX_IMAGE_PIXELS."
@@ -443,7 +523,7 @@ def _what_is_wrong(path: str | os.PathLike[str], error: Exception) -> str:
 
 
 def _first_bytes(path: str | os.PathLike[str], count: int = 12) -> bytes:
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         return file.read(count)
 
 

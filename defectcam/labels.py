@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import column_or_1d
 
 from defectcam.folders import find_good_label
-from defectcam.plain_labels import ANOMALY
+from defectcam.plain_labels import ANOMALY, plain_label
 
 
 class Classes(NamedTuple):
@@ -124,7 +124,14 @@ def as_labels(y: ArrayLike) -> NDArray[Any]:
         raise ValueError(
             f"y must hold labels of one type, strings, booleans or integers, got {sorted(kinds)}."
         )
+    if getattr(getattr(y, "dtype", None), "kind", None) == "b":
+        y = np.asarray(y)  # of pandas' nullable booleans, scikit-learn would make numbers
+    _refuse_closing_nulls(y)
     labels = column_or_1d(y, warn=True)
+    if labels.dtype.kind == "O" and {_kind(v) for v in labels} in ({"bool"}, {"int"}):
+        labels = np.array([plain_label(label) for label in labels])
+        if labels.dtype.kind == "O":
+            raise ValueError(f"y holds integers beyond 64 bits, up to {max(labels, key=abs)}.")
     if labels.dtype.kind == "O":
         if not all(isinstance(label, str) for label in labels):
             raise ValueError(
@@ -142,6 +149,14 @@ def as_labels(y: ArrayLike) -> NDArray[Any]:
     if labels.dtype.kind not in "bUiu":
         raise ValueError(f"y has dtype {labels.dtype}, expected strings, booleans or integers.")
     return labels
+
+
+def _refuse_closing_nulls(y: ArrayLike) -> None:
+    """Refuse strings that NumPy would shorten, and so might make two labels one."""
+    if isinstance(y, (list, tuple)):
+        for label in y:
+            if isinstance(label, str) and label.endswith("\0"):
+                raise ValueError(f"y holds the label {label!r}, which ends with a null character.")
 
 
 def _kind(label: Any) -> str:

@@ -1,12 +1,14 @@
 """Writes a fitted classifier to one safetensors file and reads it back.
 
-Owns the layout of the file: tensors, and JSON metadata for all the rest. Nothing in a file is ever
-imported, unpickled or run, and reading one never downloads anything.
+Owns the layout of the file: tensors, and JSON metadata for all the rest. A file is hostile until
+proved otherwise: nothing in it is ever imported, unpickled or run, nothing is downloaded, and
+sizes, names, types and values are checked before anything is made of them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -16,7 +18,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import safetensors
@@ -26,10 +28,12 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 import defectcam
+from defectcam.backbones import count_parameters
 from defectcam.calibration import DefectProbability, HeatModel
 from defectcam.classifier import DefectCAMClassifier, _resolve_device
 from defectcam.files import write_atomically
 from defectcam.labels import Classes
+from defectcam.model_schema import MAX_HEADER, check_description, parse_json
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
 from defectcam.preprocess import Preprocess
@@ -42,9 +46,35 @@ SCHEMA_VERSION = 1
 _KEY = "defectcam"  # of the metadata, and the name of the format
 _NETWORK = "network."  # tensors of the network's state dict
 _FITTED = "fitted."  # arrays among the fitted attributes
-_FITTED_ARRAYS = ("held_out_probability_", "suspects_")
+_FITTED_ARRAYS = {"held_out_probability_": torch.float64, "suspects_": torch.int64}
 _LATER_ARRAYS = {"suspects_": np.empty(0, dtype=np.int64)}  # what files of 0.1.0 lack, instead
+_DIGEST = "defectcam_digest"  # of all the rest, in the metadata
+#: What reading wrong content leads to: IndexError and OverflowError are among the first two.
+_WRONG_CONTENT = (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RuntimeError)
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
+
+
+#: Parameters of a network that may be made whatever the file holds, some 40 MB.
+MANY_PARAMETERS = 10_000_000
+
+_T = TypeVar("_T")
+#: Types of tensors, by their names in the files.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
+
+
+class _Shape(NamedTuple):
+    """What a header says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None  # None: none that a model has
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} of shape {self.shape}"
 
 
 class ModelFileError(ValueError):
@@ -80,7 +110,9 @@ def save(clf: DefectCAMClassifier, path: str | os.PathLike[str], overwrite: bool
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
     description = json.dumps(_describe(clf), allow_nan=False)
-    write_atomically(target, safetensors.torch.save(_tensors_of(clf), {_KEY: description}))
+    tensors = _tensors_of(clf)
+    texts = {_KEY: description, _DIGEST: _digest(description, tensors)}
+    write_atomically(target, safetensors.torch.save(tensors, texts))
 
 
 def load(path: str | os.PathLike[str], *, device: str | None = None) -> DefectCAMClassifier:
@@ -109,14 +141,14 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> DefectCA
     """
     if device is not None and not _is_usable(device):
         raise ValueError(f"device={device!r} cannot be used on this machine; 'auto' always can.")
-    description = read_metadata(path)
-    # Weights made in the caller's inference mode could have no gradients, now or later.
-    with torch.inference_mode(False), _explained(path):
-        clf = DefectCAMClassifier(**_known_parameters(description["parameters"]))
-        clf.device = _device_here(clf.device) if device is None else device
-        clf._validate_params()
-        tensors = safetensors.torch.load_file(os.fspath(path))
-        _restore(clf, description, tensors)
+    with _opened(path) as file:
+        description = _description_of(path, file)
+        # Weights made in the caller's inference mode could have no gradients, now or later.
+        with torch.inference_mode(False), _explained(path):
+            clf = DefectCAMClassifier(**_known_parameters(description["parameters"]))
+            clf.device = _device_here(clf.device) if device is None else device
+            clf._validate_params()
+            _restore(clf, description, file)
     return clf
 
 
@@ -140,35 +172,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     ModelFileError
         If the file is damaged, not a classifier, or written by a later release.
     """
-    name = os.fspath(path)
-    if not os.path.exists(name):
-        raise FileNotFoundError(f"{name!r} does not exist: give a file that `save` has written.")
-    if not os.path.isfile(name):
-        raise ModelFileError(f"{name!r} is no file: give a file that `save` has written.")
-    try:
-        with safetensors.safe_open(name, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-    except safetensors.SafetensorError as error:
-        raise ModelFileError(
-            f"{name!r} is no safetensors file, or a damaged one ({error}): copy it again, or save "
-            "the model again."
-        ) from error
-    if text is None:
-        raise ModelFileError(
-            f"{name!r} holds no defectcam model, only tensors: weights alone go into "
-            "DefectCAMClassifier(weights=...)."
-        )
-    with _explained(path):
-        description = json.loads(text)
-        written = int(description["schema_version"])
-        release = description["versions"]["defectcam"]
-    if written > SCHEMA_VERSION:
-        raise ModelFileError(
-            f"{name!r} was written by defectcam {release} in version {written} of the layout. This "
-            f"is defectcam {defectcam.__version__}, which reads up to version {SCHEMA_VERSION}: "
-            f"install defectcam>={release}."
-        )
-    return description
+    with _opened(path) as file:
+        return _description_of(path, file)
 
 
 # --- Writing ----------------------------------------------------------------------------------
@@ -178,6 +183,17 @@ def _tensors_of(clf: DefectCAMClassifier) -> dict[str, Tensor]:
     network = {_NETWORK + name: tensor for name, tensor in clf.network_.state_dict().items()}
     fitted = {_FITTED + name: torch.as_tensor(getattr(clf, name)) for name in _FITTED_ARRAYS}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in (network | fitted).items()}
+
+
+def _digest(description: str, tensors: dict[str, Tensor]) -> str:
+    """Hash all that a file says, so that damage is noticed where each number looks possible."""
+    digest = hashlib.blake2b(description.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
@@ -265,6 +281,55 @@ def _encode(value: Any, what: str) -> Any:
 
 
 @contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Open a safetensors file, once for all that is read of it, after a look at its size."""
+    name = os.fspath(path)
+    if not os.path.exists(name):
+        raise FileNotFoundError(f"{name!r} does not exist: give a file that `save` has written.")
+    if not os.path.isfile(name):
+        raise ModelFileError(f"{name!r} is no file: give a file that `save` has written.")
+    with open(name, "rb") as start:
+        n_header = int.from_bytes(start.read(8), "little")
+    if MAX_HEADER < n_header <= os.path.getsize(name):
+        raise ModelFileError(
+            f"{name!r} has a header of {n_header} bytes, more than any model's: it is no defectcam "
+            "model."
+        )
+    try:
+        with safetensors.safe_open(name, framework="pt") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise ModelFileError(
+            f"{name!r} is no safetensors file, or a damaged one ({error}): copy it again, or save "
+            "the model again."
+        ) from error
+
+
+def _description_of(path: str | os.PathLike[str], file: Any) -> dict[str, Any]:
+    """Read and check the JSON part."""
+    name = os.fspath(path)
+    texts = file.metadata() or {}
+    if _KEY not in texts:
+        raise ModelFileError(
+            f"{name!r} holds no defectcam model, only tensors: weights alone go into "
+            "DefectCAMClassifier(weights=...)."
+        )
+    with _explained(path):
+        description = parse_json(texts[_KEY])
+        written = description["schema_version"]
+        release = description["versions"]["defectcam"]
+    if isinstance(written, int) and written > SCHEMA_VERSION:
+        raise ModelFileError(
+            f"{name!r} was written by defectcam {release} in version {written} of the layout. This "
+            f"is defectcam {defectcam.__version__}, which reads up to version {SCHEMA_VERSION}: "
+            f"install defectcam>={release}."
+        )
+    with _explained(path):
+        check_description(description)
+    return description
+
+
+@contextlib.contextmanager
 def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
     """Say of which file it is that something in it does not fit."""
     name = os.fspath(path)
@@ -272,7 +337,9 @@ def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except KeyError as error:
         raise ModelFileError(f"{name!r} is incomplete: it has no entry {error}.") from error
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except ModelFileError:
+        raise
+    except _WRONG_CONTENT as error:
         raise ModelFileError(f"{name!r} cannot be restored: {error}") from error
 
 
@@ -302,12 +369,18 @@ def _device_here(saved: str) -> str:
     return "auto"
 
 
-def _restore(
-    clf: DefectCAMClassifier, description: dict[str, Any], tensors: dict[str, Tensor]
-) -> None:
+def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -> None:
     """Set the fitted attributes."""
     classes = _restore_classes(description["classes"])
-    network = _restore_network(clf, description, classes, tensors)
+    shapes = _shapes_of(file)
+    _refuse_larger_network(description["network"]["backbone"], classes, shapes)
+    network = _make_network(clf, description, classes, shapes)
+    tensors = _read_tensors(file, shapes, network)
+    _refuse_damage(file, tensors)
+    network.load_state_dict(_of_network(tensors))
+    if description["weights_source"] is not None:
+        network.keep_depthwise_kernels()
+    network.eval()
     preprocess = Preprocess(**description["preprocessing"])
     clf._set_network(network, preprocess.to(next(network.parameters()).device), classes)
     for name in _FITTED_ARRAYS:
@@ -323,6 +396,7 @@ def _restore(
     clf._defect_probability = _decode(DefectProbability, description["defect_probability"])
     clf._heat_model = _decode(HeatModel, description["heat_model"])
     clf._familiarity_limit = description.get("familiarity_limit")
+    _refuse_misfits(clf, description)
 
 
 def _restore_classes(encoded: dict[str, Any]) -> Classes:
@@ -333,20 +407,49 @@ def _restore_classes(encoded: dict[str, Any]) -> Classes:
     return Classes(labels, int(good))
 
 
-def _restore_network(
-    clf: DefectCAMClassifier,
-    description: dict[str, Any],
-    classes: Classes,
-    tensors: dict[str, Tensor],
-) -> DefectCAMNetwork:
-    state = {
+def _of_network(tensors: dict[str, _T]) -> dict[str, _T]:
+    return {
         name.removeprefix(_NETWORK): tensor
         for name, tensor in tensors.items()
         if name.startswith(_NETWORK)
     }
+
+
+def _shapes_of(file: Any) -> dict[str, _Shape]:
+    """Shapes and types of a file's tensors, from its header alone."""
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    return {
+        name: _Shape(tuple(part.get_shape()), _DTYPES.get(part.get_dtype()))
+        for name, part in slices.items()
+    }
+
+
+def _refuse_larger_network(backbone: str, classes: Classes, shapes: dict[str, _Shape]) -> None:
+    """Refuse to make a network that is far larger than what the file holds."""
+    n_classes = shapes[_NETWORK + "head.bias"].shape
+    if n_classes != (len(classes.labels),):
+        raise ValueError(f"head.bias has shape {n_classes}, for {len(classes.labels)} classes")
+    n_held = sum(math.prod(shape.shape) for shape in shapes.values())
+    n_needed = count_parameters(backbone)
+    # Batch normalisations that were folded are gone from the file; they are a small part.
+    if n_needed > 2 * n_held + MANY_PARAMETERS:
+        raise ValueError(
+            f"it names the backbone {backbone!r} of {n_needed} parameters, but holds {n_held}"
+        )
+
+
+def _make_network(
+    clf: DefectCAMClassifier,
+    description: dict[str, Any],
+    classes: Classes,
+    shapes: dict[str, _Shape],
+) -> DefectCAMNetwork:
+    """Make the network that the file describes, with random weights."""
+    state = _of_network(shapes)
     builder = DefectCAMClassifier(**clf.get_params(deep=False))
     # 0.1.0, whose files name no precision, knew float32 alone.
     builder.set_params(**{"precision": "float32", **description["network"]}, weights=None)
+    builder._validate_params()
     if builder.precision != "float32":
         builder.precision = clf.precision  # this machine may lack what the other one had
     # The first weights, which the file's replace, are random: drawn where nobody notices.
@@ -359,10 +462,69 @@ def _restore_network(
         network.codebook = Codebook(n_channels, n_centres).to(device)
     if any(name.startswith("students.") for name in state):
         network.add_untrained_students()
-    network.load_state_dict(state)
-    if description["weights_source"] is not None:
-        network.keep_depthwise_kernels()
-    return network.eval()
+    return network
+
+
+def _read_tensors(
+    file: Any, shapes: dict[str, _Shape], network: DefectCAMNetwork
+) -> dict[str, Tensor]:
+    """Read the tensors, once names, shapes and types are what this network has."""
+    expected = {
+        _NETWORK + name: _Shape(tuple(tensor.shape), tensor.dtype)
+        for name, tensor in network.state_dict().items()
+    }
+    fitted = {_FITTED + name: dtype for name, dtype in _FITTED_ARRAYS.items()}
+    known = expected.keys() | fitted.keys()
+    required = known - {_FITTED + name for name in _LATER_ARRAYS}
+    for names, what in ((required - shapes.keys(), "lacks"), (shapes.keys() - known, "also holds")):
+        if names:
+            raise ValueError(f"it {what} the tensors {', '.join(sorted(names)[:5])}")
+    for name, found in shapes.items():
+        wanted = expected.get(name, _Shape(found.shape[:1] or (0,), fitted.get(name)))
+        if found.shape != wanted.shape or not _is_same_kind(found.dtype, wanted.dtype):
+            raise ValueError(f"its tensor {name} is {found}, expected {wanted}")
+    tensors = {name: file.get_tensor(name) for name in shapes}
+    for name, tensor in tensors.items():
+        if name in expected and not tensor.isfinite().all():
+            raise ValueError(f"its tensor {name} holds NaN or infinity")
+    return tensors
+
+
+def _is_same_kind(found: torch.dtype | None, wanted: torch.dtype | None) -> bool:
+    """Whether a tensor may be copied: a trunk in bfloat16 is kept in float32 on some machines."""
+    both = (torch.float32, torch.bfloat16)
+    return found is not None and (found == wanted or (found in both and wanted in both))
+
+
+def _refuse_damage(file: Any, tensors: dict[str, Tensor]) -> None:
+    """Compare with the digest, which files of 0.1.0 lack."""
+    texts = file.metadata()
+    if _DIGEST in texts and texts[_DIGEST] != _digest(texts[_KEY], tensors):
+        raise ValueError("its content is not what was written: copy it again, or save it again")
+
+
+def _refuse_misfits(clf: DefectCAMClassifier, description: dict[str, Any]) -> None:
+    """Refuse numbers beside the network that do not belong to it."""
+    network, heat = clf.network_, clf._heat_model
+    scales = [heat.cam_scale, heat.novelty_scale, heat.fused_scale]
+    scales += [*heat.level_scales, *heat.student_scales]
+    numbers = [n for scale in scales for n in scale] + [heat.novelty_share]
+    numbers += [*clf._defect_probability.coefficients, clf._defect_probability.intercept]
+    if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+        raise ValueError("its heat_model or defect_probability holds what is no number")
+    n_scores = 2 if heat.kind == "fused" and network.codebook is not None else 1
+    n_levels, n_students = len(network.evidence_levels), len(network.students)
+    fits = {
+        "heat_model.kind": heat.kind == description["network"]["heatmap"],
+        "heat_model.good": heat.good == clf._classes.good,
+        "heat_model.input_size": tuple(heat.input_size) == clf.image_size_,
+        "heat_model.level_scales": len(heat.level_scales) in (0, n_levels),
+        "heat_model.student_scales": len(heat.student_scales) in (0, n_students),
+        "defect_probability": len(clf._defect_probability.coefficients) == n_scores,
+    }
+    wrong = [name for name, is_right in fits.items() if not is_right]
+    if wrong:
+        raise ValueError(f"its {wrong[0]} does not fit its network")
 
 
 def _decode(kind: Any, value: Any) -> Any:

@@ -12,6 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import _check_sample_weight
 
+#: Most rows that integer weights may make, each of which costs a pass through the trunk.
+MAX_ROWS = 10_000_000
+
+#: Least weight; its reciprocal is the largest. Products with class weights and losses then stay in
+#: the range of single precision.
+LEAST_WEIGHT = 1e-25
+
 
 class WeighedRows(NamedTuple):
     """Which of the given images are fitted, how often, and with what weight.
@@ -82,9 +89,22 @@ def weigh_rows(sample_weight: ArrayLike | None, n_images: int) -> WeighedRows:
         )
     if not weights.any():
         raise ValueError("Sample weights must contain at least one non-zero number, all are 0.")
-    counts = np.rint(weights).astype(np.int64)
-    if np.array_equal(counts, weights):
+    if np.array_equal(np.rint(weights), weights):
+        if weights.max() > MAX_ROWS or weights.sum() > MAX_ROWS:
+            raise ValueError(
+                f"`sample_weight` holds whole numbers up to {weights.max():g}, which repeat images "
+                f"and make more than {MAX_ROWS} rows of images: divide it by its mean, so that the "
+                "images are weighed instead."
+            )
+        counts = weights.astype(np.int64)
         rows = np.repeat(places, counts)
         return WeighedRows(rows, np.ones(len(rows)), n_images)
     kept = np.flatnonzero(weights)
+    least, most = weights[kept].min(), weights.max()
+    if least < LEAST_WEIGHT or most > 1 / LEAST_WEIGHT:
+        raise ValueError(
+            f"`sample_weight` holds values from {least:g} to {most:g}, which single precision, in "
+            "which losses are computed, cannot weigh: divide it by its mean, and make weights next "
+            "to nothing 0."
+        )
     return WeighedRows(kept, weights[kept], n_images)

@@ -7,7 +7,7 @@ Owns the way from ``X`` to a list of image sources. It reads no pixels; what is 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from defectcam.dataset_images import (
     named_labels,
 )
 from defectcam.folders import labelled_folder
-from defectcam.images import find_images
+from defectcam.images import as_array, find_images
 from defectcam.views import ImageView, original_of
 
 
@@ -53,7 +53,7 @@ def labelled_sources(X: Any, y: Any, good_label: Any) -> tuple[Sources, Any]:
         raise ValueError(
             f"Expected a folder of labelled images or a sequence of images, got one {_named(X)}."
         )
-    y = dataset_labels(X) if y is None else named_labels(y)
+    y = dataset_labels(X) if y is None else _listed(named_labels(y))
     if y is None:
         raise ValueError(
             "requires y to be passed, but the target y is None: labels come from the sub-folders "
@@ -65,6 +65,15 @@ def labelled_sources(X: Any, y: Any, good_label: Any) -> tuple[Sources, Any]:
             f"images and {len(y)} labels."
         )
     return sources, y
+
+
+def _listed(y: Any) -> Any:
+    """Refuse what has no order or is no collection, and would be counted all the same."""
+    if isinstance(y, (str, bytes, Mapping, Set)) or not hasattr(y, "__len__"):
+        raise TypeError(
+            f"y is a {type(y).__name__}: expected a list or an array of labels, one per image."
+        )
+    return y
 
 
 def as_sources(X: Any) -> Sources:
@@ -90,7 +99,9 @@ def as_sources(X: Any) -> Sources:
         return Sources([X], single=True)
     if isinstance(X, (Image.Image, DatasetImage, ImageView)):
         return Sources([X], single=True)
-    if isinstance(X, np.ndarray) and X.dtype.kind in "buif":
+    if _is_array(X):
+        X = _own_array(X)
+    if isinstance(X, np.ndarray) and X.dtype.kind in "buifc":
         if X.ndim == 2 or (X.ndim == 3 and 1 <= X.shape[2] <= 4):
             return Sources([X], single=True)
         if X.ndim not in (3, 4):
@@ -101,6 +112,13 @@ def as_sources(X: Any) -> Sources:
     of_dataset = dataset_images(X)
     if of_dataset is not None:
         return _non_empty(of_dataset, X)
+    if isinstance(X, (set, frozenset)):
+        raise TypeError("X is a set, whose order is arbitrary, so no answer would say whose it is.")
+    if hasattr(X, "columns") and hasattr(X, "iloc"):
+        raise TypeError(
+            f"X is a {_named(X)} with the columns {list(X.columns)[:10]}: pass the one that holds "
+            "the images or their paths, X[name]."
+        )
     if not isinstance(X, Iterable) or isinstance(X, (bytes, dict)):
         raise TypeError(
             f"X is a {_named(X)}: expected a folder, a file, an array, a Pillow image, a sequence "
@@ -122,6 +140,22 @@ def is_stream(X: Any) -> bool:
 def is_path(X: Any) -> bool:
     """Whether a source is a file or a folder, by its type alone."""
     return isinstance(X, (str, os.PathLike))
+
+
+def _is_array(X: Any) -> bool:
+    """Whether `X` is an array of some library, or a tensor, and so no list of images."""
+    return all(hasattr(X, name) for name in ("__array__", "shape", "ndim", "dtype")) and (
+        not hasattr(X, "iloc")  # a column of a data frame holds paths or images
+    )
+
+
+def _own_array(X: Any) -> Any:
+    array = X if isinstance(X, np.ndarray) else as_array(X)
+    if array.ndim == 0:
+        raise ValueError(
+            f"X is an array of shape (): {array.item()!r:.80}. Pass an image or a path."
+        )
+    return array
 
 
 def _named(X: Any) -> str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defectcam.cam import signed_cams
+from defectcam.exceptions import warn_caller
 from defectcam.feature_cache import FeatureCache
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import MAX_CODEBOOK_PATCHES, Codebook
@@ -279,12 +280,13 @@ class TailTraining:
         """Train on some rows of the cache.
 
         After an interrupt the network holds the weights of the last finished epoch and
-        ``interrupted`` is set; without a finished epoch the KeyboardInterrupt goes on.
+        ``interrupted`` is set; without a finished epoch the KeyboardInterrupt goes on. It holds
+        them too, and a warning says so, where a later epoch breaks the weights.
 
         Raises
         ------
         TrainingDivergedError
-            If the loss becomes infinite or NaN.
+            If the loss or the scores become infinite or NaN in the first epoch.
         """
         options = self.options
         generator = torch.Generator().manual_seed(self.seed + fold)
@@ -303,6 +305,15 @@ class TailTraining:
                     raise
                 self.network.load_state_dict(finished)
                 self.interrupted = True
+                break
+            except TrainingDivergedError as error:
+                if finished is None:
+                    raise
+                self.network.load_state_dict(finished)
+                warn_caller(
+                    f"{error} The weights of epoch {len(losses)} of {options.max_epochs} are kept"
+                    + (f" (fold {fold})." if fold else ".")
+                )
                 break
             finished = copy.deepcopy(self.network.state_dict())
             losses.append(loss)
@@ -385,11 +396,12 @@ class TailTraining:
         if not self.options.train_batch_norm:
             network.tail.eval()
         loss_sum, n_correct = 0.0, 0
+        batch = rows[:1]
         order = rows[torch.randperm(len(rows), generator=generator)]
         for batch in _batches(order, self.options.batch_size):
             views = torch.randint(len(self.cache.views), (len(batch),), generator=generator)
             novelty = self.cache.novelty_batch(batch, views)
-            levels = network.level_evidence(self.cache.batch(batch, views))
+            levels = self._evidence_to_train(batch, views)
             judged = levels.unbind(1) if self.options.deep_supervision else [levels.sum(1)]
             scores = [network.head.logits(evidence, novelty) for evidence in judged]
             losses = [self._loss(score, batch) for score in scores]
@@ -400,15 +412,32 @@ class TailTraining:
             if schedule is not None:
                 schedule.step()
             loss_sum += loss.item() * len(batch)
+            if not math.isfinite(loss_sum):
+                raise self._diverged(f"The training loss became {loss.item()}.")
             logits = torch.stack(scores).detach().mean(0)
             n_correct += int((logits.argmax(1).cpu() == self.targets[batch]).sum())
-        mean_loss = loss_sum / len(rows)
-        if not np.isfinite(mean_loss):
-            raise TrainingDivergedError(
-                f"The training loss became {mean_loss}. Lower learning_rate (now "
-                f"{self.options.learning_rate}) or head_learning_rate."
-            )
-        return mean_loss, n_correct / len(rows)
+        # No loss has seen the weights after the last step.
+        logits, _ = predict_cached(network.eval(), self.cache, batch.numpy())
+        if not logits.isfinite().all():
+            raise self._diverged("The scores after training became infinite or NaN.")
+        return loss_sum / len(rows), n_correct / len(rows)
+
+    def _diverged(self, what: str) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"{what} Lower learning_rate (now {self.options.learning_rate}) or head_learning_rate."
+        )
+
+    def _evidence_to_train(self, batch: Tensor, views: Tensor) -> Tensor:
+        try:
+            return self.network.level_evidence(self.cache.batch(batch, views))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"batch_size={self.options.batch_size} leaves batch normalisation a single value, "
+                "which has no spread: raise batch_size or image_size, or pass "
+                "train_batch_norm=False and normalise_evidence=False."
+            ) from error
 
     def _loss(self, logits: Tensor, batch: Tensor) -> Tensor:
         targets = self.targets[batch]

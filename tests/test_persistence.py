@@ -314,7 +314,7 @@ def test_a_later_layout_is_refused_with_the_release_it_needs(path: Path) -> None
         (lambda d: d["parameters"].update(telepathy=True), "does not know the parameters telep"),
         (lambda d: d["parameters"].update(pooling="sum"), "pooling"),
         (lambda d: d["network"].update(backbone="no_such_net"), "no_such_net"),
-        (lambda d: d["classes"].update(dtype="|O"), "classes of dtype object"),
+        (lambda d: d["classes"].update(dtype="|O"), "classes.dtype is"),
         (lambda d: d["classes"].update(good=2), "good one 2"),
         (lambda d: d.pop("heat_model"), "no entry 'heat_model'"),
         (lambda d: d["heat_model"].update(soul=1), "soul"),
