@@ -13,7 +13,7 @@ import os
 import platform
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -87,6 +87,7 @@ from defectcam.results import Localization
 from defectcam.sample_weights import weigh_rows
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 from defectcam.student import draw_all, fit_students
+from defectcam.tile_model import TileModel
 from defectcam.training import (
     FitResult,
     Fold,
@@ -159,6 +160,7 @@ class _Batch(NamedTuple):
     students: torch.Tensor | None
     geometries: list[Geometry]
     pixels: torch.Tensor  # the network's input, on its device
+    log_odds: NDArray[np.float64] | None = None  # of images that were seen in tiles
 
     @classmethod
     def of(cls, output: NetworkOutput, geometries: list[Geometry], pixels: torch.Tensor) -> _Batch:
@@ -275,6 +277,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Most boxes per image; None for all.
     merge_distance : float or None, default=None
         Boxes at most this many pixels of the original image apart are merged; None: none are.
+    tile : int, (int, int), "auto" or None, default=None
+        Height and width in pixels of the tiles that `fit` and everything after it see large images
+        in, see `defectcam.tiled`. ``"auto"``: chosen by the size of the largest training image.
+        None: images are seen whole, shrunk to ``image_size``.
+    overlap : float or int, default=0.125
+        How far neighbouring tiles overlap: a float is a share of the tile, an integer is pixels.
     warm_start : bool, default=False
         Whether `fit` starts from the present weights, where classes and architecture agree with
         those of the fit before; a warning says so where they do not.
@@ -323,6 +331,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Probability of a defect at and above which an image is called defective.
     image_size_ : (int, int)
         Height and width of the network's input.
+    tile_ : (int, int) or None
+        Height and width in pixels of the tiles that images are seen in.
     n_images_seen_ : int
         Images that were learned from, in all calls of `partial_fit` together.
     held_out_probability_ : ndarray of shape (n_images,)
@@ -397,6 +407,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "min_area": [Interval(Integral, 1, None, closed="left")],
         "max_boxes": [Interval(Integral, 1, None, closed="left"), None],
         "merge_distance": [Interval(Real, 0, None, closed="both"), None],
+        "tile": [
+            Interval(Integral, 1, None, closed="left"),
+            tuple,
+            list,
+            StrOptions({"auto"}),
+            None,
+        ],
+        "overlap": [Interval(Real, 0, None, closed="left")],
         "warm_start": ["boolean"],
         "replay_size": [Interval(Integral, 0, None, closed="left"), None],
         "cache_size": [Interval(Integral, 0, None, closed="left")],
@@ -417,6 +435,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     _preprocess: Preprocess
     _classes: Classes
     _replay: ReplayMemory | None
+    _tile_model: TileModel | None = None  # pickles of earlier releases have none
 
     def __init__(
         self,
@@ -461,6 +480,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         min_area: int = 16,
         max_boxes: int | None = None,
         merge_distance: float | None = None,
+        tile: int | tuple[int, int] | str | None = None,
+        overlap: float | int = 0.125,
         warm_start: bool = False,
         replay_size: int | None = None,
         cache_size: int = 2**30,
@@ -512,6 +533,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.min_area = min_area
         self.max_boxes = max_boxes
         self.merge_distance = merge_distance
+        self.tile = tile
+        self.overlap = overlap
         self.warm_start = warm_start
         self.replay_size = replay_size
         self.cache_size = cache_size
@@ -604,6 +627,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ChanceLevelWarning, SuspectLabelsWarning
             After it, about what held-out predictions showed.
         """
+        if self.tile is not None:
+            from defectcam.tiled import fit_on_tiles  # tiles know the classifier, not the reverse
+
+            return fit_on_tiles(self, X, y, sample_weight)
         return self._fit(X, y, sample_weight, classes=None, n_kept=self.replay_size or 0)
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -666,6 +693,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ----------
         Chaudhry et al., "On tiny episodic memories in continual learning", 2019: experience replay.
         """
+        self._refuse_tiles("partial_fit")
         if hasattr(self, "network_"):
             from defectcam.updates import learn_more  # updates know the classifier, not the reverse
 
@@ -673,8 +701,17 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         return self._fit(X, y, sample_weight, classes=classes, n_kept=self._replay_places())
 
     def _fit(
-        self, X: Any, y: Any, sample_weight: ArrayLike | None, *, classes: Any, n_kept: int
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: ArrayLike | None,
+        *,
+        classes: Any,
+        n_kept: int,
+        images: NDArray[np.intp] | None = None,
+        on_trained: Callable[[Trained, list[Fold]], None] | None = None,
     ) -> DefectCAMClassifier:
+        """Fit; where rows are tiles, ``images`` says of which image each is a part."""
         check_threshold(self.threshold)
         check_callbacks(self.callbacks)
         folder_of_memory(self.memory)  # refuse a wrong one early
@@ -701,10 +738,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             views = VIEWS["none" if only_good and not n_kept else self.augmentation]
             with self._feature_cache(len(targets), views, network) as cache:
                 thumbnails = self._fill(cache, network, preprocess, sources.items, weighed.rows)
-                pairs = duplicate_pairs(thumbnails)
-                warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
-                groups = duplicate_groups(pairs, len(targets))
-                folds = self._folds(labels, targets, groups, seed)
+                if images is None:
+                    pairs = duplicate_pairs(thumbnails)
+                    warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
+                    groups = duplicate_groups(pairs, len(targets))
+                    folds = self._folds(labels, targets, groups, seed)
+                else:
+                    folds = self._folds_of_images(labels, targets, images[weighed.rows], seed)
                 keeper = None
                 if n_kept:
                     records = new_records(labels, targets, weighed.weights, thumbnails, seed)
@@ -720,6 +760,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                     preprocess.image_size,
                 )
         result = trained.result
+        if on_trained is not None:
+            on_trained(trained, folds)
         _warn_if_interrupted(result)
         self._set_network(network, preprocess, classes)
         self.n_images_seen_ = weighed.n_used
@@ -727,14 +769,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self._calibrate(trained, targets, weighed.weights, calibrated=bool(folds))
         if keeper is not None:
             self._replay = keeper.memory(Counter(labels.tolist()), result.tails, trained.codebooks)
-        if folds and not (only_good or result.interrupted):
+        if folds and images is None and not (only_good or result.interrupted):
             warn_if_chance(is_defect, self.held_out_probability_)
             warn_if_suspects(
                 is_defect, self.held_out_probability_, labels, sources.items, weighed.rows
             )
         self.held_out_probability_ = weighed.per_given(self.held_out_probability_)
         self.suspects_ = weighed.given(self.suspects_)
-        train_ends(self.callbacks, self)
+        if images is None:
+            train_ends(self.callbacks, self)
         return self
 
     def _train(
@@ -884,6 +927,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.good_label_ = classes.good_label
         self.defect_labels_ = classes.labels[classes.defects].tolist()
         self.image_size_ = preprocess.image_size
+        self._tile_model = None
         self._replay = None
 
     def _calibrate(
@@ -1003,6 +1047,24 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 if min(n_present) == len(per_class):
                     return folds
             return list(StratifiedKFold(**options).split(targets, strata))
+
+    def _folds_of_images(
+        self,
+        labels: NDArray[Any],
+        targets: NDArray[np.int64],
+        images: NDArray[np.intp],
+        seed: int,
+    ) -> list[Fold]:
+        """Split tiles so that those of an image stay together."""
+        numbers, first = np.unique(images, return_index=True)
+        folds = self._folds(labels[first], targets[first], np.arange(len(first)), seed)
+        return [
+            (
+                np.flatnonzero(np.isin(images, numbers[train])),
+                np.flatnonzero(np.isin(images, numbers[held_out])),
+            )
+            for train, held_out in folds
+        ]
 
     def _on_epoch(self, record: dict[str, Any], bar: tqdm) -> bool:
         bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{record['train_accuracy']:.3f}")
@@ -1140,7 +1202,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ndarray of shape (n,)
             Labels, of ``classes_``.
         """
-        return np.concatenate([self._labels_of(batch) for batch in self._forward(_many(X))])
+        return np.concatenate([self._labels_of(batch) for batch in self._scored(X)])
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Probability of each class, calibrated on held-out training images.
@@ -1155,7 +1217,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             Columns as in ``classes_``. Note that ``predict`` compares the probability of a defect
             with ``threshold_``, which need not be one half.
         """
-        return np.concatenate([self._probabilities(batch) for batch in self._forward(_many(X))])
+        return np.concatenate([self._probabilities(batch) for batch in self._scored(X)])
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Signed distance from the decision, in log-odds.
@@ -1173,7 +1235,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             has half the distance of a defect from the decision, the good class the negative of it,
             and other types less than the likeliest, by how much less likely they are.
         """
-        return np.concatenate([self._decision_of(batch) for batch in self._forward(_many(X))])
+        return np.concatenate([self._decision_of(batch) for batch in self._scored(X)])
 
     def defect_score(self, X: Any) -> NDArray[np.float64]:
         """Log-odds of a defect: the higher, the more defective.
@@ -1186,7 +1248,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         -------
         ndarray of shape (n,)
         """
-        return np.concatenate([self._log_odds_of(batch) for batch in self._forward(_many(X))])
+        return np.concatenate([self._log_odds_of(batch) for batch in self._scored(X)])
 
     def score(
         self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
@@ -1240,7 +1302,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """
         return evaluate(self, X, y, masks, good_label=good_label)
 
-    def localize(self, X: Any, *, method: str | None = None) -> Localization | list[Localization]:
+    def localize(
+        self,
+        X: Any,
+        *,
+        method: str | None = None,
+        tile: int | tuple[int, int] | str | None = None,
+        overlap: float | int | None = None,
+    ) -> Localization | list[Localization]:
         """Say where the defects are.
 
         Parameters
@@ -1253,11 +1322,17 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             are the same. Its map is scaled by each image's own minimum and maximum, so good images
             look as hot as defective ones; boxes, in images called defective, are drawn where it is
             above 0.5, whatever the parameters of the boxes.
+        tile : int, (int, int), "auto" or None, default=None
+            Height and width in pixels of the tiles that large images are seen in. ``"auto"``:
+            chosen by each image's size. None: as in `fit`, whose parameter ``tile`` calibrates the
+            probability of an image for its many tiles; without it, a warning says what that means.
+        overlap : float or int, optional
+            As the parameter of the classifier, which is the default.
 
         Returns
         -------
         Localization or list of Localization
-            One for one image, a list in order for many.
+            One for one image, a list in order for many; `TiledLocalization` where tiles were used.
 
         Raises
         ------
@@ -1266,11 +1341,16 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         sources = as_sources(X)
-        found = list(self.localize_iter(sources.items, method=method))
+        found = list(self.localize_iter(sources.items, method=method, tile=tile, overlap=overlap))
         return found[0] if sources.single else found
 
     def localize_iter(
-        self, X: Iterable[Any], *, method: str | None = None
+        self,
+        X: Iterable[Any],
+        *,
+        method: str | None = None,
+        tile: int | tuple[int, int] | str | None = None,
+        overlap: float | int | None = None,
     ) -> Iterator[Localization]:
         """Localise a stream of images, which need not fit in memory.
 
@@ -1278,7 +1358,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ----------
         X : iterable of paths, arrays or Pillow images, or a folder, or a data set
             An iterable is taken lazily, a few batches ahead.
-        method : str or None, default=None
+        method, tile, overlap
             As for `localize`.
 
         Yields
@@ -1292,6 +1372,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         if method is not None:
             check_method(method)
         stream = X if is_stream(X) else as_sources(X).items
+        if tile is not None or self._tile_model is not None:
+            from defectcam.tiled import localize_in_tiles
+
+            yield from localize_in_tiles(self, stream, method, tile, overlap)
+            return
         items: list[Any] = []
 
         def remembered() -> Iterator[Any]:
@@ -1318,6 +1403,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             With ``pooling="average"``, ``network_(...)`` is its mean over positions plus
             ``network_.head.bias``.
         """
+        self._refuse_tiles("evidence")
         return np.concatenate([batch.levels.sum(1).numpy() for batch in self._forward(_many(X))])
 
     def query(self, X: Any, n: int) -> NDArray[np.int64]:
@@ -1340,6 +1426,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             the order of `defectcam.images.find_images`.
         """
         check_is_fitted(self)
+        self._refuse_tiles("query")
         describer = Describer(self.network_.head, self._classes.good, self._familiarity_limit)
         for batch, description in self._described(_many(X)):
             margin = self._log_odds_of(batch) - _log_odds(self.threshold_)
@@ -1369,6 +1456,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "image_size": list(self.image_size_),
             "classes": self.classes_.tolist(),
             "good_label": plain_label(self.good_label_),
+            "tile": None if self.tile_ is None else list(self.tile_),
             "n_training_images": self.n_images_seen_,
             "epochs": len(self.history_["epoch"]),
             "threshold": self.threshold_,
@@ -1394,6 +1482,28 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """What makes the network's input of RGB images, the same in training and prediction."""
         check_is_fitted(self, "_preprocess")
         return self._preprocess
+
+    def _scored(self, X: Any) -> Iterator[_Batch]:
+        """Run the network over images, in tiles where it was fitted on tiles."""
+        check_is_fitted(self)
+        if self._tile_model is None:
+            return self._forward(_many(X))
+        from defectcam.tiled import score_in_tiles
+
+        return score_in_tiles(self, _many(X))
+
+    def _refuse_tiles(self, method: str) -> None:
+        if self.tile is not None or self._tile_model is not None:
+            raise ValueError(
+                f"{method} does not work on tiles: fit a classifier with tile=None, on tiles that "
+                "you cut yourself where images are large."
+            )
+
+    @property
+    def tile_(self) -> tuple[int, int] | None:
+        """Height and width in pixels of the tiles that images are seen in; None: seen whole."""
+        check_is_fitted(self, "network_")
+        return None if self._tile_model is None else self._tile_model.tile
 
     def _forward(self, items: Iterable[Any]) -> Iterator[_Batch]:
         """Run the network over images; the one path to every score and map."""
@@ -1423,6 +1533,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         return result
 
     def _log_odds_of(self, batch: _Batch) -> NDArray[np.float64]:
+        if batch.log_odds is not None:
+            return batch.log_odds
         novelty = batch.novelty if self._heat_model.kind == "fused" else None
         scores = defect_scores(batch.logits, novelty, self._classes.good)
         return self._defect_probability.log_odds(scores)

@@ -33,6 +33,7 @@ from defectcam.labels import Classes
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
 from defectcam.preprocess import Preprocess
+from defectcam.tile_model import TileModel
 
 __all__ = ["SCHEMA_VERSION", "ModelFileError", "load", "read_metadata", "save"]
 
@@ -206,6 +207,7 @@ def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
         "defect_probability": _encode(clf._defect_probability, "the probability of a defect"),
         "heat_model": _encode(clf._heat_model, "the heatmap's model"),
         "familiarity_limit": clf._familiarity_limit,
+        "tile_model": _encode(clf._tile_model, "the model of tiles"),
         "n_images_seen": clf.n_images_seen_,
         "history": {name: _encode(column, name) for name, column in clf.history_.items()},
     }
@@ -323,6 +325,7 @@ def _restore(
     clf._defect_probability = _decode(DefectProbability, description["defect_probability"])
     clf._heat_model = _decode(HeatModel, description["heat_model"])
     clf._familiarity_limit = description.get("familiarity_limit")
+    clf._tile_model = _decode(TileModel | None, description.get("tile_model"))
 
 
 def _restore_classes(encoded: dict[str, Any]) -> Classes:
