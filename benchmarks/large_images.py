@@ -217,7 +217,7 @@ def mosaics(root: Path, options: argparse.Namespace) -> tuple[Images, Images]:
             mask = read_image(marks[chosen[at]])[..., 0] > 127
             stats = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2][1:]
             found = np.column_stack([stats[:, :2], stats[:, :2] + stats[:, 2:4]])
-            found = found + [left, top, left, top]
+            found += np.array([left, top, left, top])
         images.append(image)
         boxes.append(found)
     return split(images, is_defect, boxes, options.train)

@@ -56,6 +56,7 @@ from defectcam.diagnostics import (
     warn_if_only_good,
     warn_if_suspects,
 )
+from defectcam.drift import Drift, describe_images, measure_drift
 from defectcam.duplicates import duplicate_groups, duplicate_pairs, thumbnail
 from defectcam.evaluation import Evaluation, evaluate
 from defectcam.exceptions import warn_caller
@@ -342,6 +343,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Indices of all these training images, from the most to the least likely mislabelled: by the
         probability of their own labels, held out likewise. The first ones are worth a look.
 
+    drift_reference_ : ndarray of shape (n_images, 1 + n_statistics), float32
+        What `drift` compares new images with: of each training image the held-out probability of a
+        defect and `defectcam.drift.STATISTICS`.
+
     See Also
     --------
     defectcam.load : Read a saved classifier.
@@ -432,6 +437,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     n_images_seen_: int
     held_out_probability_: NDArray[np.float64]
     suspects_: NDArray[np.int64]
+    drift_reference_: NDArray[np.float32]
     _preprocess: Preprocess
     _classes: Classes
     _replay: ReplayMemory | None
@@ -957,6 +963,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.threshold_ = choose_threshold(
             threshold, is_defect, self.held_out_probability_, weights
         )
+        described = describe_images(scores, None if novelty is None else novelty.numpy())
+        self.drift_reference_ = np.column_stack([self.held_out_probability_, described]).astype(
+            np.float32
+        )
         classes = self._class_probabilities(self.held_out_probability_, result.logits)
         self.suspects_ = rank_suspects(np.take_along_axis(classes, targets[:, None], 1)[:, 0])
         self._familiarity_limit = None if novelty is None else fit_familiarity_limit(novelty)
@@ -1433,6 +1443,49 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             describer.add(margin, description.level_features, batch.levels, batch.novelty)
         return choose_queries(*describer.summary(), n, check_random_state(self.random_state))
 
+    def drift(self, X: Any, *, alpha: float = 0.05, n_examples: int = 5) -> Drift:
+        """Tell whether new images differ from training's as a whole: light, focus, place, product.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+            New images of the line, unlabelled; some dozens, as they come, good and defective.
+        alpha : float, default=0.05
+            Accepted share of false alarms.
+        n_examples : int, default=5
+            How many images that show it best are named.
+
+        Returns
+        -------
+        Drift
+            Whether, how and with which p-value; ``print`` it for a report.
+
+        Raises
+        ------
+        ValueError
+            If there are too few images; if the classifier sees images in tiles, or was saved by a
+            release that did not keep what new images are compared with.
+
+        See Also
+        --------
+        defectcam.drift.measure_drift : The tests.
+        """
+        check_is_fitted(self)
+        self._refuse_tiles("drift")
+        if not len(getattr(self, "drift_reference_", ())):
+            raise ValueError(
+                "The classifier was saved by an earlier release, which did not keep what training "
+                "images look like to it: fit it again to use drift."
+            )
+        described = [
+            np.column_stack([self._defect_probabilities(batch), self._described_by(batch)])
+            for batch in self._forward(_many(X))
+        ]
+        new = np.concatenate(described).astype(np.float32)
+        return measure_drift(
+            self.drift_reference_, new, self.threshold_, alpha=alpha, n_examples=n_examples
+        )
+
     def info(self) -> dict[str, Any]:
         """Return what the fitted classifier is made of, for logs and model cards.
 
@@ -1538,6 +1591,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         novelty = batch.novelty if self._heat_model.kind == "fused" else None
         scores = defect_scores(batch.logits, novelty, self._classes.good)
         return self._defect_probability.log_odds(scores)
+
+    def _described_by(self, batch: _Batch) -> NDArray[np.float32]:
+        scores = defect_scores(batch.logits, None, self._classes.good)
+        return describe_images(scores, None if batch.novelty is None else batch.novelty.numpy())
 
     def _probabilities(self, batch: _Batch) -> NDArray[np.float64]:
         """Probability per class: of a defect from the calibration, its type from the network."""

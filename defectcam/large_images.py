@@ -150,8 +150,8 @@ def _open_tiff(path: Any) -> Iterator[PixelRows | None]:
             mapped = None
             if is_usable and page.is_memmappable:
                 mapped = tifffile.memmap(path, page=0, mode="r")
-        except (OSError, tifffile.TiffFileError, ValueError):
-            is_usable = False  # Pillow says what is wrong
+        except Exception:  # whatever the broken bytes lead to: Pillow says what is wrong
+            is_usable = False
         if not is_usable:
             yield None
             return
