@@ -1477,13 +1477,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 "The classifier was saved by an earlier release, which did not keep what training "
                 "images look like to it: fit it again to use drift."
             )
-        described = [
-            np.column_stack([self._defect_probabilities(batch), self._described_by(batch)])
-            for batch in self._forward(_many(X))
-        ]
-        new = np.concatenate(described).astype(np.float32)
         return measure_drift(
-            self.drift_reference_, new, self.threshold_, alpha=alpha, n_examples=n_examples
+            self.drift_reference_,
+            self._drift_rows(_many(X)),
+            self.threshold_,
+            alpha=alpha,
+            n_examples=n_examples,
         )
 
     def info(self) -> dict[str, Any]:
@@ -1592,9 +1591,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         scores = defect_scores(batch.logits, novelty, self._classes.good)
         return self._defect_probability.log_odds(scores)
 
-    def _described_by(self, batch: _Batch) -> NDArray[np.float32]:
-        scores = defect_scores(batch.logits, None, self._classes.good)
-        return describe_images(scores, None if batch.novelty is None else batch.novelty.numpy())
+    def _drift_rows(self, items: Iterable[Any]) -> NDArray[np.float32]:
+        """Say of images what ``drift_reference_`` says of training's."""
+        rows = []
+        for batch in self._forward(items):
+            scores = defect_scores(batch.logits, None, self._classes.good)
+            novelty = None if batch.novelty is None else batch.novelty.numpy()
+            described = describe_images(scores, novelty)
+            rows.append(np.column_stack([self._defect_probabilities(batch), described]))
+        return np.concatenate(rows).astype(np.float32)
 
     def _probabilities(self, batch: _Batch) -> NDArray[np.float64]:
         """Probability per class: of a defect from the calibration, its type from the network."""

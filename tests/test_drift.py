@@ -122,7 +122,7 @@ def test_a_saved_classifier_finds_the_same(clf: DefectCAMClassifier, tmp_path: P
 def test_a_classifier_without_a_reference_says_what_to_do(clf: DefectCAMClassifier) -> None:
     old = copy.copy(clf)
     old.drift_reference_ = np.empty((0, 0), dtype=np.float32)
-    with pytest.raises(ValueError, match="earlier release.*fit it again to use drift"):
+    with pytest.raises(ValueError, match=r"earlier release.*fit it again to use drift"):
         old.drift(parts(2, 1))
 
 

@@ -100,8 +100,9 @@ def test_tiles_are_cut_out_of_the_mirrored_image(
 ) -> None:
     image = picture((*size, 3))
     grid = TileGrid(size, (tile, tile), (overlap, overlap), (2, 2))
-    beyond = tuple(max(0, grid.box(grid.n_rows - 1, grid.n_columns - 1)[3 - k] - size[k])
-                   for k in (0, 1))
+    beyond = tuple(
+        max(0, grid.box(grid.n_rows - 1, grid.n_columns - 1)[3 - k] - size[k]) for k in (0, 1)
+    )
     whole = np.pad(image, ((0, beyond[0]), (0, beyond[1]), (0, 0)), mode="symmetric")
     with open_rows(image) as rows:
         for i in range(grid.n_rows):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -70,7 +72,7 @@ def test_neighbours_overlap_by_as_much_as_asked(grid: TileGrid) -> None:
     """To half a cell, by which the overlap is rounded, and a pixel, by which starts are."""
     lefts = [grid.box(0, j)[0] for j in range(grid.n_columns)]
     cell = grid.tile[1] / grid.cells[1]
-    for left, following in zip(lefts, lefts[1:], strict=False):
+    for left, following in itertools.pairwise(lefts):
         assert left < following or grid.tile[1] == grid.cells[1] == 1
         if grid.overlap[1] <= grid.tile[1] - cell:
             assert left + grid.tile[1] - following >= grid.overlap[1] - cell / 2 - 1
