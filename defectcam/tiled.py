@@ -7,9 +7,10 @@ classifier, whose methods judge each tile; where tiles lie is `tiles`' matter, r
 The label of a large image says little about one of its tiles: those of a good image are good, but
 of a defective one nearly all are good too, and which are not, nobody has said. Learned from are,
 of each good image, tiles chosen at random and those that look most novel, to learn what harmless
-oddities look like; of each defective image the tile that looks most novel, and others that look
-more novel than any tile of a good image. Novelty is measured against a codebook that has seen
-nothing of the image.
+oddities look like; of each defective image the tiles, up to four, that look more novel than any
+tile of a good image. Where there are none, the four most novel ones are taken for defective: the
+defect is probably in one of them, and the others are like tiles that good images teach as good.
+Novelty is measured against a codebook that has seen nothing of the image.
 """
 
 from __future__ import annotations
@@ -420,9 +421,12 @@ def _choose_tiles(
 
 
 def _defect_tiles(novelty: NDArray[np.float64], limit: float) -> list[int]:
-    """Choose the most novel tile, and others above the limit."""
-    order = np.argsort(-novelty, kind="stable")[:DEFECT_TILES_PER_IMAGE]
-    return [int(n) for rank, n in enumerate(order) if rank == 0 or novelty[n] > limit]
+    """Choose the most novel tiles: those above the limit, or more where novelty cannot tell."""
+    n = int((novelty > limit).sum())
+    if n == 0:  # the defect is probably among some; what they share with good tiles is unlearned
+        n = max(1, len(novelty) // 4)
+    order = np.argsort(-novelty, kind="stable")
+    return order[: min(n, DEFECT_TILES_PER_IMAGE)].tolist()
 
 
 def _good_tiles(novelty: NDArray[np.float64], n: int, rng: np.random.RandomState) -> list[int]:

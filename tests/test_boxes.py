@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from defectcam.boxes import component_mask, find_boxes
+from defectcam.boxes import component_mask, find_boxes, merge_boxes
 
 COMMON = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -358,3 +358,13 @@ def test_the_input_map_is_left_alone_and_its_dtype_does_not_matter():
 def test_bad_input_is_refused_by_name(find, heatmap, options, message):
     with pytest.raises(ValueError, match=message):
         find(heatmap, **{"threshold": 0.5, **options})
+
+
+@given(maps(), merge_distances)
+@settings(deadline=None)
+def test_merging_afterwards_is_merging_at_once(heatmap: np.ndarray, distance: float | None) -> None:
+    apart, scores = find_boxes(heatmap, 0.0)
+    boxes, highest = merge_boxes(apart, scores, distance)
+    expected, expected_scores = find_boxes(heatmap, 0.0, merge_distance=distance)
+    assert sorted(map(tuple, boxes.tolist())) == sorted(map(tuple, expected.tolist()))
+    np.testing.assert_array_equal(highest, expected_scores)

@@ -137,6 +137,14 @@ def test_tiles_of_an_image_stay_in_one_fold(clf: DefectCAMClassifier) -> None:
         assert len(train) + len(held_out) == len(images)
 
 
+def test_tiles_taken_for_defective_are_clearly_novel_or_several() -> None:
+    novelty = np.array([0.1, 5.0, 0.2, 3.0, 0.3, 9.0, 0.0, 0.5, 4.0, 6.0, 0.4, 0.6])
+    assert tiled._defect_tiles(novelty, 5.5) == [5, 9]
+    assert tiled._defect_tiles(novelty, 0.0) == [5, 9, 1, 8]
+    assert tiled._defect_tiles(novelty, 10.0) == [5, 9, 1]
+    assert tiled._defect_tiles(novelty[:3], 10.0) == [1]
+
+
 def test_tiles_to_learn_from_are_the_most_novel_and_random_ones() -> None:
     novelty = np.array([0.1, 5.0, 0.2, 3.0, 0.3, 9.0])
     chosen = tiled._good_tiles(novelty, 4, np.random.RandomState(0))
