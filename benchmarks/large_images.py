@@ -1,6 +1,6 @@
 """Large images with tiny defects: seen in tiles, and whole.
 
-    python benchmarks/large_images.py --deeppcb path/to/deeppcb
+    python benchmarks/large_images.py surfaces deeppcb peak --deeppcb path/to/deeppcb
 
 Two sets, each with as many good images as defective ones:
 
@@ -11,9 +11,9 @@ Two sets, each with as many good images as defective ones:
 
 One classifier is fitted on tiles and another on the same images whole. Recall is that of images;
 boxes are right where they overlap a defect with an intersection over union of at least --iou, which
-is little because a scratch of 12 pixels is smaller than a cell of the map is wide. With --peak, a
-new process localises one image of 20,000 x 20,000 pixels from an uncompressed TIFF file, and says
-how much memory that took above what the imported libraries and the model take.
+is little because a scratch of 12 pixels is smaller than a cell of the map is wide. For peak, a new
+process localises one image of --peak x --peak pixels from an uncompressed TIFF file, and says how
+much memory that took above what the imported libraries and the model take.
 """
 
 from __future__ import annotations
@@ -55,22 +55,28 @@ def main(arguments: list[str] | None = None) -> None:
     if options.localize:
         report_peak(*options.localize)
         return
+    sets = {"surfaces": (surfaces, options.tile), "deeppcb": (mosaics, options.tile_deeppcb)}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        print("| set | images | seen | recall | overkill | box F1 | box recall | s fit | s/image |")
-        print("|---" * 9 + "|", flush=True)
-        fitted = compare("surfaces", *surfaces(root, options), options.tile, options)
-        if options.deeppcb:
-            compare("deeppcb", *mosaics(root, options), options.tile_deeppcb, options)
-        if options.peak:
-            print_peak(fitted, root, options.peak)
+        if set(options.parts) & set(sets):
+            print("| set | images | seen | recall | overkill | box F1 | box recall | s fit | s |")
+            print("|---" * 9 + "|", flush=True)
+        for name in options.parts:
+            if name in sets:
+                make, tile = sets[name]
+                compare(name, *make(root, options), tile, options)
+        if "peak" in options.parts:
+            print_peak(root, options)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--deeppcb", metavar="DIR", help="without it, surfaces alone")
+    parser.add_argument(
+        "parts", nargs="*", default=["surfaces", "peak"], help="surfaces, deeppcb, peak"
+    )
+    parser.add_argument("--deeppcb", metavar="DIR", help="the data set's folder, for deeppcb")
     parser.add_argument("--side", type=int, default=8192)
     parser.add_argument("--boards", type=int, default=3, help="in a row of a mosaic")
     parser.add_argument("--train", type=int, default=8, help="images")
@@ -79,17 +85,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tile-deeppcb", type=int, default=320)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--iou", type=float, default=0.05)
-    parser.add_argument("--peak", type=int, default=20_000, help="pixels of a side; 0: skip it")
+    parser.add_argument("--peak", type=int, default=20_000, help="pixels of a side")
+    parser.add_argument("--tile-peak", type=int, default=1280)
     parser.add_argument("--localize", nargs=2, metavar=("MODEL", "IMAGE"), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
-def compare(
-    name: str, train: Images, test: Images, tile: int, options: argparse.Namespace
-) -> DefectCAMClassifier:
-    """Print a line with tiles and one without; return the classifier of tiles."""
+def compare(name: str, train: Images, test: Images, tile: int, options: argparse.Namespace) -> None:
+    """Print a line with tiles and one without."""
     labels = np.where(train.is_defect, "defect", "good")
-    fitted = []
     for way in (tile, None):
         clf = DefectCAMClassifier(
             tile=way, cv=2, max_epochs=options.epochs, random_state=0, n_jobs=1
@@ -119,8 +123,6 @@ def compare(
             f"{seconds:.1f}",
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
-        fitted.append(clf)
-    return fitted[0]
 
 
 # --- Images -----------------------------------------------------------------------------------
@@ -236,12 +238,18 @@ def split(
 # --- Memory -----------------------------------------------------------------------------------
 
 
-def print_peak(clf: DefectCAMClassifier, root: Path, side: int) -> None:
+def print_peak(root: Path, options: argparse.Namespace) -> None:
     import tifffile
 
+    side, tile = options.peak, options.tile_peak
     model, path = root / "model.safetensors", root / "huge.tif"
+    data = make_defects(6, tile, kind="cast", defect_rate=0.5, random_state=1)
+    clf = DefectCAMClassifier(
+        tile=tile, cv=None, max_epochs=1, augmentation="none", random_state=0, n_jobs=1
+    )
+    clf.fit(data.images, data.types)  # what it finds does not matter here
     clf.save(model)
-    base = make_defects(1, BASE, kind="cast", defect_rate=0, random_state=1).images[0]
+    base = data.images[~data.target][0][:BASE, :BASE]
     image = tifffile.memmap(path, shape=(side, side, 3), dtype=np.uint8, photometric="rgb")
     mirror(base, image)
     scratch(image, np.random.default_rng(1))

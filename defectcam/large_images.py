@@ -57,6 +57,32 @@ class _ArrayRows:
         return read_image(np.asarray(self.pixels[top:bottom]))
 
 
+class _PlainRows:
+    """Rows of an uncompressed TIFF page that lies in one piece.
+
+    They are read, not mapped: pages of a mapped file would count as this process's memory.
+    """
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.size = (page.imagelength, page.imagewidth)
+
+    def read(self, top: int, bottom: int) -> NDArray[np.uint8]:
+        shape = (bottom - top, self.size[1], self.page.samplesperpixel)
+        dtype = np.dtype(self.page.dtype).newbyteorder(self.page.parent.byteorder)
+        n_bytes = dtype.itemsize * int(np.prod(shape))
+        file = self.page.parent.filehandle
+        file.seek(self.page.dataoffsets[0] + top * n_bytes // shape[0])
+        return read_image(np.frombuffer(_all_of(file, n_bytes), dtype).reshape(shape))
+
+
+def _all_of(file: Any, n_bytes: int) -> bytes:
+    data = file.read(n_bytes)
+    if len(data) < n_bytes:
+        raise EOFError(f"{len(data)} of {n_bytes} bytes are there")
+    return data
+
+
 class _TiffRows:
     """Rows of a compressed TIFF page, of which the strips or tiles in question are decoded."""
 
@@ -83,7 +109,7 @@ class _TiffRows:
         """Decode a strip or tile; its pixels, first row and first column."""
         file = self.page.parent.filehandle
         file.seek(self.page.dataoffsets[index])
-        data = file.read(self.page.databytecounts[index])
+        data = _all_of(file, self.page.databytecounts[index])
         options = {} if self.page.jpegtables is None else {"jpegtables": self.page.jpegtables}
         pixels, place, _ = self.page.decode(data or None, index, **options)
         _, _, y, x, _ = place
@@ -147,15 +173,12 @@ def _open_tiff(path: Any) -> Iterator[PixelRows | None]:
         try:
             page = stack.enter_context(tifffile.TiffFile(path)).pages[0]
             is_usable = _is_plain(page)
-            mapped = None
-            if is_usable and page.is_memmappable:
-                mapped = tifffile.memmap(path, page=0, mode="r")
         except Exception:  # whatever the broken bytes lead to: Pillow says what is wrong
             is_usable = False
         if not is_usable:
             yield None
             return
-        rows = _TiffRows(page) if mapped is None else _ArrayRows(mapped)
+        rows = _PlainRows(page) if page.is_memmappable else _TiffRows(page)
         yield _Named(rows, path)
 
 
