@@ -594,6 +594,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """Learn good and defective from labelled images.
 
         Good images alone will do for a start: novelty alone then decides, and a warning says so.
+        With the parameter ``tile``, large images are learned from and judged in tiles, see
+        `defectcam.tiled` for which.
 
         Parameters
         ----------
@@ -735,7 +737,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         if not only_good:
             self._class_weight(classes, targets, weighed.weights)  # refuse a wrong one early
         warn_if_only_good(is_defect)
-        warn_if_few_defects(is_defect)
+        first = slice(None) if images is None else np.unique(images[weighed.rows], True)[1]
+        warn_if_few_defects(is_defect[first])
         train_begins(self.callbacks, self)
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)

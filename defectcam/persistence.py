@@ -44,7 +44,7 @@ _KEY = "defectcam"  # of the metadata, and the name of the format
 _NETWORK = "network."  # tensors of the network's state dict
 _FITTED = "fitted."  # arrays among the fitted attributes
 _FITTED_ARRAYS = ("held_out_probability_", "suspects_", "drift_reference_")
-_LATER_ARRAYS = {  # what files of 0.1.0 lack, instead
+_LATER_ARRAYS: dict[str, np.ndarray] = {  # what files of 0.1.0 lack, instead
     "suspects_": np.empty(0, dtype=np.int64),
     "drift_reference_": np.empty((0, 0), dtype=np.float32),
 }
