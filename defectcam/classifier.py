@@ -438,6 +438,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     held_out_probability_: NDArray[np.float64]
     suspects_: NDArray[np.int64]
     drift_reference_: NDArray[np.float32]
+    _drift_codebooks: list[Codebook]
     _preprocess: Preprocess
     _classes: Classes
     _replay: ReplayMemory | None
@@ -966,14 +967,22 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.threshold_ = choose_threshold(
             threshold, is_defect, self.held_out_probability_, weights
         )
-        described = describe_images(scores, None if novelty is None else novelty.numpy())
-        self.drift_reference_ = np.column_stack([self.held_out_probability_, described]).astype(
-            np.float32
-        )
+        self._keep_drift_reference(trained, scores if calibrated else scores[:0])
         classes = self._class_probabilities(self.held_out_probability_, result.logits)
         self.suspects_ = rank_suspects(np.take_along_axis(classes, targets[:, None], 1)[:, 0])
         self._familiarity_limit = None if novelty is None else fit_familiarity_limit(novelty)
         self._heat_model = trained.heat_model
+
+    def _keep_drift_reference(self, trained: Trained, scores: NDArray[np.float64]) -> None:
+        """Keep held-out answers to the training images, and what novelty was measured with."""
+        if not len(scores):
+            self.drift_reference_ = np.empty((0, 0), dtype=np.float32)
+            self._drift_codebooks = []
+            return
+        novelty = None if trained.novelty is None else trained.novelty.numpy()
+        rows = [self.held_out_probability_, describe_images(scores, novelty)]
+        self.drift_reference_ = np.column_stack(rows).astype(np.float32)
+        self._drift_codebooks = list(trained.codebooks)
 
     def _fit_heat_model(
         self,
@@ -1466,8 +1475,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If there are too few images; if the classifier sees images in tiles, or was saved by a
-            release that did not keep what new images are compared with.
+            If there are too few images; if the classifier sees images in tiles, was fitted without
+            folds, or was saved by a release that did not keep what new images are compared with.
 
         See Also
         --------
@@ -1477,8 +1486,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self._refuse_tiles("drift")
         if not len(getattr(self, "drift_reference_", ())):
             raise ValueError(
-                "The classifier was saved by an earlier release, which did not keep what training "
-                "images look like to it: fit it again to use drift."
+                "There are no held-out answers to training images to compare with: the classifier "
+                "was fitted without folds, or saved by an earlier release. Fit it again, with cv=3."
             )
         return measure_drift(
             self.drift_reference_,
@@ -1595,11 +1604,23 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         return self._defect_probability.log_odds(scores)
 
     def _drift_rows(self, items: Iterable[Any]) -> NDArray[np.float32]:
-        """Say of images what ``drift_reference_`` says of training's."""
-        rows = []
-        for batch in self._forward(items):
+        """Say of images what ``drift_reference_`` says of training's.
+
+        Novelty is measured with the folds' codebooks in turn, as that of training images was: the
+        final one has seen more good parts, and all new images would look less novel to it.
+        """
+        rows, n_codebooks = [], len(self._drift_codebooks)
+        for batch, description in self._described(items):
+            novelty = None
+            if description.patches is not None and n_codebooks:
+                first = sum(map(len, rows))
+                with torch.inference_mode():
+                    maps = [
+                        self._drift_codebooks[(first + i) % n_codebooks](patches[None]).cpu()
+                        for i, patches in enumerate(description.patches)
+                    ]
+                novelty = torch.cat(maps).numpy()
             scores = defect_scores(batch.logits, None, self._classes.good)
-            novelty = None if batch.novelty is None else batch.novelty.numpy()
             described = describe_images(scores, novelty)
             rows.append(np.column_stack([self._defect_probabilities(batch), described]))
         return np.concatenate(rows).astype(np.float32)

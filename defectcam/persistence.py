@@ -43,6 +43,7 @@ SCHEMA_VERSION = 1
 _KEY = "defectcam"  # of the metadata, and the name of the format
 _NETWORK = "network."  # tensors of the network's state dict
 _FITTED = "fitted."  # arrays among the fitted attributes
+_DRIFT = "drift_codebook."  # tensors of the folds' codebooks
 _FITTED_ARRAYS = ("held_out_probability_", "suspects_", "drift_reference_")
 _LATER_ARRAYS: dict[str, np.ndarray] = {  # what files of 0.1.0 lack, instead
     "suspects_": np.empty(0, dtype=np.int64),
@@ -181,7 +182,16 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _tensors_of(clf: DefectCAMClassifier) -> dict[str, Tensor]:
     network = {_NETWORK + name: tensor for name, tensor in clf.network_.state_dict().items()}
     fitted = {_FITTED + name: torch.as_tensor(getattr(clf, name)) for name in _FITTED_ARRAYS}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in (network | fitted).items()}
+    codebooks = {
+        f"{_DRIFT}{number}.{name}": tensor
+        for number, codebook in enumerate(clf._drift_codebooks)
+        for name, tensor in codebook.state_dict().items()
+    }
+    tensors = network | fitted | codebooks
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
@@ -320,6 +330,7 @@ def _restore(
             setattr(clf, name, _LATER_ARRAYS[name].copy())
         else:
             setattr(clf, name, tensors[_FITTED + name].numpy().copy())
+    clf._drift_codebooks = _restore_drift_codebooks(tensors, next(network.parameters()).device)
     # Files of 0.1.0 lack it, when there was no other call than one `fit`.
     clf.n_images_seen_ = int(description.get("n_images_seen", len(clf.held_out_probability_)))
     clf.weights_source_ = description["weights_source"]
@@ -369,6 +380,22 @@ def _restore_network(
     if description["weights_source"] is not None:
         network.keep_depthwise_kernels()
     return network.eval()
+
+
+def _restore_drift_codebooks(tensors: dict[str, Tensor], device: torch.device) -> list[Codebook]:
+    """Make the folds' codebooks again; files of 0.1.0 have none."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_DRIFT):
+            number, _, own = name.removeprefix(_DRIFT).partition(".")
+            states.setdefault(int(number), {})[own] = tensor
+    codebooks = []
+    for _, state in sorted(states.items()):
+        n_centres, n_channels = state["centres"].shape
+        codebook = Codebook(n_channels, n_centres)
+        codebook.load_state_dict(state)
+        codebooks.append(codebook.to(device))
+    return codebooks
 
 
 def _decode(kind: Any, value: Any) -> Any:

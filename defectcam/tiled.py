@@ -550,6 +550,8 @@ def _calibrate(
         0.5 if is_half else clf.threshold, images.is_defect, probability, images.weights
     )
     clf._tile_model = model
+    clf.drift_reference_ = np.empty((0, 0), dtype=np.float32)  # of tiles, which nobody asks about
+    clf._drift_codebooks = []
     clf.n_images_seen_ = len(images.used)
     clf.held_out_probability_ = np.full(len(images.items), np.nan)
     clf.held_out_probability_[images.used] = probability

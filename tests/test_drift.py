@@ -75,6 +75,17 @@ def test_a_moved_map_has_its_novelty_elsewhere() -> None:
     assert described[0, top] == described[1, top] == pytest.approx(6.5 / 20)
 
 
+def test_evidence_may_differ_a_little() -> None:
+    """The folds' networks, whose answers are kept, have seen less than the final one."""
+    reference, new = rows(90, 0, defective=0), rows(90, 1, defective=0)
+    new[:, 1] = 1.2 * new[:, 1] + 0.4
+    assert not measure_drift(reference, new, 0.5).drifted
+    new[:, 1] += 2
+    found = measure_drift(reference, new, 0.5)
+    assert found.drifted
+    assert found.tests[0].statistic == "evidence"
+
+
 def test_without_novelty_the_evidence_is_left() -> None:
     assert describe_images(np.array([[1.0, 2.0]]), None).tolist() == [[1.0]]
 
@@ -122,7 +133,7 @@ def test_a_saved_classifier_finds_the_same(clf: DefectCAMClassifier, tmp_path: P
 def test_a_classifier_without_a_reference_says_what_to_do(clf: DefectCAMClassifier) -> None:
     old = copy.copy(clf)
     old.drift_reference_ = np.empty((0, 0), dtype=np.float32)
-    with pytest.raises(ValueError, match=r"earlier release.*fit it again to use drift"):
+    with pytest.raises(ValueError, match=r"without folds, or saved by an earlier release. Fit"):
         old.drift(parts(2, 1))
 
 
