@@ -980,8 +980,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             self._drift_codebooks = []
             return
         novelty = None if trained.novelty is None else trained.novelty.numpy()
-        rows = [self.held_out_probability_, describe_images(scores, novelty)]
-        self.drift_reference_ = np.column_stack(rows).astype(np.float32)
+        described = describe_images(scores, novelty)
+        self.drift_reference_ = np.column_stack(
+            (self.held_out_probability_, described)  # the one a vector, the other a matrix
+        ).astype(np.float32)
         self._drift_codebooks = list(trained.codebooks)
 
     def _fit_heat_model(
@@ -1609,11 +1611,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Novelty is measured with the folds' codebooks in turn, as that of training images was: the
         final one has seen more good parts, and all new images would look less novel to it.
         """
-        rows, n_codebooks = [], len(self._drift_codebooks)
+        rows: list[NDArray[np.float64]] = []
+        n_codebooks = len(self._drift_codebooks)
         for batch, description in self._described(items):
             novelty = None
             if description.patches is not None and n_codebooks:
-                first = sum(map(len, rows))
+                first = sum(len(part) for part in rows)
                 with torch.inference_mode():
                     maps = [
                         self._drift_codebooks[(first + i) % n_codebooks](patches[None]).cpu()
@@ -1622,7 +1625,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 novelty = torch.cat(maps).numpy()
             scores = defect_scores(batch.logits, None, self._classes.good)
             described = describe_images(scores, novelty)
-            rows.append(np.column_stack([self._defect_probabilities(batch), described]))
+            rows.append(np.column_stack((self._defect_probabilities(batch), described)))
         return np.concatenate(rows).astype(np.float32)
 
     def _probabilities(self, batch: _Batch) -> NDArray[np.float64]:
