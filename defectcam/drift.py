@@ -12,6 +12,7 @@ no drift.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,11 +35,13 @@ STATISTICS = (
 #: Fewest images, on each side, of which a test is made.
 FEWEST = 8
 
-#: How the evidence of held-out images may differ from the final network's on new ones, without any
-#: change of the line, because the folds' networks have seen less: shifts, in interquartile ranges,
-#: and factors. The test takes those that speak least for a change.
+#: What is no change of the line: shifts, in interquartile ranges, and factors by which distributions
+#: may differ. A test takes those that speak least for a change. Evidence may differ more, because the
+#: folds' networks, which judged the training images, have seen less than the final one.
+SHIFTS = (-0.25, 0.0, 0.25)
+FACTORS = (0.85, 1.0, 1 / 0.85)
 EVIDENCE_SHIFTS = (-0.5, -0.25, 0.0, 0.25, 0.5)
-EVIDENCE_FACTORS = (0.75, 1.0, 4 / 3)
+EVIDENCE_FACTORS = (0.75, 1.0, 1 / 0.75)
 
 #: Quantiles of a map between which it is said to be spread.
 _LOW, _HIGH = 0.1, 0.9
@@ -55,7 +58,8 @@ class DriftTest(NamedTuple):
         Which images were compared.
     distance : float
         Of the two distributions, the largest difference between their cumulative shares (the
-        Kolmogorov-Smirnov statistic), from 0 to 1.
+        Kolmogorov-Smirnov statistic), from 0 to 1, after the shift and the factor that are no
+        change, see `SHIFTS`.
     shift : float
         How much higher the new median is, in interquartile ranges of training.
     p_value : float
@@ -219,10 +223,10 @@ def measure_drift(
             low, typical, high = np.quantile(known, [0.25, 0.5, 0.75])
             spread = max(float(high - low), float(np.finfo(np.float32).eps))
             shift = float(np.median(values) - typical) / spread
+            tolerance = (SHIFTS, FACTORS)
             if statistic == STATISTICS[0]:
-                distance, p_value = _tolerant_test(values, known, typical, spread)
-            else:
-                distance, p_value = ks_2samp(values, known)
+                tolerance = (EVIDENCE_SHIFTS, EVIDENCE_FACTORS)
+            distance, p_value = _tolerant_test(values, known, typical, spread, *tolerance)
             tests.append(DriftTest(statistic, called, float(distance), shift, float(p_value)))
             outliers.append(rows[np.argsort(-np.abs(values - typical), kind="stable")])
     if not tests:
@@ -247,12 +251,17 @@ def measure_drift(
 
 
 def _tolerant_test(
-    values: NDArray[np.float32], known: NDArray[np.float32], typical: float, spread: float
+    values: NDArray[np.float32],
+    known: NDArray[np.float32],
+    typical: float,
+    spread: float,
+    shifts: Sequence[float],
+    factors: Sequence[float],
 ) -> tuple[float, float]:
     """Compare up to a small shift and factor: distance and p-value of the nearest distribution."""
     found = [
         ks_2samp(typical + factor * (values - typical) + shift * spread, known)
-        for factor in EVIDENCE_FACTORS
-        for shift in EVIDENCE_SHIFTS
+        for factor in factors
+        for shift in shifts
     ]
     return max(((one.statistic, one.pvalue) for one in found), key=lambda pair: pair[1])
