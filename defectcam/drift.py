@@ -35,9 +35,9 @@ STATISTICS = (
 #: Fewest images, on each side, of which a test is made.
 FEWEST = 8
 
-#: What is no change of the line: shifts, in interquartile ranges, and factors by which distributions
-#: may differ. A test takes those that speak least for a change. Evidence may differ more, because the
-#: folds' networks, which judged the training images, have seen less than the final one.
+#: What is no change of the line: shifts, in interquartile ranges, and factors by which
+#: distributions may differ. A test takes those that speak least for a change. Evidence may differ
+#: more: the folds' networks, which judged the training images, have seen less than the final one.
 SHIFTS = (-0.25, 0.0, 0.25)
 FACTORS = (0.85, 1.0, 1 / 0.85)
 EVIDENCE_SHIFTS = (-0.5, -0.25, 0.0, 0.25, 0.5)
