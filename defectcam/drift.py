@@ -223,10 +223,15 @@ def measure_drift(
             low, typical, high = np.quantile(known, [0.25, 0.5, 0.75])
             spread = max(float(high - low), float(np.finfo(np.float32).eps))
             shift = float(np.median(values) - typical) / spread
-            tolerance = (SHIFTS, FACTORS)
-            if statistic == STATISTICS[0]:
-                tolerance = (EVIDENCE_SHIFTS, EVIDENCE_FACTORS)
-            distance, p_value = _tolerant_test(values, known, typical, spread, *tolerance)
+            is_evidence = statistic == STATISTICS[0]
+            distance, p_value = _tolerant_test(
+                values,
+                known,
+                typical,
+                spread,
+                EVIDENCE_SHIFTS if is_evidence else SHIFTS,
+                EVIDENCE_FACTORS if is_evidence else FACTORS,
+            )
             tests.append(DriftTest(statistic, called, float(distance), shift, float(p_value)))
             outliers.append(rows[np.argsort(-np.abs(values - typical), kind="stable")])
     if not tests:
