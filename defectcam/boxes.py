@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["component_labels", "component_mask", "find_boxes", "find_boxes_at"]
+__all__ = ["component_labels", "component_mask", "find_boxes", "find_boxes_at", "merge_boxes"]
 
 #: How far down a region reaches, as a share of the least peak that regions must have.
 _EXTENT = 1 / 2
@@ -245,6 +245,57 @@ def component_labels(
     labels = np.zeros(regions.shape, dtype=np.int32)
     labels[regions.place] = regions.box_number[regions.labels]
     return labels
+
+
+def merge_boxes(
+    boxes: NDArray[np.int64], scores: NDArray[np.float32], merge_distance: float | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Merge boxes that are near each other, found in different parts of one image.
+
+    Parameters
+    ----------
+    boxes : int64 array of shape (n, 4)
+        Half-open `xyxy`.
+    scores : float32 array of shape (n,)
+    merge_distance : float or None
+        As in `find_boxes`.
+
+    Returns
+    -------
+    boxes : int64 array of shape (m, 4)
+        Best first; equal scores are ordered by area, then from top to bottom and from left to
+        right.
+    scores : float32 array of shape (m,)
+        The highest score of what was merged.
+
+    Examples
+    --------
+    >>> boxes = np.array([[0, 0, 10, 10], [12, 0, 20, 10], [90, 90, 95, 95]])
+    >>> merge_boxes(boxes, np.array([1.0, 3.0, 2.0], dtype=np.float32), merge_distance=2)
+    (array([[ 0,  0, 20, 10],
+           [90, 90, 95, 95]]), array([3., 2.], dtype=float32))
+    """
+    from scipy.sparse.csgraph import connected_components  # boxes of whole maps need no SciPy
+
+    while merge_distance is not None and len(boxes):
+        n_groups, groups = connected_components(_gaps(boxes) <= merge_distance, directed=False)
+        if n_groups == len(boxes):
+            break
+        # A merged box is larger than its parts and may come near others: look again.
+        boxes = _bounding_boxes(boxes, groups)
+        highest = np.full(n_groups, -np.inf, dtype=np.float32)
+        np.maximum.at(highest, groups, scores)
+        scores = highest
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    order = np.lexsort((boxes[:, 0], boxes[:, 1], -areas, -scores))
+    return boxes[order], scores[order]
+
+
+def _gaps(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pixels between each two boxes: the larger of the horizontal and the vertical gap."""
+    low = np.maximum(boxes[:, np.newaxis, :2], boxes[:, :2])
+    high = np.minimum(boxes[:, np.newaxis, 2:], boxes[:, 2:])
+    return (low - high).max(axis=2)
 
 
 class _Regions(NamedTuple):

@@ -15,7 +15,7 @@ import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,6 +59,7 @@ from defectcam.diagnostics import (
     warn_if_only_good,
     warn_if_suspects,
 )
+from defectcam.drift import Drift, describe_images, measure_drift
 from defectcam.duplicates import duplicate_groups, duplicate_pairs, thumbnail
 from defectcam.evaluation import Evaluation, evaluate
 from defectcam.exceptions import warn_caller
@@ -92,6 +93,7 @@ from defectcam.results import Localization
 from defectcam.sample_weights import weigh_rows
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 from defectcam.student import draw_all, fit_students
+from defectcam.tile_model import TileModel
 from defectcam.training import (
     FitResult,
     Fold,
@@ -178,6 +180,7 @@ class _Batch(NamedTuple):
     students: torch.Tensor | None
     geometries: list[Geometry]
     pixels: torch.Tensor  # the network's input, on its device
+    log_odds: NDArray[np.float64] | None = None  # of images that were seen in tiles
 
     @classmethod
     def of(cls, output: NetworkOutput, geometries: list[Geometry], pixels: torch.Tensor) -> _Batch:
@@ -294,6 +297,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Most boxes per image; None for all.
     merge_distance : float or None, default=None
         Boxes at most this many pixels of the original image apart are merged; None: none are.
+    tile : int, (int, int), "auto" or None, default=None
+        Height and width in pixels of the tiles that `fit` and everything after it see large images
+        in, see `defectcam.tiled`. ``"auto"``: chosen by the size of the largest training image.
+        None: images are seen whole, shrunk to ``image_size``.
+    overlap : float or int, default=0.125
+        How far neighbouring tiles overlap: a float is a share of the tile, an integer is pixels.
     warm_start : bool, default=False
         Whether `fit` starts from the present weights, where classes and architecture agree with
         those of the fit before; a warning says so where they do not.
@@ -342,6 +351,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Probability of a defect at and above which an image is called defective.
     image_size_ : (int, int)
         Height and width of the network's input.
+    tile_ : (int, int) or None
+        Height and width in pixels of the tiles that images are seen in.
     n_images_seen_ : int
         Images that were learned from, in all calls of `partial_fit` together.
     held_out_probability_ : ndarray of shape (n_images,)
@@ -350,6 +361,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     suspects_ : ndarray of shape (n_images,)
         Indices of all these training images, from the most to the least likely mislabelled: by the
         probability of their own labels, held out likewise. The first ones are worth a look.
+
+    drift_reference_ : ndarray of shape (n_images, 1 + n_statistics), float32
+        What `drift` compares new images with: of each training image the held-out probability of a
+        defect and `defectcam.drift.STATISTICS`.
 
     See Also
     --------
@@ -416,6 +431,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "min_area": [Interval(Integral, 1, None, closed="left")],
         "max_boxes": [Interval(Integral, 1, None, closed="left"), None],
         "merge_distance": [Interval(Real, 0, None, closed="both"), None],
+        "tile": [
+            Interval(Integral, 1, None, closed="left"),
+            tuple,
+            list,
+            StrOptions({"auto"}),
+            None,
+        ],
+        "overlap": [Interval(Real, 0, None, closed="left")],
         "warm_start": ["boolean"],
         "replay_size": [Interval(Integral, 0, None, closed="left"), None],
         "cache_size": [Interval(Integral, 0, None, closed="left")],
@@ -433,9 +456,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     n_images_seen_: int
     held_out_probability_: NDArray[np.float64]
     suspects_: NDArray[np.int64]
+    drift_reference_: NDArray[np.float32]
+    _drift_codebooks: list[Codebook]
     _preprocess: Preprocess
     _classes: Classes
     _replay: ReplayMemory | None
+    _tile_model: TileModel | None = None  # pickles of earlier releases have none
 
     def __init__(
         self,
@@ -480,6 +506,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         min_area: int = 16,
         max_boxes: int | None = None,
         merge_distance: float | None = None,
+        tile: int | tuple[int, int] | str | None = None,
+        overlap: float | int = 0.125,
         warm_start: bool = False,
         replay_size: int | None = None,
         cache_size: int = 2**30,
@@ -531,6 +559,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.min_area = min_area
         self.max_boxes = max_boxes
         self.merge_distance = merge_distance
+        self.tile = tile
+        self.overlap = overlap
         self.warm_start = warm_start
         self.replay_size = replay_size
         self.cache_size = cache_size
@@ -584,6 +614,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """Learn good and defective from labelled images.
 
         Good images alone will do for a start: novelty alone then decides, and a warning says so.
+        With the parameter ``tile``, large images are learned from and judged in tiles, see
+        `defectcam.tiled` for which.
 
         Parameters
         ----------
@@ -623,6 +655,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ChanceLevelWarning, SuspectLabelsWarning
             After it, about what held-out predictions showed.
         """
+        if self.tile is not None:
+            from defectcam.tiled import fit_on_tiles  # tiles know the classifier, not the reverse
+
+            return fit_on_tiles(self, X, y, sample_weight)
         return self._fit(X, y, sample_weight, classes=None, n_kept=self.replay_size or 0)
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -685,6 +721,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ----------
         Chaudhry et al., "On tiny episodic memories in continual learning", 2019: experience replay.
         """
+        self._refuse_tiles("partial_fit")
         if hasattr(self, "network_"):
             from defectcam.updates import learn_more  # updates know the classifier, not the reverse
 
@@ -692,8 +729,17 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         return self._fit(X, y, sample_weight, classes=classes, n_kept=self._replay_places())
 
     def _fit(
-        self, X: Any, y: Any, sample_weight: ArrayLike | None, *, classes: Any, n_kept: int
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: ArrayLike | None,
+        *,
+        classes: Any,
+        n_kept: int,
+        images: NDArray[np.intp] | None = None,
+        on_trained: Callable[[Trained, list[Fold]], None] | None = None,
     ) -> DefectCAMClassifier:
+        """Fit; where rows are tiles, ``images`` says of which image each is a part."""
         self._check_parameters()
         sources, labels = labelled_sources(X, y, self.good_label)
         weighed = weigh_rows(sample_weight, len(sources.items))
@@ -709,7 +755,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         if not only_good:
             self._class_weight(classes, targets, weighed.weights)  # refuse a wrong one early
         warn_if_only_good(is_defect)
-        warn_if_few_defects(is_defect)
+        first = slice(None) if images is None else np.unique(images[weighed.rows], True)[1]
+        warn_if_few_defects(is_defect[first])
         train_begins(self.callbacks, self)
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -718,10 +765,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             views = VIEWS["none" if only_good and not n_kept else self.augmentation]
             with self._feature_cache(len(targets), views, network) as cache:
                 thumbnails = self._fill(cache, network, preprocess, sources.items, weighed.rows)
-                pairs = duplicate_pairs(thumbnails)
-                warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
-                groups = duplicate_groups(pairs, len(targets))
-                folds = self._folds(labels, targets, groups, seed)
+                if images is None:
+                    pairs = duplicate_pairs(thumbnails)
+                    warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
+                    groups = duplicate_groups(pairs, len(targets))
+                    folds = self._folds(labels, targets, groups, seed)
+                else:
+                    folds = self._folds_of_images(labels, targets, images[weighed.rows], seed)
                 keeper = None
                 if n_kept:
                     records = new_records(labels, targets, weighed.weights, thumbnails, seed)
@@ -737,6 +787,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                     preprocess.image_size,
                 )
         result = trained.result
+        if on_trained is not None:
+            on_trained(trained, folds)
         _warn_if_interrupted(result)
         self._set_network(network, preprocess, classes)
         self.n_images_seen_ = weighed.n_used
@@ -744,14 +796,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self._calibrate(trained, targets, weighed.weights, calibrated=bool(folds))
         if keeper is not None:
             self._replay = keeper.memory(Counter(labels.tolist()), result.tails, trained.codebooks)
-        if folds and not (only_good or result.interrupted):
+        if folds and images is None and not (only_good or result.interrupted):
             warn_if_chance(is_defect, self.held_out_probability_)
             warn_if_suspects(
                 is_defect, self.held_out_probability_, labels, sources.items, weighed.rows
             )
         self.held_out_probability_ = weighed.per_given(self.held_out_probability_)
         self.suspects_ = weighed.given(self.suspects_)
-        train_ends(self.callbacks, self)
+        if images is None:
+            train_ends(self.callbacks, self)
         return self
 
     def _check_parameters(self) -> None:
@@ -910,6 +963,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.good_label_ = classes.good_label
         self.defect_labels_ = classes.labels[classes.defects].tolist()
         self.image_size_ = preprocess.image_size
+        self._tile_model = None
         self._replay = None
 
     def _calibrate(
@@ -939,10 +993,24 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.threshold_ = choose_threshold(
             threshold, is_defect, self.held_out_probability_, weights
         )
+        self._keep_drift_reference(trained, scores if calibrated else scores[:0])
         classes = self._class_probabilities(self.held_out_probability_, result.logits)
         self.suspects_ = rank_suspects(np.take_along_axis(classes, targets[:, None], 1)[:, 0])
         self._familiarity_limit = None if novelty is None else fit_familiarity_limit(novelty)
         self._heat_model = trained.heat_model
+
+    def _keep_drift_reference(self, trained: Trained, scores: NDArray[np.float64]) -> None:
+        """Keep held-out answers to the training images, and what novelty was measured with."""
+        if not len(scores):
+            self.drift_reference_ = np.empty((0, 0), dtype=np.float32)
+            self._drift_codebooks = []
+            return
+        novelty = None if trained.novelty is None else trained.novelty.numpy()
+        described = describe_images(scores, novelty)
+        self.drift_reference_ = np.column_stack(
+            (self.held_out_probability_, described)  # the one a vector, the other a matrix
+        ).astype(np.float32)
+        self._drift_codebooks = list(trained.codebooks)
 
     def _fit_heat_model(
         self,
@@ -1029,6 +1097,24 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 if min(n_present) == len(per_class):
                     return folds
             return list(StratifiedKFold(**options).split(targets, strata))
+
+    def _folds_of_images(
+        self,
+        labels: NDArray[Any],
+        targets: NDArray[np.int64],
+        images: NDArray[np.intp],
+        seed: int,
+    ) -> list[Fold]:
+        """Split tiles so that those of an image stay together."""
+        numbers, first = np.unique(images, return_index=True)
+        folds = self._folds(labels[first], targets[first], np.arange(len(first)), seed)
+        return [
+            (
+                np.flatnonzero(np.isin(images, numbers[train])),
+                np.flatnonzero(np.isin(images, numbers[held_out])),
+            )
+            for train, held_out in folds
+        ]
 
     def _on_epoch(self, record: dict[str, Any], bar: tqdm) -> bool:
         bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{record['train_accuracy']:.3f}")
@@ -1166,7 +1252,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ndarray of shape (n,)
             Labels, of ``classes_``.
         """
-        return np.concatenate([self._labels_of(batch) for batch in self._forward(_many(X))])
+        return np.concatenate([self._labels_of(batch) for batch in self._scored(X)])
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Probability of each class, calibrated on held-out training images.
@@ -1181,7 +1267,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             Columns as in ``classes_``. Note that ``predict`` compares the probability of a defect
             with ``threshold_``, which need not be one half.
         """
-        return np.concatenate([self._probabilities(batch) for batch in self._forward(_many(X))])
+        return np.concatenate([self._probabilities(batch) for batch in self._scored(X)])
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Signed distance from the decision, in log-odds.
@@ -1199,7 +1285,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             has half the distance of a defect from the decision, the good class the negative of it,
             and other types less than the likeliest, by how much less likely they are.
         """
-        return np.concatenate([self._decision_of(batch) for batch in self._forward(_many(X))])
+        return np.concatenate([self._decision_of(batch) for batch in self._scored(X)])
 
     def defect_score(self, X: Any) -> NDArray[np.float64]:
         """Log-odds of a defect: the higher, the more defective.
@@ -1212,7 +1298,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         -------
         ndarray of shape (n,)
         """
-        return np.concatenate([self._log_odds_of(batch) for batch in self._forward(_many(X))])
+        return np.concatenate([self._log_odds_of(batch) for batch in self._scored(X)])
 
     def score(
         self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
@@ -1341,7 +1427,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         return explore(self, X, y, good_label=good_label, n_images=n_images)
 
-    def localize(self, X: Any, *, method: str | None = None) -> Localization | list[Localization]:
+    def localize(
+        self,
+        X: Any,
+        *,
+        method: str | None = None,
+        tile: int | tuple[int, int] | str | None = None,
+        overlap: float | int | None = None,
+    ) -> Localization | list[Localization]:
         """Say where the defects are.
 
         Parameters
@@ -1354,11 +1447,17 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             are the same. Its map is scaled by each image's own minimum and maximum, so good images
             look as hot as defective ones; boxes, in images called defective, are drawn where it is
             above 0.5, whatever the parameters of the boxes.
+        tile : int, (int, int), "auto" or None, default=None
+            Height and width in pixels of the tiles that large images are seen in. ``"auto"``:
+            chosen by each image's size. None: as in `fit`, whose parameter ``tile`` calibrates the
+            probability of an image for its many tiles; without it, a warning says what that means.
+        overlap : float or int, optional
+            As the parameter of the classifier, which is the default.
 
         Returns
         -------
         Localization or list of Localization
-            One for one image, a list in order for many.
+            One for one image, a list in order for many; `TiledLocalization` where tiles were used.
 
         Raises
         ------
@@ -1367,11 +1466,16 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         sources = as_sources(X)
-        found = list(self.localize_iter(sources.items, method=method))
+        found = list(self.localize_iter(sources.items, method=method, tile=tile, overlap=overlap))
         return found[0] if sources.single else found
 
     def localize_iter(
-        self, X: Iterable[Any], *, method: str | None = None
+        self,
+        X: Iterable[Any],
+        *,
+        method: str | None = None,
+        tile: int | tuple[int, int] | str | None = None,
+        overlap: float | int | None = None,
     ) -> Iterator[Localization]:
         """Localise a stream of images, which need not fit in memory.
 
@@ -1379,7 +1483,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ----------
         X : iterable of paths, arrays or Pillow images, or a folder, or a data set
             An iterable is taken lazily, a few batches ahead.
-        method : str or None, default=None
+        method, tile, overlap
             As for `localize`.
 
         Yields
@@ -1393,6 +1497,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         if method is not None:
             check_method(method)
         stream = X if is_stream(X) else as_sources(X).items
+        if tile is not None or self._tile_model is not None:
+            from defectcam.tiled import localize_in_tiles
+
+            yield from localize_in_tiles(self, stream, method, tile, overlap)
+            return
         items: list[Any] = []
 
         def remembered() -> Iterator[Any]:
@@ -1419,6 +1528,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             With ``pooling="average"``, ``network_(...)`` is its mean over positions plus
             ``network_.head.bias``.
         """
+        self._refuse_tiles("evidence")
         return np.concatenate([batch.levels.sum(1).numpy() for batch in self._forward(_many(X))])
 
     def query(self, X: Any, n: int) -> NDArray[np.int64]:
@@ -1441,11 +1551,54 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             the order of `defectcam.images.find_images`.
         """
         check_is_fitted(self)
+        self._refuse_tiles("query")
         describer = Describer(self.network_.head, self._classes.good, self._familiarity_limit)
         for batch, description in self._described(_many(X)):
             margin = self._log_odds_of(batch) - _log_odds(self.threshold_)
             describer.add(margin, description.level_features, batch.levels, batch.novelty)
         return choose_queries(*describer.summary(), n, check_random_state(self.random_state))
+
+    def drift(self, X: Any, *, alpha: float = 0.05, n_examples: int = 5) -> Drift:
+        """Tell whether new images differ from training's as a whole: light, focus, place, product.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+            New images of the line, unlabelled; some dozens, as they come, good and defective.
+        alpha : float, default=0.05
+            Accepted share of false alarms.
+        n_examples : int, default=5
+            How many images that show it best are named.
+
+        Returns
+        -------
+        Drift
+            Whether, how and with which p-value; ``print`` it for a report.
+
+        Raises
+        ------
+        ValueError
+            If there are too few images; if the classifier sees images in tiles, was fitted without
+            folds, or was saved by a release that did not keep what new images are compared with.
+
+        See Also
+        --------
+        defectcam.drift.measure_drift : The tests.
+        """
+        check_is_fitted(self)
+        self._refuse_tiles("drift")
+        if not len(getattr(self, "drift_reference_", ())):
+            raise ValueError(
+                "There are no held-out answers to training images to compare with: the classifier "
+                "was fitted without folds, or saved by an earlier release. Fit it again, with cv=3."
+            )
+        return measure_drift(
+            self.drift_reference_,
+            self._drift_rows(_many(X)),
+            self.threshold_,
+            alpha=alpha,
+            n_examples=n_examples,
+        )
 
     def info(self) -> dict[str, Any]:
         """Return what the fitted classifier is made of, for logs and model cards.
@@ -1470,6 +1623,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "image_size": list(self.image_size_),
             "classes": self.classes_.tolist(),
             "good_label": plain_label(self.good_label_),
+            "tile": None if self.tile_ is None else list(self.tile_),
             "n_training_images": self.n_images_seen_,
             "epochs": len(self.history_["epoch"]),
             "threshold": self.threshold_,
@@ -1525,6 +1679,28 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "_preprocess")
         return self._preprocess
 
+    def _scored(self, X: Any) -> Iterator[_Batch]:
+        """Run the network over images, in tiles where it was fitted on tiles."""
+        check_is_fitted(self)
+        if self._tile_model is None:
+            return self._forward(_many(X))
+        from defectcam.tiled import score_in_tiles
+
+        return score_in_tiles(self, _many(X))
+
+    def _refuse_tiles(self, method: str) -> None:
+        if self.tile is not None or self._tile_model is not None:
+            raise ValueError(
+                f"{method} does not work on tiles: fit a classifier with tile=None, on tiles that "
+                "you cut yourself where images are large."
+            )
+
+    @property
+    def tile_(self) -> tuple[int, int] | None:
+        """Height and width in pixels of the tiles that images are seen in; None: seen whole."""
+        check_is_fitted(self, "network_")
+        return None if self._tile_model is None else self._tile_model.tile
+
     def _forward(self, items: Iterable[Any]) -> Iterator[_Batch]:
         """Run the network over images; the one path to every score and map."""
         check_is_fitted(self)
@@ -1553,9 +1729,34 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         return result
 
     def _log_odds_of(self, batch: _Batch) -> NDArray[np.float64]:
+        if batch.log_odds is not None:
+            return batch.log_odds
         novelty = batch.novelty if self._heat_model.kind == "fused" else None
         scores = defect_scores(batch.logits, novelty, self._classes.good)
         return self._defect_probability.log_odds(scores)
+
+    def _drift_rows(self, items: Iterable[Any]) -> NDArray[np.float32]:
+        """Say of images what ``drift_reference_`` says of training's.
+
+        Novelty is measured with the folds' codebooks in turn, as that of training images was: the
+        final one has seen more good parts, and all new images would look less novel to it.
+        """
+        rows: list[NDArray[np.float64]] = []
+        n_codebooks = len(self._drift_codebooks)
+        for batch, description in self._described(items):
+            novelty = None
+            if description.patches is not None and n_codebooks:
+                first = sum(len(part) for part in rows)
+                with torch.inference_mode():
+                    maps = [
+                        self._drift_codebooks[(first + i) % n_codebooks](patches[None]).cpu()
+                        for i, patches in enumerate(description.patches)
+                    ]
+                novelty = torch.cat(maps).numpy()
+            scores = defect_scores(batch.logits, None, self._classes.good)
+            described = describe_images(scores, novelty)
+            rows.append(np.column_stack((self._defect_probabilities(batch), described)))
+        return np.concatenate(rows).astype(np.float32)
 
     def _probabilities(self, batch: _Batch) -> NDArray[np.float64]:
         """Probability per class: of a defect from the calibration, its type from the network."""

@@ -93,6 +93,14 @@ def _integer_or_text(text: str) -> int | str:
         return text
 
 
+def _tile(text: str) -> int | tuple[int, int] | str:
+    return text if text == "auto" else _size(text)
+
+
+def _share_or_pixels(text: str) -> float | int:
+    return int(text) if text.isdigit() else float(text)
+
+
 def _size(text: str) -> int | tuple[int, int]:
     height, times, width = text.partition("x")
     return (int(height), int(width)) if times else int(height)
@@ -103,6 +111,7 @@ def _integers(text: str) -> tuple[int, ...]:
 
 
 _size.__name__, _integers.__name__ = "size", "list of integers"
+_tile.__name__, _share_or_pixels.__name__ = "size or auto", "share or number of pixels"
 
 _INT_OR_NONE, _FLOAT_OR_NONE = _or_none(int), _or_none(float)
 
@@ -220,6 +229,14 @@ _PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
         _Parameter("min_area", 16, int, "smallest region with a box, in pixels of the image"),
         _Parameter("max_boxes", None, _INT_OR_NONE, "most boxes per image"),
         _Parameter("merge_distance", None, _FLOAT_OR_NONE, "boxes this near become one, in pixels"),
+        _Parameter(
+            "tile",
+            None,
+            _or_none(_tile),
+            "see large images in tiles of N or HxW pixels; auto: by the size of the largest image",
+            metavar="SIZE",
+        ),
+        _Parameter("overlap", 0.125, _share_or_pixels, "of tiles: a share such as 0.25, or pixels"),
     ),
     "machine": (
         _Parameter("cache_size", 2**30, int, "bytes of features held in memory"),
@@ -340,6 +357,18 @@ def _make_parser() -> argparse.ArgumentParser:
         choices=_METHODS,
         help="what makes the heatmap: the model's own, or a method of the package grad-cam "
         "(default: cam, the model's own)",
+    )
+    localize.add_argument(
+        "--tile",
+        metavar="SIZE",
+        type=_tile,
+        help="see images in tiles of N or HxW pixels; auto: by their size (default: as in fit)",
+    )
+    localize.add_argument(
+        "--overlap",
+        metavar="N",
+        type=_share_or_pixels,
+        help="of tiles: a share such as 0.25, or pixels (default: the model's)",
     )
     _add_output_options(localize)
     _add_machine(localize)
@@ -807,8 +836,17 @@ def _localize(args: argparse.Namespace) -> int:
     method = args.method or "cam"
     _refuse_missing_method(method)
     clf = _load(args)
+    _refuse_wrong_tiles(args, clf)
     records, rows = [], []
-    localized = _found(clf, paths, args.quiet, rows_printed=not args.json, method=method)
+    localized = _found(
+        clf,
+        paths,
+        args.quiet,
+        rows_printed=not args.json,
+        method=method,
+        tile=args.tile,
+        overlap=args.overlap,
+    )
     with staged_folder(output, last=_RESULTS) as folder:
         for path, name, found in zip(paths, overlays, localized, strict=True):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -1246,6 +1284,7 @@ def _list_images(arguments: Sequence[str], without: Path | None = None) -> list[
     Images below `without` are skipped where it lies in one of the folders: those are overlays.
     """
     from defectcam.images import ImageReadError, check_readable, find_images
+    from defectcam.large_images import is_read_in_parts
 
     paths: dict[str, str] = {}
     for argument in arguments:
@@ -1256,7 +1295,8 @@ def _list_images(arguments: Sequence[str], without: Path | None = None) -> list[
             paths.setdefault(os.path.abspath(path), path)
     if not paths:
         raise ImageReadError(f"found no images in {', '.join(map(repr, arguments))}.")
-    check_readable(paths.values())
+    # Pillow refuses headers of huge files, which may be read in parts.
+    check_readable(path for path in paths.values() if not is_read_in_parts(path))
     return list(paths.values())
 
 
@@ -1284,6 +1324,21 @@ def _names_below(paths: Sequence[str], arguments: Sequence[str]) -> list[Path]:
     return [Path(os.path.relpath(os.path.abspath(path), base)) for path in paths]
 
 
+def _refuse_wrong_tiles(args: argparse.Namespace, clf: DefectCAMClassifier) -> None:
+    from defectcam.tiles import as_overlap, as_tile
+
+    tile = clf.tile_ if args.tile is None else args.tile
+    if tile is None and args.overlap is not None:
+        raise _UsageError("--overlap is about tiles: give --tile too.")
+    if tile is not None and args.method not in (None, "cam"):
+        raise _UsageError(f"--method {args.method} does not work on tiles.")
+    try:
+        if tile not in (None, "auto"):
+            as_overlap(clf.overlap if args.overlap is None else args.overlap, as_tile(tile))
+    except ValueError as error:
+        raise _UsageError(error) from error
+
+
 def _refuse_missing_method(method: str) -> None:
     if method == "cam":
         return
@@ -1300,14 +1355,14 @@ def _found(
     paths: Sequence[str],
     quiet: bool,
     rows_printed: bool = False,
-    method: str | None = None,
+    **options: Any,
 ) -> Iterator[Localization]:
     from tqdm import tqdm
 
     # Rows on the same terminal are progress enough, and would break up the bar.
     disable = True if quiet or (rows_printed and sys.stdout.isatty()) else None
     with tqdm(total=len(paths), desc="images", unit="image", disable=disable) as bar:
-        for found in clf.localize_iter(paths, method=method):
+        for found in clf.localize_iter(paths, **options):
             yield found
             bar.update()
 

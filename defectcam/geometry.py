@@ -98,17 +98,22 @@ class Geometry:
         top, left = (fitted[0] - height) // 2, (fitted[1] - width) // 2
         return cls(original, fitted, (top, left, height, width))
 
-    def restore(self, heatmap: ArrayLike) -> NDArray[np.float32]:
+    def restore(
+        self, heatmap: ArrayLike, window: tuple[int, int, int, int] | None = None
+    ) -> NDArray[np.float32]:
         """Take a map of the network's input back to the original image.
 
         Parameters
         ----------
         heatmap : array of float, shape (h, w)
             On any grid that covers the whole input evenly: the network's, or the input's own.
+        window : (int, int, int, int), optional
+            Left, top, right and bottom, in original pixels, of the part that is wanted; what it
+            then costs does not depend on the size of the image. None: all of it.
 
         Returns
         -------
-        ndarray of float32, shape (H, W)
+        ndarray of float32, shape (H, W), or that of the window
             At the original size: each pixel's centre is looked up in `heatmap`, bilinearly (beyond
             the outermost centres the edge values continue). Padding is left out. Values stay
             within the range of `heatmap`, and the flipped map gives the flipped result, exactly.
@@ -130,6 +135,13 @@ class Geometry:
         top, left, height, width = self.content
         rows = _samples(self.original_size[0], grid.shape[0], top, height, self.input_size[0])
         columns = _samples(self.original_size[1], grid.shape[1], left, width, self.input_size[1])
+        if window is not None:
+            x, y = slice(window[0], window[2]), slice(window[1], window[3])
+            rows = (rows[0][y], rows[1][y], rows[2][y])
+            columns = (columns[0][x], columns[1][x], columns[2][x])
+            needed = slice(rows[0].min(), rows[1].max() + 1)
+            grid = grid[needed]
+            rows = (rows[0] - needed.start, rows[1] - needed.start, rows[2])
         # Rounded to float32 in between, so that the second products are as exact as the first.
         widened = _interpolate_rows(grid.T, *columns).T
         return _interpolate_rows(widened, *rows)

@@ -37,6 +37,7 @@ from defectcam.model_schema import MAX_HEADER, check_description, parse_json
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
 from defectcam.preprocess import Preprocess
+from defectcam.tile_model import TileModel
 
 __all__ = ["SCHEMA_VERSION", "ModelFileError", "load", "read_metadata", "save"]
 
@@ -46,8 +47,17 @@ SCHEMA_VERSION = 1
 _KEY = "defectcam"  # of the metadata, and the name of the format
 _NETWORK = "network."  # tensors of the network's state dict
 _FITTED = "fitted."  # arrays among the fitted attributes
-_FITTED_ARRAYS = {"held_out_probability_": torch.float64, "suspects_": torch.int64}
-_LATER_ARRAYS = {"suspects_": np.empty(0, dtype=np.int64)}  # what files of 0.1.0 lack, instead
+_DRIFT = "drift_codebook."  # tensors of the folds' codebooks
+_FITTED_ARRAYS = {
+    "held_out_probability_": torch.float64,
+    "suspects_": torch.int64,
+    "drift_reference_": torch.float32,
+}
+_LATER_ARRAYS: dict[str, np.ndarray] = {  # what files of 0.1.0 lack, instead
+    "suspects_": np.empty(0, dtype=np.int64),
+    "drift_reference_": np.empty((0, 0), dtype=np.float32),
+}
+_FITTED_DIMENSIONS = {"drift_reference_": 2}  # the others have one
 _DIGEST = "defectcam_digest"  # of all the rest, in the metadata
 #: What reading wrong content leads to: IndexError and OverflowError are among the first two.
 _WRONG_CONTENT = (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RuntimeError)
@@ -182,7 +192,16 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _tensors_of(clf: DefectCAMClassifier) -> dict[str, Tensor]:
     network = {_NETWORK + name: tensor for name, tensor in clf.network_.state_dict().items()}
     fitted = {_FITTED + name: torch.as_tensor(getattr(clf, name)) for name in _FITTED_ARRAYS}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in (network | fitted).items()}
+    codebooks = {
+        f"{_DRIFT}{number}.{name}": tensor
+        for number, codebook in enumerate(clf._drift_codebooks)
+        for name, tensor in codebook.state_dict().items()
+    }
+    tensors = network | fitted | codebooks
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 def _digest(description: str, tensors: dict[str, Tensor]) -> str:
@@ -222,6 +241,7 @@ def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
         "defect_probability": _encode(clf._defect_probability, "the probability of a defect"),
         "heat_model": _encode(clf._heat_model, "the heatmap's model"),
         "familiarity_limit": clf._familiarity_limit,
+        "tile_model": _encode(clf._tile_model, "the model of tiles"),
         "n_images_seen": clf.n_images_seen_,
         "history": {name: _encode(column, name) for name, column in clf.history_.items()},
     }
@@ -388,6 +408,7 @@ def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -
             setattr(clf, name, _LATER_ARRAYS[name].copy())
         else:
             setattr(clf, name, tensors[_FITTED + name].numpy().copy())
+    clf._drift_codebooks = _restore_drift_codebooks(tensors, next(network.parameters()).device)
     # Files of 0.1.0 lack it, when there was no other call than one `fit`.
     clf.n_images_seen_ = int(description.get("n_images_seen", len(clf.held_out_probability_)))
     clf.weights_source_ = description["weights_source"]
@@ -396,6 +417,7 @@ def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -
     clf._defect_probability = _decode(DefectProbability, description["defect_probability"])
     clf._heat_model = _decode(HeatModel, description["heat_model"])
     clf._familiarity_limit = description.get("familiarity_limit")
+    clf._tile_model = _decode(TileModel | None, description.get("tile_model"))
     _refuse_misfits(clf, description)
 
 
@@ -473,6 +495,7 @@ def _read_tensors(
         _NETWORK + name: _Shape(tuple(tensor.shape), tensor.dtype)
         for name, tensor in network.state_dict().items()
     }
+    expected |= _expected_drift_codebooks(shapes, network)
     fitted = {_FITTED + name: dtype for name, dtype in _FITTED_ARRAYS.items()}
     known = expected.keys() | fitted.keys()
     required = known - {_FITTED + name for name in _LATER_ARRAYS}
@@ -480,7 +503,9 @@ def _read_tensors(
         if names:
             raise ValueError(f"it {what} the tensors {', '.join(sorted(names)[:5])}")
     for name, found in shapes.items():
-        wanted = expected.get(name, _Shape(found.shape[:1] or (0,), fitted.get(name)))
+        n_dimensions = _FITTED_DIMENSIONS.get(name.removeprefix(_FITTED), 1)
+        any_shape = (*found.shape, 0, 0)[:n_dimensions]
+        wanted = expected.get(name, _Shape(any_shape, fitted.get(name)))
         if found.shape != wanted.shape or not _is_same_kind(found.dtype, wanted.dtype):
             raise ValueError(f"its tensor {name} is {found}, expected {wanted}")
     tensors = {name: file.get_tensor(name) for name in shapes}
@@ -488,6 +513,24 @@ def _read_tensors(
         if name in expected and not tensor.isfinite().all():
             raise ValueError(f"its tensor {name} holds NaN or infinity")
     return tensors
+
+
+def _expected_drift_codebooks(
+    shapes: dict[str, _Shape], network: DefectCAMNetwork
+) -> dict[str, _Shape]:
+    """Say what the folds' codebooks have to be: as the network's, with any number of centres."""
+    if network.codebook is None:
+        return {}
+    numbers = {name.removeprefix(_DRIFT).partition(".")[0] for name in shapes if _DRIFT in name}
+    expected = {}
+    for number in filter(str.isdecimal, numbers):
+        for own, tensor in network.codebook.state_dict().items():
+            name = f"{_DRIFT}{number}.{own}"
+            shape = tuple(tensor.shape)
+            if own == "centres" and name in shapes:
+                shape = (*shapes[name].shape[:1], *shape[1:])
+            expected[name] = _Shape(shape, tensor.dtype)
+    return expected
 
 
 def _is_same_kind(found: torch.dtype | None, wanted: torch.dtype | None) -> bool:
@@ -525,6 +568,22 @@ def _refuse_misfits(clf: DefectCAMClassifier, description: dict[str, Any]) -> No
     wrong = [name for name, is_right in fits.items() if not is_right]
     if wrong:
         raise ValueError(f"its {wrong[0]} does not fit its network")
+
+
+def _restore_drift_codebooks(tensors: dict[str, Tensor], device: torch.device) -> list[Codebook]:
+    """Make the folds' codebooks again; files of 0.1.0 have none."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_DRIFT):
+            number, _, own = name.removeprefix(_DRIFT).partition(".")
+            states.setdefault(int(number), {})[own] = tensor
+    codebooks = []
+    for _, state in sorted(states.items()):
+        n_centres, n_channels = state["centres"].shape
+        codebook = Codebook(n_channels, n_centres)
+        codebook.load_state_dict(state)
+        codebooks.append(codebook.to(device))
+    return codebooks
 
 
 def _decode(kind: Any, value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -75,6 +75,8 @@ class FitResult(NamedTuple):
         Whether a KeyboardInterrupt ended the training early.
     tails : tuple of dict of Tensor
         Weights of tail and head of each fold, from which a later training may go on.
+    biases : tuple of Tensor of shape (n_classes,)
+        Of each fold's head, shifted so that the scores agree with the final network's.
     """
 
     logits: Tensor
@@ -83,6 +85,7 @@ class FitResult(NamedTuple):
     history: History
     interrupted: bool
     tails: tuple[TailState, ...] = ()
+    biases: tuple[Tensor, ...] = ()
 
 
 class CachedScores(NamedTuple):
@@ -159,6 +162,7 @@ def train_with_folds(
     training.run_and_measure(everything, fold=0)
     final = copy.deepcopy(network.state_dict())
     tails: list[TailState] = []
+    biases: list[Tensor] = []
     distances: list[float] = []
     held_out: list[tuple[NDArray[np.intp], Tensor, Tensor]] = []
     for fold, (train_rows, held_out_rows) in enumerate(folds):
@@ -175,6 +179,7 @@ def train_with_folds(
             break
         tails.append(tail_state(copy.deepcopy(network.state_dict())))
         scores = training.centre_scores(train_rows)
+        biases.append(network.head.bias.detach().clone())
         distances.append(scores.class_distance)
         held_out.append(
             (held_out_rows, scores.logits[held_out_rows], scores.centred_cams(held_out_rows))
@@ -191,12 +196,37 @@ def train_with_folds(
     rows, all_logits, all_cams = zip(*held_out, strict=True)
     order = np.argsort(np.concatenate(rows))
     result = training.result(torch.cat(all_logits)[order], torch.cat(all_cams)[order], scores)
-    return result._replace(tails=tuple(tails))
+    return result._replace(tails=tuple(tails), biases=tuple(biases))
 
 
 def tail_state(state: dict[str, Tensor]) -> TailState:
     """Pick the weights of tail and head out of a network's."""
     return {name: w for name, w in state.items() if name.startswith(("tail.", "head."))}
+
+
+def held_out_networks(
+    network: DefectCAMNetwork, result: FitResult, codebooks: Sequence[Codebook]
+) -> Iterator[DefectCAMNetwork]:
+    """Make the network of each fold again, one after the other: what it says is held out.
+
+    Parameters
+    ----------
+    network : DefectCAMNetwork
+        The final one, which is left as it is.
+    result : FitResult
+        Without tails, of good images alone, only the codebooks differ.
+    codebooks : sequence of Codebook
+        Of the folds; empty where there is no novelty.
+    """
+    for fold in range(max(len(result.tails), len(codebooks))):
+        other = copy.deepcopy(network)
+        if result.tails:
+            other.load_state_dict(result.tails[fold], strict=False)  # the trunk's are not in it
+            with torch.no_grad():
+                other.head.bias.copy_(result.biases[fold])
+        if codebooks:
+            other.codebook = codebooks[fold]
+        yield other.eval()
 
 
 def result_of_good_only(network: DefectCAMNetwork, cache: FeatureCache) -> FitResult:

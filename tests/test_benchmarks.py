@@ -21,8 +21,10 @@ MODULES = (
     "active",
     "cam_methods",
     "export",
+    "drift",
     "figures",
     "incremental",
+    "large_images",
     "options",
     "patchcore",
     "plain",
@@ -623,3 +625,28 @@ def test_parity_is_judged_on_all_formats_and_on_mixed_sizes(script, tmp_path):
     kinds = {(Path(f).suffix, i.ndim, str(i.dtype)) for f, i in zip(files, images, strict=True)}
     assert {(".png", 2, "uint16"), (".png", 2, "uint8"), (".bmp", 3, "uint8")} <= kinds
     assert len({image.shape[:2] for image in images}) == 4
+
+
+def test_large_surfaces_have_their_scratches_where_the_boxes_are(
+    script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    large_images = script("large_images")
+    large_images.BASE = 160
+    options = argparse.Namespace(train=2, test=2, side=450)
+    for images, is_defect, boxes in large_images.surfaces(tmp_path, options):
+        assert [image.shape for image in images] == [(450, 450, 3)] * 2
+        assert is_defect.tolist() == [False, True]
+        assert [len(found) for found in boxes] == [0, large_images.N_SCRATCHES]
+        sides = boxes[1][:, 2:] - boxes[1][:, :2]
+        assert (sides >= 2).all()
+        assert (sides.max(axis=1) >= 9).all()
+        assert (sides <= 18).all()
+
+
+def test_changes_of_a_line_keep_the_images_size(script: Callable[[str], ModuleType]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    for change, strengths, _ in script("drift").CHANGES.values():
+        for strength in strengths:
+            changed = change(image, strength)
+            assert (changed.shape, changed.dtype) == (image.shape, image.dtype)
+            assert (changed != image).any()

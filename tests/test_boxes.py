@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from defectcam.boxes import component_labels, component_mask, find_boxes, find_boxes_at
+from defectcam.boxes import component_labels, component_mask, find_boxes, find_boxes_at, merge_boxes
 
 COMMON = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -402,3 +402,13 @@ def test_component_labels_number_the_boxes(heatmap, merge_distance, peak_fractio
         y, x = np.nonzero(labels == number)
         assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
         assert np.asarray(heatmap, np.float32)[labels == number].max() == score
+
+
+@given(maps(), merge_distances)
+@settings(deadline=None)
+def test_merging_afterwards_is_merging_at_once(heatmap: np.ndarray, distance: float | None) -> None:
+    apart, scores = find_boxes(heatmap, 0.0)
+    boxes, highest = merge_boxes(apart, scores, distance)
+    expected, expected_scores = find_boxes(heatmap, 0.0, merge_distance=distance)
+    assert sorted(map(tuple, boxes.tolist())) == sorted(map(tuple, expected.tolist()))
+    np.testing.assert_array_equal(highest, expected_scores)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -151,3 +153,16 @@ def test_an_equal_grid_comes_back_unchanged_and_unshared() -> None:
     heatmap = Geometry.stretch((6, 9), (18, 18)).restore(values)
     np.testing.assert_array_equal(heatmap, values)
     assert not np.shares_memory(heatmap, values)
+
+
+@given(sizes, sizes, ways, st.data())
+@modestly
+def test_a_window_is_a_part_of_the_whole(
+    original: tuple[int, int], grid: tuple[int, int], make: Any, data: st.DataObject
+) -> None:
+    height, width = original
+    left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    right, bottom = data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))
+    geometry, heatmap = make(original, (64, 48)), random_map(grid)
+    part = geometry.restore(heatmap, (left, top, right, bottom))
+    np.testing.assert_array_equal(part, geometry.restore(heatmap)[top:bottom, left:right])

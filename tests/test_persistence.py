@@ -384,6 +384,20 @@ def test_an_older_file_knows_no_suspects_and_finds_every_image_familiar(path: Pa
     assert load(path).suspects_.dtype == np.int64
 
 
+def test_an_older_file_has_no_tiles_and_cannot_tell_drift(path: Path) -> None:
+    def without_drift(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if "drift" in name]:
+            del tensors[name]
+
+    rewrite(path, lambda d: d.pop("tile_model"), without_drift)
+    loaded = load(path)
+    assert loaded.tile_ is None
+    with pytest.raises(ValueError, match="earlier release"):
+        loaded.drift(IMAGES)
+    loaded.save(path)
+    assert load(path).drift_reference_.shape == (0, 0)
+
+
 def test_a_classifier_of_good_images_alone(tmp_path: Path) -> None:
     with pytest.warns(defectcam.OnlyGoodImagesWarning):
         clf = DefectCAMClassifier(**TINY).fit(IMAGES[:4], ["ok"] * 4)

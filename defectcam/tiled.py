@@ -1,0 +1,577 @@
+"""Large images in tiles: training on tiles of weakly labelled images, localising in bounded memory.
+
+Owns the order of the steps, and which tiles of a training image are learned from. It knows the
+classifier, whose methods judge each tile; where tiles lie is `tiles`' matter, reading them
+`large_images`', and what their scores say of the image `tile_model`'s.
+
+The label of a large image says little about one of its tiles: those of a good image are good, but
+of a defective one nearly all are good too, and which are not, nobody has said. Learned from are,
+of each good image, tiles chosen at random and those that look most novel, to learn what harmless
+oddities look like; of each defective image the tiles, up to four, that look more novel than any
+tile of a good image. Where there are none, the four most novel ones are taken for defective: the
+defect is probably in one of them, and the others are like tiles that good images teach as good.
+Novelty is measured against a codebook that has seen nothing of the image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+from sklearn.utils import check_random_state
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from defectcam.calibration import choose_threshold
+from defectcam.callbacks import train_ends
+from defectcam.classifier import DefectCAMClassifier, _Batch
+from defectcam.diagnostics import rank_suspects, warn_if_chance
+from defectcam.exceptions import warn_caller
+from defectcam.images import ImageReadError
+from defectcam.incremental import Trained, first_classes
+from defectcam.labels import as_labels
+from defectcam.large_images import PixelRows, open_rows, read_tiles
+from defectcam.network import DefectCAMNetwork
+from defectcam.novelty import MAX_CODEBOOK_PATCHES, Codebook, novelty_peak
+from defectcam.sample_weights import weigh_rows
+from defectcam.sources import is_path, labelled_sources
+from defectcam.tile_model import TileModel, fit_tile_model, uncalibrated
+from defectcam.tiled_results import TiledLocalization
+from defectcam.tiles import TileGrid, as_overlap, as_tile, choose_tile
+from defectcam.training import Fold, held_out_networks
+from defectcam.views import ImageView, original_of
+
+__all__ = ["fit_on_tiles", "localize_in_tiles", "score_in_tiles"]
+
+#: Tiles of good images that are learned from, all together; and per image, at least and at most.
+GOOD_TILES = 400
+GOOD_TILES_PER_IMAGE = (4, 32)
+
+#: Share of them that are the most novel ones, the others are random.
+HARD_SHARE = 0.5
+
+#: Most tiles of a defective image that are learned from.
+DEFECT_TILES_PER_IMAGE = 4
+
+#: Tiles per good image that the codebooks for choosing are made of.
+CODEBOOK_TILES_PER_IMAGE = 12
+
+#: Share of tiles unlike all training images from which the image is called so.
+UNFAMILIAR_SHARE = 0.5
+
+
+class _Tiler:
+    """How a classifier's images are cut; the grids it makes follow each image's size."""
+
+    def __init__(self, clf: DefectCAMClassifier, tile: Any = None, overlap: Any = None) -> None:
+        self.clf, self.fitted = clf, clf._tile_model
+        self.tile = tile
+        self.overlap = clf.overlap if overlap is None else overlap
+        if self.fitted is not None and tile is None:
+            self.tile = self.fitted.tile
+            self.overlap = self.fitted.overlap[0] if overlap is None else overlap
+        if self.tile != "auto":
+            self.tile = as_tile(self.tile)
+            self._check(self.tile)
+        if clf._heat_model.kind == "min_max_cam":
+            raise ValueError(
+                "heatmap='min_max_cam' scales each tile by its own minimum and maximum, so tiles "
+                "cannot be joined: use 'fused' or 'cam'."
+            )
+        if self.fitted is None:
+            warn_caller(
+                "The classifier was not fitted on tiles: the probability of an image is that of "
+                "its most suspicious tile, so large good images are often called defective. Fit "
+                "with tile=... to learn from large images what that tile means."
+            )
+        elif self.tile != self.fitted.tile:
+            warn_caller(
+                f"tile={tile!r}: the classifier was fitted on tiles of {self.fitted.tile} pixels, "
+                "and its probabilities and map hold for those."
+            )
+        self.cells = _cells_of(clf)
+
+    def grid(self, size: tuple[int, int]) -> TileGrid:
+        """Return the tiles of an image of this height and width."""
+        tile = self.tile
+        if tile == "auto":
+            tile = choose_tile(size, self.clf.image_size_, self.overlap)
+        return TileGrid(size, tile, as_overlap(self.overlap, tile), self.cells)
+
+    def model(self, grid: TileGrid) -> TileModel:
+        """Return what the scores of these tiles say of the image."""
+        return self.fitted or uncalibrated(grid.tile, grid.overlap)
+
+    def _check(self, tile: tuple[int, int]) -> None:
+        as_overlap(self.overlap, tile)
+        _refuse_padding(self.clf._preprocess, tile)
+
+
+def _cells_of(clf: DefectCAMClassifier) -> tuple[int, int]:
+    """Height and width of a tile's map, which only the network knows."""
+    batch = next(clf._forward([np.zeros((*clf.image_size_, 3), dtype=np.uint8)]))
+    maps = clf._heat_model.grids(batch.levels, batch.novelty, batch.students)
+    return maps.shape[1], maps.shape[2]
+
+
+def _refuse_padding(preprocess: Any, tile: tuple[int, int]) -> None:
+    if preprocess.geometry(tile).content != (0, 0, *preprocess.image_size):
+        raise ValueError(
+            f"tile={tile}: with resize='pad' a tile must have the shape of the network's input, "
+            f"{preprocess.image_size}, enlarged."
+        )
+
+
+# --- Prediction -------------------------------------------------------------------------------
+
+
+def localize_in_tiles(
+    clf: DefectCAMClassifier,
+    items: Iterable[Any],
+    method: str | None = None,
+    tile: Any = None,
+    overlap: Any = None,
+) -> Iterator[TiledLocalization]:
+    """Do what `DefectCAMClassifier.localize_iter` says, on tiles.
+
+    One row of tiles is in memory at a time, of images that are read in parts; others are decoded
+    whole, as `defectcam.large_images.open_rows` says.
+
+    Parameters
+    ----------
+    clf : DefectCAMClassifier
+        Fitted, on tiles or not.
+    items : iterable of image sources
+    method : str or None
+        None or ``"cam"``.
+    tile, overlap
+        As `DefectCAMClassifier.localize` takes them.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is wrong, or an image is seen through steps that crop or warp it.
+    """
+    if method not in (None, "cam"):
+        raise ValueError(f"method={method!r} does not work on tiles: leave it out, or tile=None.")
+    tiler = _Tiler(clf, tile, overlap)
+    for index, item in enumerate(items):
+        with _named(index, item), open_rows(item) as rows:
+            found = _localize(tiler, rows, item)
+        yield found
+
+
+def score_in_tiles(clf: DefectCAMClassifier, items: Iterable[Any]) -> Iterator[_Batch]:
+    """Score whole images by their tiles; each batch is about one image and has no maps."""
+    tiler = _Tiler(clf)
+    for index, item in enumerate(items):
+        with _named(index, item), open_rows(item) as rows:
+            grid = tiler.grid(rows.size)
+            worst = _Worst()
+            for _, batch in _judged(clf, rows, grid):
+                worst.look_at(clf._log_odds_of(batch), batch)
+        log_odds = tiler.model(grid).log_odds(worst.as_array(), grid.n_tiles)
+        yield _batch_of(worst.logits[None], log_odds)
+
+
+class _Worst:
+    """The most suspicious tile so far."""
+
+    log_odds = -np.inf
+    logits: Tensor
+
+    def look_at(self, log_odds: NDArray[np.float64], batch: _Batch) -> None:
+        index = int(log_odds.argmax())
+        if log_odds[index] > self.log_odds:
+            self.log_odds, self.logits = float(log_odds[index]), batch.logits[index]
+
+    def as_array(self) -> NDArray[np.float64]:
+        """Its log-odds, shape ``(1,)``."""
+        return np.array([self.log_odds])
+
+
+def _batch_of(logits: Tensor, log_odds: NDArray[np.float64]) -> _Batch:
+    """Sum up images that were seen in tiles, as far as labels and probabilities need it."""
+    return _Batch(logits, torch.empty(0), None, None, [], torch.empty(0), log_odds)
+
+
+def _judged(
+    clf: DefectCAMClassifier, rows: PixelRows, grid: TileGrid
+) -> Iterator[tuple[list[tuple[int, int]], _Batch]]:
+    """Run the network over the tiles of an image; each batch with its tiles' rows and columns."""
+    places = iter(grid)
+    for batch in clf._forward(_tiles_of(rows, grid)):
+        yield list(islice(places, len(batch.geometries))), batch
+
+
+def _tiles_of(rows: PixelRows, grid: TileGrid) -> Iterator[NDArray[np.uint8]]:
+    for i in range(grid.n_rows):
+        yield from read_tiles(rows, [grid.box(i, j) for j in range(grid.n_columns)])
+
+
+def _localize(tiler: _Tiler, rows: PixelRows, item: Any) -> TiledLocalization:
+    clf, grid = tiler.clf, tiler.grid(rows.size)
+    model, worst, n_unfamiliar = tiler.model(grid), _Worst(), 0
+    heat = np.zeros(grid.shape, dtype=np.float32)
+    highest = np.full(grid.shape, -np.inf, dtype=np.float32)
+    types = clf.defect_labels_ if len(clf.defect_labels_) > 1 else None
+    type_heat = None if types is None else np.zeros((len(types), *grid.shape), dtype=np.float32)
+    for places, batch in _judged(clf, rows, grid):
+        log_odds = clf._log_odds_of(batch)
+        worst.look_at(log_odds, batch)
+        n_unfamiliar += int(clf._is_unfamiliar(batch).sum())
+        maps = clf._heat_model.grids(batch.levels, batch.novelty, batch.students).numpy()
+        of_image = model.log_odds(log_odds, grid.n_tiles)
+        for place, values, value in zip(places, maps, of_image, strict=True):
+            grid.add(heat, *place, values)
+            grid.raise_to(highest, *place, value)
+        if type_heat is not None:
+            type_maps = clf._heat_model.type_grids(batch.levels)
+            type_maps = F.interpolate(type_maps, size=grid.cells, mode="bilinear")
+            for place, values in zip(places, type_maps.numpy(), strict=True):
+                grid.add(type_heat, *place, values)
+    batch = _batch_of(worst.logits[None], model.log_odds(worst.as_array(), grid.n_tiles))
+    probability = float(clf._defect_probabilities(batch)[0])
+    label = clf._labels_of(batch)[0]
+    if isinstance(item, ImageView) and item.placements:
+        raise ValueError(
+            "tiles cannot follow steps that crop or warp an image: crop first, and pass arrays."
+        )
+    return TiledLocalization(
+        label=label,
+        probability=probability,
+        is_defect=label != clf.good_label_,
+        grid=heat,
+        geometry=grid.geometry,
+        threshold=clf.box_threshold,
+        decision_threshold=clf.threshold_,
+        min_area=clf.min_area,
+        max_boxes=clf.max_boxes,
+        merge_distance=clf.merge_distance,
+        peak_fraction=clf.box_peak_fraction,
+        tighten=clf.tighten_boxes,
+        source=original_of(item),
+        good_label=clf.good_label_,
+        defect_label=clf._defect_types_of(batch)[0],
+        type_grids=type_heat,
+        defect_labels=types,
+        unfamiliar=n_unfamiliar >= UNFAMILIAR_SHARE * grid.n_tiles,
+        probability_grid=expit(highest),
+        tile=grid.tile,
+    )
+
+
+@contextlib.contextmanager
+def _named(index: int, source: Any) -> Iterator[None]:
+    """Name an image that has no file name by its place, in complaints about it."""
+    try:
+        yield
+    except ImageReadError as error:
+        if is_path(source):
+            raise
+        raise ImageReadError(f"Image at index {index}: {error}") from error
+
+
+# --- Training ---------------------------------------------------------------------------------
+
+
+class _Chosen(NamedTuple):
+    """Tiles that are learned from."""
+
+    image: int  # index among the given images
+    row: int
+    column: int
+
+
+class _TrainingImages(NamedTuple):
+    """Training images that are used, by their index among those given."""
+
+    items: list[Any]
+    labels: NDArray[Any]
+    used: NDArray[np.intp]
+    is_defect: NDArray[np.bool_]  # of each used one
+    weights: NDArray[np.float64]  # likewise
+
+
+def fit_on_tiles(
+    clf: DefectCAMClassifier, X: Any, y: Any, sample_weight: ArrayLike | None = None
+) -> DefectCAMClassifier:
+    """Do what `DefectCAMClassifier.fit` says, on tiles of the images.
+
+    The tiles of an image go into one fold. After training, all tiles of all training images, also
+    those that were not learned from, are scored by the network of the fold that has not seen the
+    image; `tile_model` learns from them what the worst tile of an image means.
+    """
+    images = _training_images(clf, X, y, sample_weight)
+    seed = int(check_random_state(clf.random_state).randint(np.iinfo(np.int32).max))
+    tile = _tile_of_training(clf, images)
+    # The map, whose cells are not known yet, moves tiles by less than one of them.
+    grids = _grids(clf, tile, tile)
+    with torch.inference_mode(False), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        chosen = _choose_tiles(clf, images, grids, seed)
+    kept: list[tuple[Trained, list[Fold]]] = []
+    image_of = np.array([one.image for one in chosen])
+    weights = None if sample_weight is None else np.asarray(sample_weight)[image_of]
+    with tempfile.TemporaryDirectory(prefix="defectcam-tiles-") as folder:
+        tiles = _cut(images, grids, chosen, tile, Path(folder))
+        clf._fit(
+            list(tiles),
+            images.labels[image_of],
+            weights,
+            classes=None,
+            n_kept=0,
+            images=image_of,
+            on_trained=lambda trained, folds: kept.append((trained, folds)),
+        )
+        del tiles  # before its file goes
+    (trained, folds) = kept[0]
+    rows = weigh_rows(weights, len(chosen)).rows
+    _calibrate(clf, images, tile, trained, [image_of[rows[held_out]] for _, held_out in folds])
+    train_ends(clf.callbacks, clf)
+    return clf
+
+
+def _training_images(
+    clf: DefectCAMClassifier, X: Any, y: Any, sample_weight: ArrayLike | None
+) -> _TrainingImages:
+    sources, given = labelled_sources(X, y, clf.good_label)
+    labels = as_labels(given)
+    weighed = weigh_rows(sample_weight, len(labels))
+    used, counts = np.unique(weighed.rows, return_counts=True)
+    weights = counts.astype(np.float64)
+    if len(used) == len(weighed.rows):
+        weights = weighed.weights
+    classes = first_classes(labels[weighed.rows], None, clf.target, clf.good_label)
+    is_defect = classes.encode(labels[used]) != classes.good
+    return _TrainingImages(sources.items, labels, used, is_defect, weights)
+
+
+def _tile_of_training(clf: DefectCAMClassifier, images: _TrainingImages) -> tuple[int, int]:
+    if clf.tile != "auto":
+        return as_tile(clf.tile)
+    sizes = []
+    for index in images.used.tolist():
+        with _named(index, images.items[index]), open_rows(images.items[index]) as rows:
+            sizes.append(rows.size)
+    height, width = np.broadcast_to(np.asarray(clf.image_size), 2).tolist()
+    largest = max(sizes, key=lambda size: size[0] * size[1])
+    return choose_tile(largest, (height, width), clf.overlap)
+
+
+def _grids(
+    clf: DefectCAMClassifier, tile: tuple[int, int], cells: tuple[int, int]
+) -> Callable[[tuple[int, int]], TileGrid]:
+    """Make the function from an image's size to its tiles."""
+    overlap = as_overlap(clf.overlap, tile)
+    return lambda size: TileGrid(size, tile, overlap, cells)
+
+
+def _choose_tiles(
+    clf: DefectCAMClassifier,
+    images: _TrainingImages,
+    grid_of: Callable[[tuple[int, int]], TileGrid],
+    seed: int,
+) -> list[_Chosen]:
+    """Choose the tiles that are learned from, by novelty."""
+    network, preprocess = clf._build_network(2, 0)
+    tile = grid_of((1, 1)).tile
+    _refuse_padding(preprocess, tile)
+    if not network.novelty_levels:
+        raise ValueError(
+            "tile needs novelty, to find the tiles of defective images that show the defect: use "
+            "heatmap='fused' with novelty_strides=(4, 8), or pooling='novelty_top_k'."
+        )
+    rng = np.random.RandomState(seed)
+    good = images.used[~images.is_defect]
+    scan = _Scan(clf, network, preprocess, images, grid_of)
+    halves = [half for half in (good[0::2], good[1::2]) if len(half)]
+    codebooks = [scan.codebook(half.tolist(), clf.codebook_size, rng) for half in halves]
+    novelty: dict[int, NDArray[np.float64]] = {}
+    with tqdm(total=len(images.used), desc="tiles", unit="image", disable=not clf.verbose) as bar:
+        for index in images.used.tolist():
+            unseen = [
+                codebook
+                for half, codebook in zip(halves, codebooks, strict=True)
+                if index not in half or len(halves) == 1
+            ]
+            novelty[index] = scan.novelty(index, unseen)
+            bar.update()
+    limit = max(float(novelty[index].max()) for index in good.tolist())
+    per_good = int(np.clip(GOOD_TILES // len(good), *GOOD_TILES_PER_IMAGE))
+    chosen = []
+    for index, is_defect in zip(images.used.tolist(), images.is_defect, strict=True):
+        if is_defect:
+            numbers = _defect_tiles(novelty[index], limit)
+        else:
+            numbers = _good_tiles(novelty[index], per_good, rng)
+        columns = scan.n_columns[index]
+        chosen += [_Chosen(index, int(n) // columns, int(n) % columns) for n in sorted(numbers)]
+    return chosen
+
+
+def _defect_tiles(novelty: NDArray[np.float64], limit: float) -> list[int]:
+    """Choose the most novel tiles: those above the limit, or more where novelty cannot tell."""
+    n = int((novelty > limit).sum())
+    if n == 0:  # the defect is probably among some; what they share with good tiles is unlearned
+        n = max(1, len(novelty) // 4)
+    order = np.argsort(-novelty, kind="stable")
+    return order[: min(n, DEFECT_TILES_PER_IMAGE)].tolist()
+
+
+def _good_tiles(novelty: NDArray[np.float64], n: int, rng: np.random.RandomState) -> list[int]:
+    """Choose the most novel tiles, and others at random."""
+    n = min(n, len(novelty))
+    order = np.argsort(-novelty, kind="stable")
+    n_hard = round(HARD_SHARE * n)
+    others = rng.choice(order[n_hard:], n - n_hard, replace=False)
+    return [*order[:n_hard].tolist(), *others.tolist()]
+
+
+class _Scan:
+    """Runs the frozen trunk over training images to see how novel their tiles are."""
+
+    def __init__(
+        self,
+        clf: DefectCAMClassifier,
+        network: DefectCAMNetwork,
+        preprocess: Any,
+        images: _TrainingImages,
+        grid_of: Callable[[tuple[int, int]], TileGrid],
+    ) -> None:
+        self.clf, self.network, self.preprocess = clf, network, preprocess
+        self.images, self.grid_of = images, grid_of
+        self.n_columns: dict[int, int] = {}
+
+    def codebook(self, indices: list[int], n_centres: int, rng: np.random.RandomState) -> Codebook:
+        """Make a codebook of random tiles of good images."""
+        per_tile = -(-MAX_CODEBOOK_PATCHES // (len(indices) * CODEBOOK_TILES_PER_IMAGE))
+        sample = []
+        for index in indices:
+            item = self.images.items[index]
+            with _named(index, item), open_rows(item) as rows:
+                grid = self.grid_of(rows.size)
+                n = min(CODEBOOK_TILES_PER_IMAGE, grid.n_tiles)
+                places = sorted(rng.choice(grid.n_tiles, n, replace=False).tolist())
+                boxes = [grid.box(*divmod(place, grid.n_columns)) for place in places]
+                tiles = (next(read_tiles(rows, [box])) for box in boxes)
+                for patches in self._patches(tiles):
+                    flat = patches.flatten(2).transpose(1, 2).cpu().numpy()
+                    for one in flat:
+                        some = rng.choice(len(one), min(per_tile, len(one)), replace=False)
+                        sample.append(one[some])
+        device = next(self.network.parameters()).device
+        return Codebook.fit(np.concatenate(sample), n_centres, 0).to(device)
+
+    def novelty(self, index: int, codebooks: list[Codebook]) -> NDArray[np.float64]:
+        """Return the peak of novelty of each tile, the mean over the codebooks."""
+        item = self.images.items[index]
+        peaks = []
+        with _named(index, item), open_rows(item) as rows:
+            grid = self.grid_of(rows.size)
+            self.n_columns[index] = grid.n_columns
+            for patches in self._patches(_tiles_of(rows, grid)):
+                with torch.inference_mode():
+                    maps = torch.stack([codebook(patches) for codebook in codebooks]).mean(0)
+                    peaks.append(novelty_peak(maps).double().cpu().numpy())
+        return np.concatenate(peaks)
+
+    def _patches(self, tiles: Iterable[NDArray[np.uint8]]) -> Iterator[Tensor]:
+        for pixels, _ in self.clf._batches(tiles, self.preprocess):
+            with torch.inference_mode():
+                patches = self.network.trunk_features(pixels).patches
+            assert patches is not None
+            yield patches
+
+
+def _cut(
+    images: _TrainingImages,
+    grid_of: Callable[[tuple[int, int]], TileGrid],
+    chosen: list[_Chosen],
+    tile: tuple[int, int],
+    folder: Path,
+) -> NDArray[np.uint8]:
+    """Cut the chosen tiles into a temporary file, which memory need not hold."""
+    shape = (len(chosen), *tile, 3)
+    tiles = np.memmap(folder / "tiles", dtype=np.uint8, mode="w+", shape=shape)
+    for index in dict.fromkeys(one.image for one in chosen):
+        item = images.items[index]
+        with _named(index, item), open_rows(item) as rows:
+            grid = grid_of(rows.size)
+            for place, one in enumerate(chosen):
+                if one.image == index:
+                    tiles[place] = next(read_tiles(rows, [grid.box(one.row, one.column)]))
+    return tiles
+
+
+def _calibrate(
+    clf: DefectCAMClassifier,
+    images: _TrainingImages,
+    tile: tuple[int, int],
+    trained: Trained,
+    held_out: list[NDArray[np.intp]],
+) -> None:
+    """Learn the image's probability and threshold from all tiles, each held out.
+
+    Without folds all networks are the final one. It has seen few of the tiles.
+    """
+    grid_of = _grids(clf, tile, _cells_of(clf))
+    judges: dict[int, DefectCAMClassifier] = {}
+    networks = held_out_networks(clf.network_, trained.result, trained.codebooks)
+    for tested, network in zip(held_out, networks, strict=False):
+        judge = copy.copy(clf)
+        judge.network_ = network
+        judges |= dict.fromkeys(tested.tolist(), judge)
+    log_odds, logits = [], []
+    with tqdm(
+        total=len(images.used), desc="held-out tiles", unit="image", disable=not clf.verbose
+    ) as bar:
+        for index in images.used.tolist():
+            scores, worst = _scores(judges.get(index, clf), images.items[index], index, grid_of)
+            log_odds.append(scores)
+            logits.append(worst.logits)
+            bar.update()
+    overlap = as_overlap(clf.overlap, tile)
+    model, of_images = fit_tile_model(tile, overlap, log_odds, images.is_defect, images.weights)
+    batch = _batch_of(torch.stack(logits), of_images)
+    probability = clf._defect_probabilities(batch)
+    is_half = clf.threshold == "balanced" and not images.is_defect.any()
+    clf.threshold_ = choose_threshold(
+        0.5 if is_half else clf.threshold, images.is_defect, probability, images.weights
+    )
+    clf._tile_model = model
+    clf.drift_reference_ = np.empty((0, 0), dtype=np.float32)  # of tiles, which nobody asks about
+    clf._drift_codebooks = []
+    clf.n_images_seen_ = len(images.used)
+    clf.held_out_probability_ = np.full(len(images.items), np.nan)
+    clf.held_out_probability_[images.used] = probability
+    targets = clf._classes.encode(images.labels[images.used])
+    own = np.take_along_axis(clf._probabilities(batch), targets[:, None], 1)[:, 0]
+    clf.suspects_ = images.used[rank_suspects(own)].astype(np.int64)
+    if judges and images.is_defect.any() and not trained.result.interrupted:
+        warn_if_chance(images.is_defect, probability)
+
+
+def _scores(
+    judge: DefectCAMClassifier,
+    item: Any,
+    index: int,
+    grid_of: Callable[[tuple[int, int]], TileGrid],
+) -> tuple[NDArray[np.float64], _Worst]:
+    """Log-odds of a defect in each tile of an image, as the network judges tiles."""
+    found, worst = [], _Worst()
+    with _named(index, item), open_rows(item) as rows:
+        for _, batch in _judged(judge, rows, grid_of(rows.size)):
+            found.append(judge._log_odds_of(batch))
+            worst.look_at(found[-1], batch)
+    return np.concatenate(found), worst

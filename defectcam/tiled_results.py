@@ -1,0 +1,295 @@
+"""What `localize` returns for an image that was seen in tiles: the same, in bounded memory.
+
+A `TiledLocalization` is a `Localization` whose map is small and whose image may be huge: boxes are
+found on the parts that matter, pictures are shrunk, and a map of the original size is made only
+when it is asked for. It never runs a network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectcam import display
+from defectcam.boxes import find_boxes, merge_boxes
+from defectcam.geometry import Geometry
+from defectcam.labels import ANOMALY
+from defectcam.large_images import open_rows, read_shrunk
+from defectcam.results import Localization
+
+__all__ = ["TiledLocalization"]
+
+#: Pixels of the largest part of the map in which boxes are found at full resolution.
+LARGEST_PART = 2**24
+
+#: Pixels of the longer side of a picture of a large image.
+PICTURE_SIDE = 4096
+
+#: Share of a type's scale above which its evidence is known.
+_GOOD_LIMIT = 1.0
+
+
+class _Part(NamedTuple):
+    """A part of the map in which boxes may lie, and where it begins, in pixels of the map."""
+
+    heat: NDArray[np.float32]
+    left: int
+    top: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class TiledLocalization(Localization):
+    """Where the defects of a large image are, seen in tiles.
+
+    Made by `DefectCAMClassifier.localize` with ``tile``. All that `Localization` says holds, and:
+
+    - Boxes lie in suspicious tiles only: those that alone would make the image be called defective.
+      `peak_fraction` and `tighten` compare within a group of tiles that touch, not within the whole
+      image: what lies far from the strongest defect is no echo of it.
+    - `heatmap`, `mask` and `image` have the original size and as much memory as that takes, so use
+      `heatmap_of` for a part. `overlay` is shrunk to 4096 pixels of the longer side.
+    - Where more than 16 million pixels are suspicious in one place, boxes are found on a map that
+      is shrunk by a whole number, and are exact to that many pixels.
+
+    Parameters
+    ----------
+    probability_grid : float32 array of shape (h, w)
+        On the cells of `grid`, the probability of a defect that the most suspicious tile there
+        gives the image.
+    tile : (int, int)
+        Height and width of a tile in pixels.
+
+    See Also
+    --------
+    defectcam.results.Localization : The other parameters and attributes.
+    """
+
+    probability_grid: NDArray[np.float32]
+    tile: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        plain = np.array(self.probability_grid, dtype=np.float32)
+        if plain.shape != self.grid.shape:
+            raise ValueError(
+                f"probability_grid must have the shape of grid, {self.grid.shape}, got "
+                f"{plain.shape}."
+            )
+        plain.setflags(write=False)
+        object.__setattr__(self, "probability_grid", plain)  # the way round `frozen`, once
+
+    def heatmap_of(self, box: tuple[int, int, int, int]) -> NDArray[np.float32]:
+        """Give a part of the heatmap, without making the rest.
+
+        Parameters
+        ----------
+        box : (int, int, int, int)
+            Left, top, right and bottom in pixels of the original image.
+
+        Returns
+        -------
+        ndarray of float32, shape (bottom - top, right - left)
+
+        Raises
+        ------
+        ValueError
+            If the box is empty or leaves the image.
+        """
+        left, top, right, bottom = box
+        height, width = self.image_size
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+            raise ValueError(f"box {box} is empty or leaves the image of size {self.image_size}.")
+        return self._geometry.restore(self.grid, (left, top, right, bottom))
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """The original image, uint8 RGB of shape (H, W, 3), read whole at each use."""
+        if self.source is None:
+            return super().image  # which says what to do
+        with open_rows(self.source) as rows:
+            self._check_size(rows.size)
+            image = rows.read(0, rows.size[0])
+        image = image.view()
+        image.setflags(write=False)
+        return image
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Mark the pixels in the boxes where the heatmap is above the threshold.
+
+        Returns
+        -------
+        mask : bool array of shape (H, W)
+            All False for a good image.
+        """
+        height, width = self.image_size
+        mask = np.zeros((height, width), dtype=bool)
+        for left, top, right, bottom in self.boxes.tolist():
+            mask[top:bottom, left:right] |= self._marked((left, top, right, bottom))
+        return mask
+
+    def overlay(
+        self,
+        *,
+        threshold: float | None = None,
+        alpha: float = 0.5,
+        colormap: int = cv2.COLORMAP_INFERNO,
+    ) -> NDArray[np.uint8]:
+        """Draw the heatmap and the boxes over the image, shrunk to 4096 pixels of the longer side.
+
+        Parameters
+        ----------
+        threshold, alpha, colormap
+            As for `Localization.overlay`.
+
+        Returns
+        -------
+        picture : uint8 array of shape (h, w, 3)
+            RGB.
+        """
+        if max(self.image_size) <= PICTURE_SIDE or self.source is None:
+            return super().overlay(threshold=threshold, alpha=alpha, colormap=colormap)
+        if threshold is None:
+            threshold = self.threshold if self.threshold > 0 else 1.0
+        picture = read_shrunk(self.source, PICTURE_SIDE)
+        size = (picture.shape[0], picture.shape[1])
+        geometry = dataclasses.replace(self._geometry, original_size=size)
+        scale = np.array([size[1], size[0]] * 2) / np.array([*self.image_size[::-1]] * 2)
+        boxes = self.boxes * scale
+        corners = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1)
+        return display.overlay(
+            picture,
+            geometry.restore(self.grid),
+            corners.astype(np.int64),
+            self.box_scores,
+            box_labels=None if self.type_grids is None else self.box_labels,
+            threshold=threshold,
+            alpha=alpha,
+            colormap=colormap,
+        )
+
+    def crops(self, margin: float = 0.1) -> list[NDArray[np.uint8]]:
+        """Cut the boxes out of the image, reading only their rows where its format allows.
+
+        Parameters
+        ----------
+        margin : float, default=0.1
+            As for `Localization.crops`.
+
+        Returns
+        -------
+        crops : list of uint8 arrays of shape (h, w, 3)
+        """
+        if self.source is None or not margin >= 0:
+            return super().crops(margin)  # which says what to do
+        crops = []
+        with open_rows(self.source) as rows:
+            self._check_size(rows.size)
+            for left, top, right, bottom in self.boxes.tolist():
+                extra = round(margin * max(right - left, bottom - top))
+                part = rows.read(max(top - extra, 0), min(bottom + extra, rows.size[0]))
+                crops.append(part[:, max(left - extra, 0) : right + extra].copy())
+        return crops
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.probability_grid.setflags(write=False)  # pickle and deepcopy forget it
+
+    @property
+    def _geometry(self) -> Geometry:
+        assert isinstance(self.geometry, Geometry)
+        return self.geometry
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        if size != self.image_size:
+            raise ValueError(
+                f"{self._source_name} has size (H, W) = {size} now, but had {self.image_size} when "
+                "it was localized; localize it again."
+            )
+
+    @cached_property
+    def _boxes_and_scores(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        boxes, scores = [np.empty((0, 4), np.int64)], [np.empty(0, np.float32)]
+        if self.is_defect:
+            for part, shrink in self._parts():
+                found, peaks = find_boxes(
+                    part.heat,
+                    self.threshold,
+                    min_area=max(1, self.min_area // shrink**2),
+                    peak_fraction=self.peak_fraction,
+                    tighten=self.tighten,
+                )
+                found = (found + np.tile([part.left, part.top], 2)) * shrink
+                boxes.append(np.minimum(found, np.tile(self.image_size[::-1], 2)))
+                scores.append(peaks)
+        merged, highest = merge_boxes(
+            np.concatenate(boxes), np.concatenate(scores), self.merge_distance
+        )
+        merged, highest = merged[: self.max_boxes], highest[: self.max_boxes]
+        for array in (merged, highest):
+            array.setflags(write=False)
+        return merged, highest
+
+    def _parts(self) -> Iterator[tuple[_Part, int]]:
+        """Go through the parts of the map that suspicious tiles cover, outside of them calm."""
+        suspicious = (self.probability_grid >= self.decision_threshold).astype(np.uint8)
+        n_labels, labels, stats, _ = cv2.connectedComponentsWithStats(suspicious, connectivity=8)
+        windows = [self._pixels_of(stats[label].tolist()) for label in range(1, n_labels)]
+        largest = max(((r - x) * (b - y) for x, y, r, b in windows), default=0)
+        shrink = max(1, int(np.ceil(np.sqrt(largest / LARGEST_PART))))
+        size = (-(-self.image_size[0] // shrink), -(-self.image_size[1] // shrink))
+        geometry = dataclasses.replace(self._geometry, original_size=size)
+        for label, (x, y, r, b) in enumerate(windows, start=1):
+            window = (x // shrink, y // shrink, -(-r // shrink), -(-b // shrink))
+            heat = geometry.restore(self.grid, window)
+            rows = self._cells(range(window[1], window[3]), size[0], 0)
+            columns = self._cells(range(window[0], window[2]), size[1], 1)
+            # Calm, but finite: slopes are looked at.
+            heat[labels[np.ix_(rows, columns)] != label] = min(float(heat.min()), self.threshold)
+            yield _Part(heat, window[0], window[1]), shrink
+
+    def _pixels_of(self, stats: list[int]) -> tuple[int, int, int, int]:
+        """Pixels of a rectangle of cells: left, top, right and bottom, within the image."""
+        left, top, width, height = stats[:4]
+        edges = []
+        for axis, (first, last) in enumerate(((top, top + height), (left, left + width))):
+            n, side = self.grid.shape[axis], self.image_size[axis]
+            length, whole = self._geometry.content[2 + axis], self._geometry.input_size[axis]
+            per_cell = whole / n * side / length
+            edges.append((int(first * per_cell), min(side, int(np.ceil(last * per_cell)))))
+        return edges[1][0], edges[0][0], edges[1][1], edges[0][1]
+
+    def _cells(self, pixels: range, side: int, axis: int) -> NDArray[np.intp]:
+        """Cell that each pixel's centre lies in."""
+        n, whole = self.grid.shape[axis], self._geometry.input_size[axis]
+        length = self._geometry.content[2 + axis]
+        centres = (2 * np.asarray(pixels, dtype=np.int64) + 1) * length * n
+        return np.minimum(centres // (2 * side * whole), n - 1)
+
+    def _marked(self, box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+        """Mark the pixels of a box that are above the threshold."""
+        heat = self._geometry.restore(self.grid, box)
+        marked = heat > self.threshold
+        # A box of a shrunk map may hold no pixel's centre that passes: then all of it counts.
+        return marked if marked.any() else np.ones_like(marked)
+
+    @cached_property
+    def _box_labels(self) -> list[Any]:
+        if self.type_grids is None or self.defect_labels is None:
+            return [self.defect_label] * len(self.boxes)
+        labels = []
+        for box in self.boxes.tolist():
+            marked = self._marked(tuple(box))
+            evidence = [
+                self._geometry.restore(grid, tuple(box))[marked] for grid in self.type_grids
+            ]
+            label = self.defect_labels[int(np.argmax([values.mean() for values in evidence]))]
+            is_known = max(float(values.max()) for values in evidence) > _GOOD_LIMIT
+            labels.append(label if is_known or not isinstance(self.good_label, str) else ANOMALY)
+        return labels

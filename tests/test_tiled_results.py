@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from defectcam import tiled_results
+from defectcam.boxes import find_boxes
+from defectcam.results import Localization
+from defectcam.tiled_results import TiledLocalization
+from defectcam.tiles import TileGrid
+
+GRID = TileGrid((300, 410), (80, 80), (20, 20), (10, 10))
+
+
+def made(**overrides: Any) -> TiledLocalization:
+    heat = np.zeros(GRID.shape, dtype=np.float32)
+    heat[4:6, 5:8] = 4.0
+    heat[30, 40] = 2.0
+    parameters: dict[str, Any] = {
+        "label": "scratch",
+        "probability": 0.9,
+        "is_defect": True,
+        "grid": heat,
+        "geometry": GRID.geometry,
+        "threshold": 1.0,
+        "decision_threshold": 0.5,
+        "min_area": 1,
+        "max_boxes": None,
+        "merge_distance": None,
+        "source": np.full((300, 410, 3), 90, dtype=np.uint8),
+        "good_label": "good",
+        "defect_label": "scratch",
+        "probability_grid": np.full(GRID.shape, 0.9),
+        "tile": (80, 80),
+    }
+    return TiledLocalization(**{**parameters, **overrides})
+
+
+def suspicious(*cells: tuple[slice, slice]) -> np.ndarray:
+    grid = np.full(GRID.shape, 0.1)
+    for place in cells:
+        grid[place] = 0.9
+    return grid
+
+
+def test_it_is_a_localization() -> None:
+    assert isinstance(made(), Localization)
+    assert repr(made()).startswith("TiledLocalization") or repr(made()).startswith("Localization")
+
+
+def test_where_all_is_suspicious_boxes_are_those_of_the_whole_map() -> None:
+    found = made(peak_fraction=0.3, tighten=True)
+    boxes, scores = find_boxes(found.heatmap, 1.0, peak_fraction=0.3, tighten=True)
+    np.testing.assert_array_equal(found.boxes, boxes)
+    np.testing.assert_array_equal(found.box_scores, scores)
+    assert len(boxes) == 2
+
+
+def test_boxes_lie_in_suspicious_tiles_only() -> None:
+    found = made(probability_grid=suspicious((slice(0, 10), slice(0, 10))))
+    assert len(found.boxes) == 1
+    left, top, right, bottom = found.boxes[0].tolist()
+    assert 30 <= left < right <= 80
+    assert 20 <= top < bottom <= 60
+
+
+def test_far_defects_are_no_echoes_of_the_strongest() -> None:
+    near = (slice(0, 10), slice(0, 10))
+    far = (slice(26, 36), slice(36, 46))
+    assert len(made(peak_fraction=0.6).boxes) == 1
+    assert len(made(peak_fraction=0.6, probability_grid=suspicious(near, far)).boxes) == 2
+
+
+def test_a_higher_decision_threshold_takes_boxes_away() -> None:
+    found = made(probability_grid=suspicious((slice(0, 10), slice(0, 10))))
+    assert len(found.with_threshold(decision_threshold=0.05).boxes) == 2
+    calm = found.with_threshold(decision_threshold=0.95)
+    assert isinstance(calm, TiledLocalization)
+    assert (calm.label, len(calm.boxes)) == ("good", 0)
+    assert not calm.mask().any()
+
+
+def test_boxes_of_a_shrunk_map_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = made().boxes
+    monkeypatch.setattr(tiled_results, "LARGEST_PART", 300 * 410 // 9)
+    shrunk = made().boxes
+    assert np.abs(shrunk - exact).max() <= 4
+    assert (shrunk[:, 2:] <= [410, 300]).all()
+
+
+def test_near_boxes_are_merged_across_tiles() -> None:
+    assert len(made(merge_distance=np.inf).boxes) == 1
+    assert len(made(max_boxes=1).boxes) == 1
+
+
+def test_a_part_of_the_heatmap_is_that_of_the_whole() -> None:
+    found = made()
+    assert found.heatmap.shape == (300, 410)
+    np.testing.assert_array_equal(found.heatmap_of((33, 20, 90, 71)), found.heatmap[20:71, 33:90])
+    with pytest.raises(ValueError, match="leaves the image"):
+        found.heatmap_of((0, 0, 411, 10))
+
+
+def test_the_mask_lies_in_the_boxes() -> None:
+    found = made()
+    mask = found.mask()
+    assert mask.shape == (300, 410)
+    assert mask.any()
+    for left, top, right, bottom in found.boxes.tolist():
+        mask[top:bottom, left:right] = False
+    assert not mask.any()
+
+
+def test_pictures_are_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert made().overlay().shape == (300, 410, 3)
+    monkeypatch.setattr(tiled_results, "PICTURE_SIDE", 205)
+    assert made().overlay().shape == (150, 205, 3)
+    assert [crop.shape[2] for crop in made().crops()] == [3, 3]
+    assert made().image.shape == (300, 410, 3)
+
+
+def test_types_are_told_apart() -> None:
+    types = np.zeros((2, *GRID.shape), dtype=np.float32)
+    types[1, 4:6, 5:8] = 3.0
+    found = made(type_grids=types, defect_labels=["dent", "scratch"])
+    assert found.box_labels == ["scratch", "anomaly"]
+
+
+def test_it_survives_copying() -> None:
+    for again in (copy.deepcopy(made()), pickle.loads(pickle.dumps(made()))):
+        np.testing.assert_array_equal(again.boxes, made().boxes)
+        assert not again.probability_grid.flags.writeable
+
+
+def test_another_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="probability_grid must have the shape of grid"):
+        made(probability_grid=np.zeros((3, 3)))
