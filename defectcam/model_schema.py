@@ -120,10 +120,6 @@ def _is_version(value: Any) -> bool:
     return _is_count(value) and value >= 1
 
 
-def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
-
-
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
@@ -207,7 +203,7 @@ _RULES = (
     _Rule("classes.dtype", "the type of texts, booleans or integers", _is_label_dtype),
     _Rule("classes.labels", "two or more sorted labels of one type", _are_labels),
     _Rule("classes.good", "a whole number", _is_count),
-    _Rule("threshold", "a number from 0 to 1", _is_share),
+    _Rule("threshold", "a number", _is_number),
     _Rule("defect_probability", "an object", _is_object),
     _Rule("heat_model", "an object", _is_object),
     _Rule("familiarity_limit", "a number or null", _is_optional_number, is_optional=True),

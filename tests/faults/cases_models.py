@@ -156,7 +156,7 @@ for title, says, change in (
     ("version 0 of the layout", "schema_version is 0", lambda d: d.update(schema_version=0)),
     ("a version that is text", "schema_version is 'x'", lambda d: d.update(schema_version="x")),
     ("no threshold", "no entry 'threshold'", lambda d: d.pop("threshold")),
-    ("a threshold of 7", "threshold is 7", lambda d: d.update(threshold=7)),
+    ("a threshold of text", "threshold is 'x'", lambda d: d.update(threshold="x")),
     ("a threshold beyond all numbers", "threshold is", lambda d: d.update(threshold=10**400)),
     ("an unknown backbone", "no_such_net", lambda d: d["network"].update(backbone="no_such_net")),
     (
