@@ -10,7 +10,7 @@ whatever is trained. So the first question is how large the smallest defect is a
 
 # %%
 # Cloth with a hole of 13 pixels
-# -----------------------------
+# ------------------------------
 import time
 import warnings
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from cases_files import PIXELS
-from catalogue import Bench, Group
 
 from defectcam.images import ImageReadError, read_image, read_images
+from faults.cases_files import PIXELS
+from faults.catalogue import Bench, Group
 
 group = Group("cases_arrays")
 

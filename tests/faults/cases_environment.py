@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from catalogue import Bench, Group
 
 import defectcam
+from faults.catalogue import Bench, Group
 
 group = Group("cases_environment")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from catalogue import Bench, Group
 from PIL import Image
 
 from defectcam.datasets import load_csv
@@ -24,6 +23,7 @@ from defectcam.images import (
     read_image,
     read_images,
 )
+from faults.catalogue import Bench, Group
 
 group = Group("cases_files")
 

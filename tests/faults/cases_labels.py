@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from catalogue import Bench, Group
 
 from defectcam.labels import as_labels
+from faults.catalogue import Bench, Group
 
 group = Group("cases_labels")
 

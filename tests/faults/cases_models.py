@@ -11,11 +11,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from catalogue import Bench, Group
 
 import defectcam
 from defectcam.model_schema import MAX_HEADER
 from defectcam.persistence import ModelFileError
+from faults.catalogue import Bench, Group
 
 group = Group("cases_models")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from catalogue import Bench, Group
 
 from defectcam.feature_cache import FeatureCache
 from defectcam.network import DefectCAMNetwork
 from defectcam.training import TailTraining, TrainingDivergedError
+from faults.catalogue import Bench, Group
 
 group = Group("cases_numerics")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from catalogue import Group
 from sklearn.utils._param_validation import InvalidParameterError
 
 from defectcam.backbones import WeightsNotFoundError
+from faults.catalogue import Group
 
 group = Group("cases_parameters")
 

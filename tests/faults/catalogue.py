@@ -1,6 +1,6 @@
 """The catalogue of what can go wrong: what a case is, how it is judged, and the page of the docs.
 
-`python tests/faults/catalogue.py` writes docs/faults.md anew; a test compares the two.
+`python -m faults.catalogue`, called in `tests`, writes docs/faults.md anew; a test compares the two.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def all_cases() -> list[Case]:
     """Import the modules, which register their cases, and return these."""
     if not CASES:
         for module in GROUPS:
-            importlib.import_module(module)
+            importlib.import_module(f"faults.{module}")
     return CASES
 
 
@@ -166,5 +166,7 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    catalogue = importlib.import_module("catalogue")  # the module that the cases register with
+    catalogue = importlib.import_module(
+        "faults.catalogue"
+    )  # the module that the cases register with
     PAGE.write_text(catalogue.page(), encoding="utf-8")

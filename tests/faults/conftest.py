@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from catalogue import GROUPS, Bench
+
+from faults.catalogue import GROUPS, Bench
 
 #: Longest that a case may take, in seconds; only one that hangs does.
 PATIENCE = 300

@@ -6,7 +6,8 @@ import sys
 from collections import Counter
 
 import pytest
-from catalogue import GROUPS, PAGE, Bench, Case, all_cases, page
+
+from faults.catalogue import GROUPS, PAGE, Bench, Case, all_cases, page
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in all_cases()])
@@ -25,4 +26,4 @@ def test_there_are_enough_cases_and_each_has_its_name() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere some cases do not exist")
 def test_the_page_of_the_docs_is_this_catalogue() -> None:
-    assert PAGE.read_text("utf-8") == page(), "run python tests/faults/catalogue.py"
+    assert PAGE.read_text("utf-8") == page(), "call python -m faults.catalogue in the folder tests"
