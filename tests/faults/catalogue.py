@@ -1,6 +1,6 @@
 """The catalogue of what can go wrong: what a case is, how it is judged, and the page of the docs.
 
-`python -m faults.catalogue`, called in `tests`, writes docs/faults.md anew; a test compares the two.
+`python -m faults.catalogue`, called in `tests`, writes docs/faults.md anew; a test compares them.
 """
 
 from __future__ import annotations
