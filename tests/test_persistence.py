@@ -185,8 +185,9 @@ def test_parameters_set_after_fit_do_not_change_the_network(
 
 
 def test_a_codebook_gets_its_size_from_the_file(clf: DefectCAMClassifier, tmp_path: Path) -> None:
-    codebook = Codebook(n_channels=5, n_centres=3)
-    codebook.centres.copy_(torch.arange(15.0).reshape(3, 5))
+    n_channels = clf.network_.codebook.centres.shape[1]
+    codebook = Codebook(n_channels, n_centres=3)
+    codebook.centres.copy_(torch.arange(3.0 * n_channels).reshape(3, -1))
     before, clf.network_.codebook = clf.network_.codebook, codebook
     try:
         save(clf, tmp_path / "m.safetensors")
