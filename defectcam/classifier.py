@@ -1679,6 +1679,19 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "_preprocess")
         return self._preprocess
 
+    def _result_settings(self) -> dict[str, Any]:
+        """Return what results of whole images and of tiles have in common."""
+        return {
+            "threshold": self.box_threshold,
+            "decision_threshold": self.threshold_,
+            "min_area": self.min_area,
+            "max_boxes": self.max_boxes,
+            "merge_distance": self.merge_distance,
+            "peak_fraction": self.box_peak_fraction,
+            "tighten": self.tighten_boxes,
+            "good_label": self.good_label_,
+        }
+
     def _scored(self, X: Any) -> Iterator[_Batch]:
         """Run the network over images, in tiles where it was fitted on tiles."""
         check_is_fitted(self)
@@ -1809,15 +1822,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 is_defect=labels[i] != self.good_label_,
                 grid=grids[i],
                 geometry=placed(batch.geometries[i], item),
-                threshold=self.box_threshold,
-                decision_threshold=self.threshold_,
-                min_area=self.min_area,
-                max_boxes=self.max_boxes,
-                merge_distance=self.merge_distance,
-                peak_fraction=self.box_peak_fraction,
-                tighten=self.tighten_boxes,
+                **self._result_settings(),
                 source=original_of(item),
-                good_label=self.good_label_,
                 defect_label=defect_types[i],
                 type_grids=None if type_grids is None else type_grids[i],
                 defect_labels=types,

@@ -38,6 +38,7 @@ from defectcam.display import encode_picture
 from defectcam.files import write_atomically
 from defectcam.images import IMAGE_SUFFIXES, ImageReadError
 from defectcam.results import Localization
+from defectcam.tables import SCHEMA_VERSION, result_row
 
 __all__ = ["OVERLAYS", "RESULTS", "ResultsFileError", "Tally", "Watcher", "stopped_by_signals"]
 
@@ -46,9 +47,6 @@ RESULTS = "results.jsonl"
 
 #: Of which images overlays are written.
 OVERLAYS = ("all", "defects", "none")
-
-#: Raised when a key of a line changes its meaning or goes; new keys may come.
-VERSION = 1
 
 _OVERLAY_FOLDER = "overlays"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # as `write_atomically` names them
@@ -412,7 +410,7 @@ class Watcher:
             name = f"{_OVERLAY_FOLDER}/{_overlay_name(file.name)}"
             (self.output / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.output / name, overlay)
-        latency = self._append(file, {"error": None, "overlay": name, **found.to_dict()})
+        latency = self._append(file, {"error": None, **result_row(found, overlay=name)})
         self._latencies.append(latency)
         if found.is_defect:
             self.tally.n_defective += 1
@@ -433,14 +431,14 @@ class Watcher:
         now = time.monotonic()
         latency = now - file.seen
         row = {
-            "version": VERSION,
-            "image": file.name,
+            **result,
+            "image": file.name,  # unchanged, whatever its characters: a restart knows it by this
             "size": file.stamp[0],
             "mtime_ns": file.stamp[1],
             "judged_at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             "latency": round(latency, 4),
             **self._about,
-            **result,
+            "schema_version": SCHEMA_VERSION,
         }
         self._results.append(row)
         self._recorded[file.name] = file.stamp
@@ -516,7 +514,7 @@ class _ResultsFile:
             raise
 
     def append(self, row: dict[str, Any]) -> None:
-        line = json.dumps(row, allow_nan=False, default=lambda label: label.item()).encode() + b"\n"
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
         before = os.fstat(self._descriptor).st_size
         try:
             written = os.write(self._descriptor, line)

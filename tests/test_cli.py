@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.utils._param_validation import StrOptions
 
 import defectcam
-from defectcam import DefectCAMClassifier, annotations, cli, load, tables
+from defectcam import DefectCAMClassifier, annotations, cli, cli_options, load, tables
 from defectcam.attribution import METHODS
 from defectcam.classifier import RECIPES, VGG16_CAM
 from defectcam.configuration import read_configuration
@@ -48,7 +48,7 @@ def run(*arguments: str | Path) -> int:
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Return the parser of each command."""
-    actions = cli._make_parser()._actions
+    actions = cli_options.make_parser()._actions
     return next(a.choices for a in actions if isinstance(a, argparse._SubParsersAction))
 
 
@@ -93,7 +93,7 @@ def decides(model: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_options_have_names_defaults_and_choices_of_the_api() -> None:
-    options = {p.name: p for parameters in cli._PARAMETERS.values() for p in parameters}
+    options = {p.name: p for parameters in cli_options.PARAMETERS.values() for p in parameters}
     signature = inspect.signature(DefectCAMClassifier).parameters
     api = {name: p.default for name, p in signature.items()}
     assert {name: p.default for name, p in options.items()} == {
@@ -111,7 +111,7 @@ def test_options_are_parsed_into_the_types_of_the_api() -> None:
     text += "--good-label none --novelty-strides 4,16 --head-learning-rate none "
     text += "--no-deep-supervision --box-peak-fraction 0.3 --no-tighten-boxes "
     text += "--precision float32 --memory some/folder"
-    args = vars(cli._make_parser().parse_args(text.split()))
+    args = vars(cli_options.make_parser().parse_args(text.split()))
     expected: dict[str, Any] = {
         "image_size": (64, 48),
         "class_weight": 3.0,
@@ -142,7 +142,7 @@ def test_the_forms_of_a_threshold_are_listed(capsys: Output) -> None:
 
 
 def test_recipes_are_those_of_the_api() -> None:
-    parser = cli._make_parser()
+    parser = cli_options.make_parser()
     for name in RECIPES:
         assert parser.parse_args(["fit", "f", "-o", "m", "--recipe", name]).recipe == name
 
@@ -435,7 +435,7 @@ def test_tables_of_all_formats_say_the_same(
     decides: Callable[..., Path], parts: Path, tmp_path: Path, capsys: Output
 ) -> None:
     model = decides(0.0, **MANY_BOXES)
-    tables = {name: tmp_path / f"out.{name}" for name in cli._TABLE_FORMATS}
+    tables = {name: tmp_path / f"out.{name}" for name in cli_options.TABLE_FORMATS}
     for table in tables.values():
         assert run("predict", model, parts, "-o", table, "--quiet") == 0
     rows = [json.loads(line) for line in tables["jsonl"].read_text().splitlines()]
@@ -552,7 +552,7 @@ def test_localize_by_another_method(
     capsys: Output,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert ("cam", *METHODS) == cli._METHODS
+    assert ("cam", *METHODS) == cli_options.METHODS
     model, image, output = decides(0.0), parts / "scratch" / "000.png", tmp_path / "found"
     options = ["-o", output, "--method", "gradcam++"]
     with monkeypatch.context() as patch:
@@ -637,11 +637,11 @@ def test_overlays_are_named_as_the_images(tmp_path: Path) -> None:
 
 
 def test_annotate_offers_the_formats_of_the_api() -> None:
-    assert cli._ANNOTATION_FORMATS == annotations.FORMATS
-    assert cli._TABLE_FORMATS == tables.FORMATS
+    assert cli_options.ANNOTATION_FORMATS == annotations.FORMATS
+    assert cli_options.TABLE_FORMATS == tables.FORMATS
 
 
-@pytest.mark.parametrize("format", cli._ANNOTATION_FORMATS)
+@pytest.mark.parametrize("format", cli_options.ANNOTATION_FORMATS)
 def test_annotate_writes_what_localize_finds(
     format: str,
     decides: Callable[..., Path],
@@ -914,7 +914,7 @@ def test_watch_records_what_localize_says(
     assert "not an image" in rows.pop("bad.png")["error"]
     clf = load(model).set_params(batch_size=1)
     for name, row in rows.items():
-        found = clf.localize(line / name).to_dict()
+        found = result_row(clf.localize(line / name), name, row["overlay"])
         assert {key: row[key] for key in found} == found
         assert (row["model"], row["error"]) == (str(model), None)
         assert (output / row["overlay"]).is_file()

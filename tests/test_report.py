@@ -23,7 +23,7 @@ from PIL import Image
 from sklearn.base import BaseEstimator
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
-from defectcam import cli
+from defectcam import cli, cli_options
 from defectcam.classifier import DefectCAMClassifier
 from defectcam.evaluation import evaluate
 from defectcam.geometry import Geometry
@@ -652,7 +652,7 @@ def test_copied_lines_apply_the_thresholds(painted: Path, visit: Callable) -> No
     exec(python, {"clf": clf})
     assert (clf.threshold_, clf.box_threshold) == (chosen, box_stops(1.0)[5])
     program, *arguments = shlex.split(line)
-    args = cli._make_parser().parse_args(arguments)
+    args = cli_options.make_parser().parse_args(arguments)
     assert program == "defectcam" and args.model == "part.safetensors"
     assert (args.threshold, args.box_threshold) == (chosen, box_stops(1.0)[5])
 

@@ -35,7 +35,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from schemathesis.specs.openapi import checks as openapi_checks
 
-from defectcam import DefectCAMClassifier, Localization, cli, load
+from defectcam import DefectCAMClassifier, Localization, cli, cli_options, load
 from defectcam.geometry import Geometry
 from defectcam.images import read_image
 from defectcam.runtime import Inspector
@@ -909,7 +909,7 @@ def test_help_needs_no_server() -> None:
 
 
 def test_options_have_the_names_and_defaults_of_the_settings() -> None:
-    for name, _, parse, text in cli._SERVICE_OPTIONS:
+    for name, _, parse, text in cli_options.SERVICE_OPTIONS:
         default = re.search(r"default: (\S+)\)", text).group(1)
         assert parse(default) == getattr(ServiceSettings(), name)
 

@@ -21,6 +21,7 @@ from PIL import Image
 from defectcam.geometry import Geometry
 from defectcam.images import ImageReadError, read_image
 from defectcam.results import Localization
+from defectcam.tables import result_row
 from defectcam.watch import RESULTS, ResultsFileError, Tally, Watcher, stopped_by_signals
 
 
@@ -279,10 +280,10 @@ def test_rows_say_what_localize_says(line: Path, tmp_path: Path) -> None:
         step(w)
     [row] = rows_of(tmp_path / "out")
     assert told == [row]
-    found = judged(str(path)).to_dict()
-    assert {key: row[key] for key in found} == found
+    expected = result_row(judged(str(path)), "a.jpg", "overlays/a.jpg.png")
+    assert {key: row[key] for key in expected} == expected
     assert row["model"] == "part.safetensors"
-    assert row["version"] == 1
+    assert row["schema_version"] == 1
     assert row["overlay"] == "overlays/a.jpg.png"
     with Image.open(tmp_path / "out" / row["overlay"]) as overlay:
         assert overlay.size == (8, 6)
