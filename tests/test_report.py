@@ -403,6 +403,15 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+def wait_until(page: Any, condition: str) -> None:
+    """Wait until JavaScript says so; `wait_for_function` evaluates text, which reports forbid."""
+    for _ in range(1500):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(20)
+    pytest.fail(f"still not so: {condition}")
+
+
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     """Return a function that opens a report; at the end, it must have been quiet and alone."""
@@ -418,7 +427,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", lambda error: messages.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(path.as_uri())
-        page.wait_for_function("document.querySelectorAll('.card').length > 0")
+        wait_until(page, "document.querySelectorAll('.card').length > 0")
         return page
 
     yield open_page
@@ -514,7 +523,7 @@ def test_boxes_are_those_of_localize_and_follow_both_thresholds(
     found = list(Painted().localize_iter(images))
     page = visit(painted, viewport={"width": 1280, "height": 4000})
     seen = "[...document.querySelectorAll('#groups .card img')].every(image => image.src)"
-    page.wait_for_function(seen)
+    wait_until(page, seen)
     drawn = boxes_on(page)
     assert {int(at): boxes for at, boxes in drawn.items()} == {
         at: one.boxes.tolist() for at, one in enumerate(found)
@@ -537,7 +546,7 @@ def test_heat_is_coloured_on_the_fixed_scale(painted: Path, visit: Callable) -> 
     page = visit(painted)
     first = page.locator("#groups .card").first
     at = int(first.get_attribute("data-image"))
-    page.wait_for_function("document.querySelector('#groups canvas').width != 300")
+    wait_until(page, "document.querySelector('#groups canvas').width != 300")
     pixels = np.array(
         first.locator("canvas").evaluate(
             """canvas => [...canvas.getContext('2d')
@@ -645,7 +654,7 @@ def test_copied_lines_apply_the_thresholds(painted: Path, visit: Callable) -> No
     slide(page, "#threshold", -1.2)
     slide(page, "#stop", 5)
     page.click("#copy")
-    page.wait_for_function("document.getElementById('copied').textContent == 'Copied.'")
+    wait_until(page, "document.getElementById('copied').textContent == 'Copied.'")
     python, line = page.evaluate("navigator.clipboard.readText()").split("\n")
     chosen = float(page.locator("#threshold-number").input_value())
     clf = DefectCAMClassifier()
