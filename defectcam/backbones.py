@@ -33,6 +33,7 @@ __all__ = [
     "Backbone",
     "WeightsNotFoundError",
     "create_backbone",
+    "cut_stage",
     "fold_batch_norm",
     "weights_licence",
 ]
@@ -52,6 +53,8 @@ _FAMILIES = (
 # Divisible by the largest usual stride (32), and not square: so a layout with the channels last
 # cannot pass for one with the channels first.
 _DRY_RUN_SIZE = (64, 96)
+
+_NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 _N_NAMED = 3  # how many tensors an error lists before it only counts them
 
@@ -212,6 +215,67 @@ def count_parameters(name: str) -> int:
         except NotImplementedError:  # RegNet computes its widths with tensors
             units = make(model)
     return sum(p.numel() for unit in units.values() for p in unit.parameters())
+
+
+def cut_stage(backbone: Backbone, index: int, share: float) -> Backbone:
+    """Cut a stage in two, between blocks.
+
+    Parameters
+    ----------
+    backbone
+        Left as it is; the stages are shared.
+    index
+        Of the stage.
+    share
+        Of its blocks, how many the first part gets, rounded; at least one stays in the second. A
+        block is a layer with parameters that is no normalisation, with those after it up to the
+        next one; layers that hold others, such as residual blocks, are one each.
+
+    Returns
+    -------
+    Backbone
+        With one stage more, two of which have the same stride; `backbone` itself where the first
+        part would be empty.
+    """
+    layers = list(_layers_of(backbone.stages[index]))
+    starts = [i for i, layer in enumerate(layers) if _starts_block(layer)]
+    n_first = min(round(share * len(starts)), len(starts) - 1)
+    if n_first < 1:
+        return backbone
+    first = nn.Sequential(*layers[: starts[n_first]])
+    second = nn.Sequential(*layers[starts[n_first] :])
+    for module in second[0].modules():  # its input may be kept, as the input of a stage is
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
+    n_channels = _out_channels(first, backbone.channels[index - 1] if index else 3)
+    return Backbone(
+        [*backbone.stages[:index], first, second, *backbone.stages[index + 1 :]],
+        strides=(*backbone.strides[: index + 1], *backbone.strides[index:]),
+        channels=(*backbone.channels[:index], n_channels, *backbone.channels[index:]),
+        mean=backbone.mean,
+        std=backbone.std,
+        name=backbone.name,
+        weights_source=backbone.weights_source,
+    )
+
+
+def _layers_of(chain: nn.Module) -> Iterator[nn.Module]:
+    """Layers one after the other, out of chains of chains."""
+    for layer in chain.children():
+        if getattr(type(layer), "forward", None) is nn.Sequential.forward:
+            yield from _layers_of(layer)
+        else:
+            yield layer
+
+
+def _starts_block(layer: nn.Module) -> bool:
+    has_parameters = any(True for _ in layer.parameters())
+    return has_parameters and not isinstance(layer, _NORMALISATIONS)
+
+
+def _out_channels(chain: nn.Sequential, in_channels: int) -> int:
+    with torch.no_grad(), _evaluating([chain]):
+        return int(chain(torch.zeros(1, in_channels, *_DRY_RUN_SIZE)).shape[1])
 
 
 def fold_batch_norm(chain: nn.Sequential) -> nn.Sequential:

@@ -154,7 +154,7 @@ VGG16_CAM: dict[str, Any] = {
 }
 #: ``max_epochs="auto"``: images seen in a training, fewest and most epochs.
 AUTO_IMAGES_SEEN = 6000
-AUTO_EPOCHS = (4, 10)
+AUTO_EPOCHS = (8, 10)
 
 #: Folds where there are only good images: each costs a codebook, none a training.
 GOOD_ONLY_FOLDS = 10
@@ -210,9 +210,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Whether the resize fills the input or keeps the aspect ratio and pads.
     normalisation : {"backbone", "unit"}, default="backbone"
         Mean and standard deviation of the input: the backbone's own, or none, pixels in [0, 1].
-    trainable_stages : int, default=2
+    trainable_stages : float, default=1.5
         How many of the backbone's last stages are trained; 0 freezes all. A stage is all layers
-        that work at one stride.
+        that work at one stride; of 1.5, the last one and the later half of the one before.
     evidence_stages : int, default=2
         How many of the last stages the evidence head reads.
     normalise_evidence : bool, default=True
@@ -245,7 +245,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Course of the learning rates.
     max_epochs : int or "auto", default="auto"
         Passes over the training images, per fold. ``"auto"``: 10, fewer when there are more than
-        600 images so that about 6000 are seen, but at least 4.
+        600 images so that about 6000 are seen, but at least 8.
     batch_size : int, default=16
         Images per training step and per forward pass.
     label_smoothing : float, default=0.0
@@ -391,7 +391,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "image_size": [Interval(Integral, 16, None, closed="left"), tuple, list],
         "resize": [StrOptions({"stretch", "pad"})],
         "normalisation": [StrOptions({"backbone", "unit"})],
-        "trainable_stages": [Interval(Integral, 0, None, closed="left")],
+        "trainable_stages": [Interval(Real, 0, None, closed="left")],
         "evidence_stages": [Interval(Integral, 1, None, closed="left")],
         "normalise_evidence": ["boolean"],
         "novelty_strides": [list, tuple],
@@ -471,7 +471,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         image_size: int | tuple[int, int] = 320,
         resize: str = "stretch",
         normalisation: str = "backbone",
-        trainable_stages: int = 2,
+        trainable_stages: float = 1.5,
         evidence_stages: int = 2,
         normalise_evidence: bool = True,
         novelty_strides: Sequence[int] = (4, 8),

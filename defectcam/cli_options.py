@@ -123,7 +123,7 @@ PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
             "resize", "stretch", str, "fill the input, or keep the aspect", ("stretch", "pad")
         ),
         _Parameter("normalisation", "backbone", str, "of the pixels' values", ("backbone", "unit")),
-        _Parameter("trainable_stages", 2, int, "how many of the last stages are trained"),
+        _Parameter("trainable_stages", 1.5, float, "how many of the last stages are trained"),
         _Parameter("evidence_stages", 2, int, "how many of the last stages the head reads"),
         _Parameter("normalise_evidence", True, None, "batch-normalise levels before the head"),
         _Parameter(

@@ -6,13 +6,14 @@ to class scores, evidence maps and novelty. It never trains, thresholds or resiz
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from defectcam.backbones import Backbone, fold_batch_norm
+from defectcam.backbones import Backbone, cut_stage, fold_batch_norm
 from defectcam.heads import EvidenceHead
 from defectcam.novelty import Codebook, describe_patches
 from defectcam.precision import mixed_precision
@@ -87,8 +88,9 @@ class DefectCAMNetwork(nn.Module):
         Feature stages; the network takes them over.
     head_options : dict
         Arguments of `EvidenceHead` except the channels.
-    trainable_stages : int
-        How many of the last stages train; 0 freezes all of them.
+    trainable_stages : float
+        How many of the last stages train; 0 freezes all of them. Of the first stage of a number
+        that is not whole, the last layers train: of 1.5, the later half of the last but one.
     evidence_stages : int
         How many of the last stages the evidence head reads.
     novelty_strides : sequence of int
@@ -101,7 +103,7 @@ class DefectCAMNetwork(nn.Module):
         backbone: Backbone,
         *,
         head_options: dict[str, object],
-        trainable_stages: int,
+        trainable_stages: float,
         evidence_stages: int,
         novelty_strides: Sequence[int] = (),
     ) -> None:
@@ -109,13 +111,22 @@ class DefectCAMNetwork(nn.Module):
         n_stages = len(backbone.stages)
         _check_stages("trainable_stages", trainable_stages, 0, n_stages)
         _check_stages("evidence_stages", evidence_stages, 1, n_stages)
+        self.trainable_stages = trainable_stages
+        n_trained = math.ceil(trainable_stages)
+        n_frozen = n_stages - n_trained
+        levels = list(range(n_stages))
+        if n_trained != trainable_stages:
+            whole = len(backbone.stages)
+            backbone = cut_stage(backbone, n_frozen, n_trained - trainable_stages)
+            n_cut = len(backbone.stages) - whole  # 0 where the stage is a single block
+            levels = [level + n_cut * (level >= n_frozen) for level in levels]
+            n_frozen += n_cut
         stages = [cast(nn.Sequential, stage) for stage in backbone.stages]
-        n_frozen = n_stages - trainable_stages
         self.trunk = nn.ModuleList(fold_batch_norm(stage) for stage in stages[:n_frozen])
         # A tail that opens with a pooling would make the cache hold what it then throws away.
         self.entry, tail = _split_entry(stages[n_frozen:])
         self.tail = nn.ModuleList(tail)
-        self.evidence_levels = list(range(n_stages - evidence_stages, n_stages))
+        self.evidence_levels = levels[n_stages - evidence_stages :]
         self.novelty_levels = _levels_of_strides(backbone.strides[:n_frozen], novelty_strides)
         self.head = EvidenceHead(
             [backbone.channels[i] for i in self.evidence_levels],
@@ -124,6 +135,13 @@ class DefectCAMNetwork(nn.Module):
         entry_channels = [backbone.channels[n_frozen - 1] if n_frozen else 3]
         self._student_channels = entry_channels if trainable_stages else []
         self._student_channels += [backbone.channels[i] for i in self.evidence_levels]
+        self._patch_channels = sum(backbone.channels[i] for i in self.novelty_levels)
+        #: Whether students read patches too: where these are finer than all else that they read.
+        self.students_read_patches = bool(
+            trainable_stages
+            and self.novelty_levels
+            and backbone.strides[max(self.novelty_levels)] < backbone.strides[n_frozen - 1]
+        )
         self.codebook: Codebook | None = None
         self.students = nn.ModuleList()
         self.dtype = torch.float32
@@ -231,25 +249,40 @@ class DefectCAMNetwork(nn.Module):
         students = None
         if self.students:
             heads = cast("Sequence[StudentHead]", self.students)
-            students = draw(heads, self.student_features(features.deep, level_features))
+            read = self.student_features(features.deep, level_features, features.patches)
+            students = draw(heads, read)
         output = NetworkOutput(self.head.logits(levels.sum(1), novelty), levels, novelty, students)
         return Description(output, level_features, features.patches)
 
     def student_features(
-        self, deep: Sequence[Tensor], level_features: Sequence[Tensor]
+        self, deep: Sequence[Tensor], level_features: Sequence[Tensor], patches: Tensor | None
     ) -> list[Tensor]:
-        """Pick what students read: what the tail starts from, and the evidence levels."""
-        return [*deep[-1:], *level_features] if self.tail else list(level_features)
+        """Pick what students read: what the tail starts from, and the evidence levels.
+
+        Before them come the patches, where these are finer.
+        """
+        if not self.tail:
+            return list(level_features)
+        features = [*deep[-1:], *level_features]
+        if self.students_read_patches and patches is not None:
+            features.insert(0, patches)
+        return features
 
     @property
     def student_depths(self) -> range:
         """How many of these features each student reads: up to one evidence level or the next."""
-        n_features = len(self._student_channels)
+        n_features = len(self.student_channels)
         return range(n_features - len(self.evidence_levels) + 1, n_features + 1)
+
+    @property
+    def student_channels(self) -> list[int]:
+        """Channels of what students read, in order."""
+        patches = [self._patch_channels] if self.students_read_patches else []
+        return patches + self._student_channels
 
     def add_untrained_students(self) -> None:
         """Add a student per evidence level, whose weights another network has."""
-        heads = [StudentHead(self._student_channels[:depth]) for depth in self.student_depths]
+        heads = [StudentHead(self.student_channels[:depth]) for depth in self.student_depths]
         self.students = nn.ModuleList(heads).to(self.head.bias.device)
 
     def novelty(self, patches: Tensor | None) -> Tensor | None:
@@ -275,7 +308,7 @@ def _depthwise_kernels(tail: nn.Module) -> Iterator[Tensor]:
             yield layer.weight
 
 
-def _check_stages(name: str, value: int, low: int, high: int) -> None:
+def _check_stages(name: str, value: float, low: int, high: int) -> None:
     if not low <= value <= high:
         raise ValueError(
             f"{name}={value!r}: this backbone has {high} stages, expected a number from {low} "

@@ -266,7 +266,7 @@ def _network_parameters(clf: DefectCAMClassifier) -> dict[str, Any]:
     network = clf.network_
     return {
         "backbone": clf.backbone,
-        "trainable_stages": len(network.tail),
+        "trainable_stages": network.trainable_stages,
         "evidence_stages": len(network.evidence_levels),
         "normalise_evidence": isinstance(network.head.norms[0], nn.BatchNorm2d),
         "precision": str(network.dtype).removeprefix("torch."),
@@ -483,6 +483,11 @@ def _make_network(
         device = next(network.parameters()).device
         network.codebook = Codebook(n_channels, n_centres).to(device)
     if any(name.startswith("students.") for name in state):
+        # Files of models that train whole stages are older than students that read patches.
+        n_read = state["students.0.weight"].shape[0]
+        network.students_read_patches &= n_read == sum(
+            network.student_channels[: network.student_depths[0]]
+        )
         network.add_untrained_students()
     return network
 

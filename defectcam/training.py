@@ -533,7 +533,9 @@ def add_codebook(
     seed: int,
     starts: Sequence[Codebook] = (),
 ) -> tuple[Tensor, list[Codebook]]:
-    """Give the network its codebook and the cache its novelty maps; forget the cached patches.
+    """Give the network its codebook and the cache its novelty maps.
+
+    The cached patches are forgotten, unless students will read them.
 
     A codebook that the network has is updated, and so are those in ``starts``, one per fold.
 
@@ -557,7 +559,8 @@ def add_codebook(
         if len(held_out_rows):
             maps[torch.as_tensor(held_out_rows)] = novelty_of_cached(codebook, cache, held_out_rows)
         codebooks.append(codebook)
-    cache.patches = None
+    if not network.students_read_patches:
+        cache.patches = None
     return maps, codebooks
 
 
@@ -597,7 +600,8 @@ def student_features_of(
 @torch.inference_mode()
 def _student_features(network: DefectCAMNetwork, cache: FeatureCache, rows: Tensor) -> list[Tensor]:
     deep = cache.batch(rows, torch.zeros_like(rows))
-    return network.student_features(deep, network.level_features(deep))
+    patches = cache.patches_batch(rows) if network.students_read_patches else None
+    return network.student_features(deep, network.level_features(deep), patches)
 
 
 def update_batch_norm(

@@ -19,6 +19,7 @@ from defectcam.backbones import (
     Backbone,
     WeightsNotFoundError,
     create_backbone,
+    cut_stage,
     fold_batch_norm,
 )
 
@@ -449,3 +450,45 @@ def test_a_chain_that_does_not_run_in_order_of_definition_is_left_as_it_is() -> 
 
     chain = nn.Sequential(Reversed(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)))
     assert fold_batch_norm(chain) is chain
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "vgg11_bn", "regnet_y_400mf"])
+def test_a_cut_stage_computes_what_the_whole_one_does(name, share):
+    backbone = create_backbone(name, weights=None).eval()
+    index = len(backbone.stages) - 2
+    cut = cut_stage(backbone, index, share).eval()
+    assert len(cut.stages) == len(backbone.stages) + 1
+    x = random_image()
+    with torch.no_grad():
+        whole, parts = backbone(x), cut(x)
+        kept = [level.clone() for level in parts]
+        cut.stages[index + 1](parts[index])
+    assert torch.equal(parts[index], kept[index])  # the second part leaves its input alone
+    del parts[index]
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    assert cut.channels[index] == kept[index].shape[1]
+    assert [x.shape[3] // level.shape[3] for level in kept] == list(cut.strides)
+    assert cut.strides[index] == cut.strides[index + 1]
+
+
+def test_a_stage_is_cut_between_blocks():
+    convolutions = [nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 5, 1), nn.Conv2d(5, 6, 1)]
+    layers = [
+        layer
+        for convolution in convolutions
+        for layer in (convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU())
+    ]
+    backbone = Backbone(
+        [nn.Sequential(nn.Sequential(*layers[:4]), *layers[4:])],
+        strides=(2,),
+        channels=(6,),
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        name="three blocks",
+    )
+    for share, n_first in ((0.2, 1), (0.5, 2), (1.0, 2)):
+        cut = cut_stage(backbone, 0, share)
+        assert [len(stage) for stage in cut.stages] == [3 * n_first, 9 - 3 * n_first]
+        assert cut.channels == (3 + n_first, 6)
+    assert cut_stage(backbone, 0, 0.1) is backbone

@@ -19,7 +19,7 @@ def pixels(n: int = 2, size: tuple[int, int] = (64, 96)) -> Tensor:
 
 
 def network(
-    backbone: str = "test_efficientnet", trainable: int = 2, evidence: int = 2, **options: Any
+    backbone: str = "test_efficientnet", trainable: float = 2, evidence: int = 2, **options: Any
 ) -> DefectCAMNetwork:
     head_options: dict[str, object] = {"n_classes": 2, "pooling": "average", **options}
     strides = head_options.pop("novelty_strides", ())
@@ -213,3 +213,41 @@ def test_a_stage_without_children_can_be_the_first_trained_one():
         backbone, head_options={"n_classes": 2}, trainable_stages=1, evidence_stages=1
     ).eval()
     assert net.infer(pixels()).evidence.shape == (2, 2, 16, 24)
+
+
+def half_trained(**options: Any) -> DefectCAMNetwork:
+    """A tail of one and a half stages."""
+    return network("resnet18", trainable=1.5, novelty_strides=(4, 8), **options)
+
+
+def test_of_a_stage_that_trains_in_part_the_first_blocks_are_frozen():
+    whole, half = network("resnet18", trainable=2), half_trained()
+    assert (len(whole.trunk), len(half.trunk)) == (3, 4)
+    assert (len(whole.tail), len(half.tail)) == (2, 2)
+    n_trained = [sum(p.numel() for p in net.tail.parameters()) for net in (whole, half)]
+    assert 0 < n_trained[1] < n_trained[0]
+    assert half.trainable_stages == 1.5
+    features = half.eval().trunk_features(pixels())
+    assert features.deep[-1].shape == (2, 256, 4, 6)
+    output = half.infer(pixels())
+    assert torch.equal(half.level_evidence(features.deep), output.levels)
+
+
+@pytest.mark.parametrize("evidence", [1, 2, 3, 4])
+def test_evidence_stages_are_whole_stages_where_one_trains_in_part(evidence):
+    net = half_trained(evidence=evidence).eval()
+    channels = [64, 128, 256, 512][-evidence:]
+    assert [norm.num_features for norm in net.evidence_layers] == channels
+    assert net.has_frozen_evidence == (evidence > 2)
+
+
+def test_students_read_patches_where_these_are_finer_than_the_tails_input():
+    net = half_trained().eval()
+    assert net.students_read_patches
+    assert net.student_channels == [64 + 128, 256, 256, 512]
+    assert list(net.student_depths) == [3, 4]
+    net.add_untrained_students()
+    assert net.infer(pixels()).students.shape == (2, 2, 8, 12)
+    whole = network("resnet18", trainable=2, novelty_strides=(4, 8))
+    assert not whole.students_read_patches  # the tail's input is as fine
+    assert whole.student_channels == [128, 256, 512]

@@ -36,7 +36,7 @@ WRONG: dict[str, list[Any]] = {
     ],
     "resize": [None, "crop"],
     "normalisation": ["none"],
-    "trainable_stages": [-1, 1.0, True],
+    "trainable_stages": [-1, "2", True],
     "evidence_stages": [0, 2.5, True],
     "normalise_evidence": ["yes", 1, None],
     "novelty_strides": [4, "4"],
