@@ -39,7 +39,7 @@ from defectcam.novelty import Codebook
 from defectcam.preprocess import Preprocess
 from defectcam.tile_model import TileModel
 
-__all__ = ["SCHEMA_VERSION", "ModelFileError", "load", "read_metadata", "save"]
+__all__ = ["SCHEMA_VERSION", "ModelFileError", "load", "read_digest", "read_metadata", "save"]
 
 #: Version of the layout; it grows when older releases could not read, or would misread, a file.
 SCHEMA_VERSION = 1
@@ -184,6 +184,34 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     with _opened(path) as file:
         return _description_of(path, file)
+
+
+def read_digest(path: str | os.PathLike[str]) -> str:
+    """Read what tells a file's classifier from any other.
+
+    Parameters
+    ----------
+    path : str or PathLike
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits, the same for each file that one classifier is saved to, although
+        their bytes may be in another order. Of a file of 0.1.0, a hash of its bytes.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ModelFileError
+        If the file is damaged, not a classifier, or written by a later release.
+    """
+    with _opened(path) as file:
+        _description_of(path, file)
+        digest = file.metadata().get(_DIGEST)
+    if digest is None:
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+    return str(digest)
 
 
 # --- Writing ----------------------------------------------------------------------------------
