@@ -32,6 +32,7 @@ from defectcam.backbones import count_parameters
 from defectcam.calibration import DefectProbability, HeatModel
 from defectcam.classifier import DefectCAMClassifier, _resolve_device
 from defectcam.files import write_atomically
+from defectcam.fingerprint import Fingerprint
 from defectcam.labels import Classes
 from defectcam.model_schema import MAX_HEADER, check_description, parse_json
 from defectcam.network import DefectCAMNetwork
@@ -245,7 +246,7 @@ def _digest(description: str, tensors: dict[str, Tensor]) -> str:
 
 def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
     """All but the tensors, as JSON."""
-    preprocess, classes = clf._preprocess, clf._classes
+    preprocess, classes, data = clf._preprocess, clf._classes, clf.training_data_
     return {
         "format": _KEY,
         "schema_version": SCHEMA_VERSION,
@@ -271,6 +272,7 @@ def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
         "familiarity_limit": clf._familiarity_limit,
         "tile_model": _encode(clf._tile_model, "the model of tiles"),
         "n_images_seen": clf.n_images_seen_,
+        "training_data": data and data._asdict(),
         "history": {name: _encode(column, name) for name, column in clf.history_.items()},
     }
 
@@ -439,6 +441,8 @@ def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -
     clf._drift_codebooks = _restore_drift_codebooks(tensors, next(network.parameters()).device)
     # Files of 0.1.0 lack it, when there was no other call than one `fit`.
     clf.n_images_seen_ = int(description.get("n_images_seen", len(clf.held_out_probability_)))
+    data = description.get("training_data")
+    clf.training_data_ = None if data is None else Fingerprint(data["digest"], data["labels"])
     clf.weights_source_ = description["weights_source"]
     clf.threshold_ = float(description["threshold"])
     clf.history_ = {name: _decode(Any, value) for name, value in description["history"].items()}

@@ -409,6 +409,8 @@ def _model_rows(clf: Any) -> Rows:
         "precision": "Precision",
         "classes": "Classes",
         "n_training_images": "Training images",
+        "training_labels": "of these",
+        "training_data": "Fingerprint of these",
         "epochs": "Epochs, all folds",
         "heatmap": "Heatmap",
         "threshold": "Decision threshold",
@@ -418,6 +420,10 @@ def _model_rows(clf: Any) -> Rows:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count:,} {label}" for label, count in value.items()) or "-"
+    if value is None:
+        return "-"
     if isinstance(value, (list, tuple)):
         return (" × " if all(isinstance(v, int) for v in value) else ", ").join(map(str, value))
     if isinstance(value, float):
