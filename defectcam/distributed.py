@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,15 +204,34 @@ class Localizer:
         pyarrow.Table
             A row per image, in order.
         """
-        names = [str(name) for name in batch["image"]]
-        if "bytes" not in batch:
-            return arrow_table(self.rows(names, names))
+        return arrow_table(self.rows_of(batch["image"], batch.get("bytes")))
+
+    def rows_of(
+        self, images: Iterable[Any], files: Iterable[bytes] | None = None
+    ) -> list[dict[str, Any]]:
+        """Localise files, or what they hold.
+
+        Parameters
+        ----------
+        images : iterable of str
+            Paths, or names where there are `files`.
+        files : iterable of bytes, optional
+            The content of each.
+
+        Returns
+        -------
+        list of dict
+            A row per image, in order.
+        """
+        names = [str(image) for image in images]
+        if files is None:
+            return self.rows(names, names)
         # As files, images are decoded as they are everywhere else, large JPEG files in part.
         with tempfile.TemporaryDirectory(prefix="defectcam-") as folder:
-            paths = [os.path.join(folder, f"{i}") for i in range(len(names))]
-            for path, data in zip(paths, batch["bytes"], strict=True):
-                Path(path).write_bytes(data)
-            return arrow_table(self.rows(names, paths))
+            paths = [os.path.join(folder, str(number)) for number in range(len(names))]
+            for path, content in zip(paths, files, strict=True):
+                Path(path).write_bytes(content)
+            return self.rows(names, paths)
 
     def rows(self, names: Sequence[str], paths: Sequence[str]) -> list[dict[str, Any]]:
         """Localise files; make a row of each under its name, in order.

@@ -48,6 +48,7 @@ from defectcam.results import Localization
 from defectcam.sources import is_path
 
 __all__ = [
+    "COLUMNS",
     "FORMATS",
     "SCHEMA_VERSION",
     "arrow_table",
@@ -264,6 +265,9 @@ _TYPES = {
     "overlay": "string",
     "schema_version": "int32",
 }
+
+#: Names of the columns, in order.
+COLUMNS = tuple(_TYPES)
 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
