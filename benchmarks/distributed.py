@@ -4,11 +4,12 @@
 
 Trains quickly on generated parts (or takes --model) and localises JPEG files of them, in turn by a
 plain loop in this process with one thread, by one worker and by two; --repeats times. Given are the
-medians, of the time that passes and of the processors' time, which other programs hardly change;
-for Ray, the latter is that of all its processes. Both are taken from the first part on disk to the
-last: what is before, the start of the workers, is paid once and given by itself. Then a worker is
-killed by SIGKILL in the middle, and the rows in the Parquet files are compared with the plain
-loop's. One image in fifty is cut off.
+medians, of the time that passes and of the processors' time, which other programs hardly change:
+that of the workers per image, and that of all other processes of Ray and of this program as a share
+of one processor, which they take whether much is done or little. They are taken from the first part
+on disk to the last but one: what is before, the start of the workers, is paid once and given by
+itself. Then a worker is killed by SIGKILL, and the rows in the Parquet files are compared with the
+plain loop's. One image in fifty is cut off.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def one_by_one(clf: DefectCAMClassifier, path: str) -> dict[str, Any]:
 
 
 class Clock:
-    """Times a call from its first part on disk to its last; `start` is when the first was there."""
+    """Times a call from its first part on disk, at `start`, to the last but one."""
 
     def __init__(self, output: Path, n_parts: int) -> None:
         self._output, self._n_parts = output, n_parts
@@ -98,30 +99,32 @@ class Clock:
 
     def _watch(self) -> None:
         self._first = self._at(1)
-        self._last = self._at(self._n_parts)
+        self._last = self._at(self._n_parts - 1)  # at the last one, workers may just have ended
 
-    def _at(self, n_parts: int) -> tuple[int, float, float]:
+    def _at(self, n_parts: int) -> tuple[float, ...]:
         while (there := len(list(self._output.glob("part-*")))) < n_parts:
             time.sleep(0.02)
-        return there, time.perf_counter(), processor_seconds()
+        of_workers = processor_seconds(workers())
+        others = time.process_time() + processor_seconds(descendants()) - of_workers
+        return there, time.perf_counter(), of_workers, others
 
-    def per_part(self) -> tuple[float, float]:
-        """Return seconds that passed and seconds of processors."""
+    def per_part(self) -> tuple[float, float, float]:
+        """Return seconds that passed, processor seconds of workers, and of all else."""
         self._thread.join()
-        n_parts = self._last[0] - self._first[0]
-        wall, processor = (self._last[i] - self._first[i] for i in (1, 2))
-        return wall / n_parts, processor / n_parts
+        n_parts, *seconds = (b - a for a, b in zip(self._first, self._last, strict=True))
+        wall, of_workers, others = (value / n_parts for value in seconds)
+        return wall, of_workers, others
 
     @property
     def start(self) -> float:
         return self._first[1]
 
 
-def processor_seconds() -> float:
-    """Sum up what this program and the processes that it has started have used."""
-    return time.process_time() + sum(
+def processor_seconds(processes: Iterable[int]) -> float:
+    """Sum up what these have used."""
+    return sum(
         sum(map(int, line.rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
-        for process in descendants()
+        for process in processes
         if (line := text_of(process, "stat"))
     )
 
@@ -131,7 +134,8 @@ def measure(args: argparse.Namespace, folder: Path, model: Path) -> dict[str, An
     clf = load(model, device="cpu").set_params(n_jobs=1)
     plain_loop(clf, paths[: 2 * clf.batch_size], folder / "plain.parquet")  # to warm up
     names = ["plain", *map(str, args.workers)]
-    walls, processors, start = {n: [] for n in names}, {n: [] for n in names}, []
+    walls, processors = {n: [] for n in names}, {n: [] for n in names}
+    start, others = [], []
     for repeat in range(args.repeats):
         began = time.perf_counter(), time.process_time()
         rows = plain_loop(clf, paths, folder / "plain.parquet")
@@ -144,9 +148,10 @@ def measure(args: argparse.Namespace, folder: Path, model: Path) -> dict[str, An
             distributed.localize(
                 paths, model, output=output, part_size=args.part_size, n_workers=n_workers
             )
-            wall, processor = clock.per_part()
+            wall, of_workers, of_others = clock.per_part()
             walls[str(n_workers)].append(wall / args.part_size)
-            processors[str(n_workers)].append(processor / args.part_size)
+            processors[str(n_workers)].append(of_workers / args.part_size)
+            others.append(of_others / wall)
             start.append(clock.start - called - args.part_size * walls["plain"][-1])
     return {
         "machine": {"processors": os.cpu_count(), "python": platform.python_version()},
@@ -161,6 +166,7 @@ def measure(args: argparse.Namespace, folder: Path, model: Path) -> dict[str, An
         "processor_ms_per_image": {
             name: 1000 * statistics.median(processors[name]) for name in names
         },
+        "others_share_of_a_processor": statistics.median(others),
         "kill": kill(args, paths, model, folder / "killed", rows),
     }
 
@@ -244,7 +250,9 @@ def print_tables(figures: dict[str, Any]) -> None:
         ratio = processor[name] / processor["plain"]
         cells = (f"{ms:.1f}", f"{processor[name]:.1f}", f"{ratio:.2f}", f"{1000 / ms:.1f}")
         print_line(titles.get(name, f"{name} workers"), *cells)
-    print(f"\nstart of the workers: {figures['start_seconds']:.1f} s")
+    share = figures["others_share_of_a_processor"]
+    print(f"\nall other processes: {share:.2f} of a processor")
+    print(f"start of the workers: {figures['start_seconds']:.1f} s")
     print(
         f"bytes per image: {figures['bytes_per_image']:.0f} in, "
         f"{figures['parquet_bytes_per_image']:.0f} out"
