@@ -66,6 +66,7 @@ from defectcam.exceptions import warn_caller
 from defectcam.explorer import Explorer, explore
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.feature_store import FeatureStore, StoredImage, fingerprint, folder_of_memory
+from defectcam.fingerprint import Fingerprint, fingerprint_of
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
 from defectcam.images import (
@@ -355,6 +356,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Height and width in pixels of the tiles that images are seen in.
     n_images_seen_ : int
         Images that were learned from, in all calls of `partial_fit` together.
+    training_data_ : Fingerprint or None
+        Of those images and their labels, see `defectcam.fingerprint`. None where a release that
+        made none has saved the model.
     held_out_probability_ : ndarray of shape (n_images,)
         Probability of a defect for each training image of the last call of `fit` or `partial_fit`,
         from a tail that did not see it.
@@ -454,6 +458,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     network_: DefectCAMNetwork
     good_label_: Any
     n_images_seen_: int
+    training_data_: Fingerprint | None = None  # pickles of earlier releases have none
     held_out_probability_: NDArray[np.float64]
     suspects_: NDArray[np.int64]
     drift_reference_: NDArray[np.float32]
@@ -766,6 +771,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             with self._feature_cache(len(targets), views, network) as cache:
                 thumbnails = self._fill(cache, network, preprocess, sources.items, weighed.rows)
                 if images is None:
+                    data = self._fingerprint(sources.items, labels, weighed.rows)
                     pairs = duplicate_pairs(thumbnails)
                     warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
                     groups = duplicate_groups(pairs, len(targets))
@@ -804,8 +810,16 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.held_out_probability_ = weighed.per_given(self.held_out_probability_)
         self.suspects_ = weighed.given(self.suspects_)
         if images is None:
+            self.training_data_ = data
             train_ends(self.callbacks, self)
         return self
+
+    def _fingerprint(
+        self, items: Sequence[Any], labels: NDArray[Any], rows: NDArray[np.intp]
+    ) -> Fingerprint:
+        """Make the fingerprint of the images that are fitted, each counted once."""
+        used, first = np.unique(rows, return_index=True)
+        return fingerprint_of([items[row] for row in used], labels[first].tolist(), self.n_jobs)
 
     def _check_parameters(self) -> None:
         """Refuse early what scikit-learn's constraints cannot tell."""
@@ -1609,7 +1623,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             Ready for JSON.
         """
         check_is_fitted(self)
-        parameters = list(self.network_.parameters())
+        parameters, data = list(self.network_.parameters()), self.training_data_
         return {
             "defectcam": defectcam.__version__,
             "torch": torch.__version__,
@@ -1625,6 +1639,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "good_label": plain_label(self.good_label_),
             "tile": None if self.tile_ is None else list(self.tile_),
             "n_training_images": self.n_images_seen_,
+            "training_labels": {} if data is None else dict(data.labels),
+            "training_data": None if data is None else data.digest,
             "epochs": len(self.history_["epoch"]),
             "threshold": self.threshold_,
             "box_threshold": float(self.box_threshold),

@@ -29,6 +29,7 @@ MAX_LABEL_CHARACTERS = 2**22
 #: What a file may not set: code, and folders of the machine that reads it.
 NOT_IN_FILES = ("callbacks", "memory")
 
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 _LABEL_DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|U(\d{1,7}))")
 
 
@@ -181,6 +182,16 @@ def _is_optional_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
+def _is_fingerprint(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict) or set(value) != {"digest", "labels"}:
+        return False
+    digest, labels = value["digest"], value["labels"]
+    is_digest = isinstance(digest, str) and _DIGEST.fullmatch(digest) is not None
+    return is_digest and isinstance(labels, dict) and all(map(_is_count, labels.values()))
+
+
 def _short(value: Any) -> str:
     return f"{value!r:.60}"
 
@@ -208,6 +219,7 @@ _RULES = (
     _Rule("heat_model", "an object", _is_object),
     _Rule("familiarity_limit", "a number or null", _is_optional_number, is_optional=True),
     _Rule("n_images_seen", "a whole number", _is_count, is_optional=True),
+    _Rule("training_data", "a fingerprint or null", _is_fingerprint, is_optional=True),
     _Rule("history", "an object of lists", _is_table),
 )
 

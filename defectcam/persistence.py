@@ -32,6 +32,7 @@ from defectcam.backbones import count_parameters
 from defectcam.calibration import DefectProbability, HeatModel
 from defectcam.classifier import DefectCAMClassifier, _resolve_device
 from defectcam.files import write_atomically
+from defectcam.fingerprint import Fingerprint
 from defectcam.labels import Classes
 from defectcam.model_schema import MAX_HEADER, check_description, parse_json
 from defectcam.network import DefectCAMNetwork
@@ -39,7 +40,7 @@ from defectcam.novelty import Codebook
 from defectcam.preprocess import Preprocess
 from defectcam.tile_model import TileModel
 
-__all__ = ["SCHEMA_VERSION", "ModelFileError", "load", "read_metadata", "save"]
+__all__ = ["SCHEMA_VERSION", "ModelFileError", "load", "read_digest", "read_metadata", "save"]
 
 #: Version of the layout; it grows when older releases could not read, or would misread, a file.
 SCHEMA_VERSION = 1
@@ -186,6 +187,34 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _description_of(path, file)
 
 
+def read_digest(path: str | os.PathLike[str]) -> str:
+    """Read what tells a file's classifier from any other.
+
+    Parameters
+    ----------
+    path : str or PathLike
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits, the same for each file that one classifier is saved to, although
+        their bytes may be in another order. Of a file of 0.1.0, a hash of its bytes.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ModelFileError
+        If the file is damaged, not a classifier, or written by a later release.
+    """
+    with _opened(path) as file:
+        _description_of(path, file)
+        digest = file.metadata().get(_DIGEST)
+    if digest is None:
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+    return str(digest)
+
+
 # --- Writing ----------------------------------------------------------------------------------
 
 
@@ -217,7 +246,7 @@ def _digest(description: str, tensors: dict[str, Tensor]) -> str:
 
 def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
     """All but the tensors, as JSON."""
-    preprocess, classes = clf._preprocess, clf._classes
+    preprocess, classes, data = clf._preprocess, clf._classes, clf.training_data_
     return {
         "format": _KEY,
         "schema_version": SCHEMA_VERSION,
@@ -243,6 +272,7 @@ def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
         "familiarity_limit": clf._familiarity_limit,
         "tile_model": _encode(clf._tile_model, "the model of tiles"),
         "n_images_seen": clf.n_images_seen_,
+        "training_data": data and data._asdict(),
         "history": {name: _encode(column, name) for name, column in clf.history_.items()},
     }
 
@@ -411,6 +441,8 @@ def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -
     clf._drift_codebooks = _restore_drift_codebooks(tensors, next(network.parameters()).device)
     # Files of 0.1.0 lack it, when there was no other call than one `fit`.
     clf.n_images_seen_ = int(description.get("n_images_seen", len(clf.held_out_probability_)))
+    data = description.get("training_data")
+    clf.training_data_ = None if data is None else Fingerprint(data["digest"], data["labels"])
     clf.weights_source_ = description["weights_source"]
     clf.threshold_ = float(description["threshold"])
     clf.history_ = {name: _decode(Any, value) for name, value in description["history"].items()}

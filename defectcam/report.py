@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -42,7 +42,7 @@ from defectcam.report_images import Album, box_stops, map_scale
 from defectcam.results import Localization
 from defectcam.sources import as_sources, is_path, paths_of
 
-__all__ = ["write_report"]
+__all__ = ["Report", "make_report", "write_report"]
 
 _SCRIPTS = ("charts.js", "viewer.js", "report.js")
 _N_BINS = 10  # of the calibration plot, as in `expected_calibration_error`
@@ -115,6 +115,54 @@ def write_report(
     """
     check_is_fitted(clf)
     target = _checked_target(path, overwrite)
+    report = make_report(clf, X, y, masks, good_label=good_label, title=title, model=model)
+    # Names that are no valid text may come from the file system; they must not stop a report.
+    write_atomically(target, report.page.encode("utf-8", "backslashreplace"))
+    return target
+
+
+class Report(NamedTuple):
+    """A report that is not written yet.
+
+    Attributes
+    ----------
+    page : str
+        HTML.
+    evaluation : Evaluation or None
+        The figures in it; None without labels.
+    """
+
+    page: str
+    evaluation: Evaluation | None
+
+
+def make_report(
+    clf: Any,
+    X: Any,
+    y: ArrayLike | None = None,
+    masks: Any = None,
+    *,
+    good_label: Any = None,
+    title: str | None = None,
+    model: str | os.PathLike[str] = "part.safetensors",
+) -> Report:
+    """Judge images once, and make both the page and the figures of it.
+
+    Parameters
+    ----------
+    clf, X, y, masks, good_label, title, model
+        As for `write_report`.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ImageReadError, ValueError
+        As `write_report`.
+    """
+    check_is_fitted(clf)
     if _has_labels(clf, X, y, good_label):
         content = _labelled(clf, X, y, masks, good_label)
     elif masks is not None:
@@ -123,9 +171,7 @@ def write_report(
         content = _unlabelled(clf, X)
     named = f"Report: {Path(X).resolve().name}" if is_path(X) else "Defect report"
     page = _render(clf, content, named if title is None else title, os.fspath(model))
-    # Names that are no valid text may come from the file system; they must not stop a report.
-    write_atomically(target, page.encode("utf-8", "backslashreplace"))
-    return target
+    return Report(page, content.evaluation)
 
 
 @dataclass
@@ -409,6 +455,8 @@ def _model_rows(clf: Any) -> Rows:
         "precision": "Precision",
         "classes": "Classes",
         "n_training_images": "Training images",
+        "training_labels": "of these",
+        "training_data": "Fingerprint of these",
         "epochs": "Epochs, all folds",
         "heatmap": "Heatmap",
         "threshold": "Decision threshold",
@@ -418,6 +466,10 @@ def _model_rows(clf: Any) -> Rows:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count:,} {label}" for label, count in value.items()) or "-"
+    if value is None:
+        return "-"
     if isinstance(value, (list, tuple)):
         return (" × " if all(isinstance(v, int) for v in value) else ", ").join(map(str, value))
     if isinstance(value, float):

@@ -25,6 +25,9 @@ column                  type      meaning
 ``schema_version``      integer   `SCHEMA_VERSION`
 ======================  ========  ==============================================================
 
+Where the images come from many places, in `defectcam.distributed`, there is one column more,
+``error``: why the image could not be read, which leaves all others but ``image`` empty.
+
 Columns may be added without a new version; one that goes or changes its meaning makes a new one.
 In CSV, lists are JSON in one cell, and a cell of text that a spreadsheet would take for a formula
 begins with an apostrophe.
@@ -44,7 +47,17 @@ from defectcam.files import write_atomically
 from defectcam.results import Localization
 from defectcam.sources import is_path
 
-__all__ = ["FORMATS", "SCHEMA_VERSION", "encode_rows", "format_of", "result_row", "write_results"]
+__all__ = [
+    "COLUMNS",
+    "FORMATS",
+    "SCHEMA_VERSION",
+    "arrow_table",
+    "encode_rows",
+    "error_row",
+    "format_of",
+    "result_row",
+    "write_results",
+]
 
 SCHEMA_VERSION = 1
 FORMATS = ("csv", "jsonl", "parquet")
@@ -90,6 +103,27 @@ def result_row(
         "box_scores": found.box_scores.tolist(),
         "box_labels": [_text(str(label)) for label in found.box_labels],
         "overlay": None if overlay is None else _text(overlay),
+        "schema_version": SCHEMA_VERSION,
+    }
+
+
+def error_row(error: str, image: Any) -> dict[str, Any]:
+    """Put the complaint about an image that cannot be read into a row.
+
+    Parameters
+    ----------
+    error : str
+        What it says.
+    image : path
+
+    Returns
+    -------
+    dict
+        ``image``, ``error`` and ``schema_version``.
+    """
+    return {
+        "image": _text(os.fspath(image)),
+        "error": _text(error),
         "schema_version": SCHEMA_VERSION,
     }
 
@@ -176,6 +210,44 @@ def encode_rows(rows: Sequence[dict[str, Any]], format: str) -> bytes:
     raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
 
 
+def arrow_table(rows: Sequence[dict[str, Any]]) -> Any:
+    """Put rows into a table of Apache Arrow, what Parquet is made of.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        As `result_row` makes them; all of them with ``error`` besides, or none.
+
+    Returns
+    -------
+    pyarrow.Table
+
+    Raises
+    ------
+    ImportError
+        If pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise ImportError(
+            "Parquet needs the package pyarrow: pip install 'defectcam[parquet]', or take another "
+            "format."
+        ) from error
+    lists = {
+        "boxes": pa.list_(pa.list_(pa.int32(), 4)),
+        "float64s": pa.list_(pa.float64()),
+        "strings": pa.list_(pa.string()),
+    }
+    types = dict(_TYPES, error="string") if any("error" in row for row in rows) else _TYPES
+    fields = [
+        (name, lists[kind] if kind in lists else pa.type_for_alias(kind))
+        for name, kind in types.items()
+    ]
+    metadata = {"defectcam.schema_version": str(SCHEMA_VERSION)}
+    return pa.Table.from_pylist(list(rows), schema=pa.schema(fields, metadata=metadata))
+
+
 _TYPES = {
     "image": "string",
     "label": "string",
@@ -193,6 +265,9 @@ _TYPES = {
     "overlay": "string",
     "schema_version": "int32",
 }
+
+#: Names of the columns, in order.
+COLUMNS = tuple(_TYPES)
 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -212,25 +287,9 @@ def _cell(value: Any) -> Any:
 
 
 def _as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ImportError(
-            "Parquet needs the package pyarrow: pip install 'defectcam[parquet]', or take another "
-            "format."
-        ) from error
-    lists = {
-        "boxes": pa.list_(pa.list_(pa.int32(), 4)),
-        "float64s": pa.list_(pa.float64()),
-        "strings": pa.list_(pa.string()),
-    }
-    fields = [
-        (name, lists[kind] if kind in lists else pa.type_for_alias(kind))
-        for name, kind in _TYPES.items()
-    ]
-    metadata = {"defectcam.schema_version": str(SCHEMA_VERSION)}
-    table = pa.Table.from_pylist(list(rows), schema=pa.schema(fields, metadata=metadata))
+    table = arrow_table(rows)
+    import pyarrow.parquet as pq
+
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()

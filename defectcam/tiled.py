@@ -331,6 +331,7 @@ def fit_on_tiles(
     (trained, folds) = kept[0]
     rows = weigh_rows(weights, len(chosen)).rows
     _calibrate(clf, images, tile, trained, [image_of[rows[held_out]] for _, held_out in folds])
+    clf.training_data_ = clf._fingerprint(images.items, images.labels[images.used], images.used)
     train_ends(clf.callbacks, clf)
     return clf
 

@@ -78,12 +78,15 @@ def learn_more(
     seed = int(check_random_state(clf.random_state).randint(np.iinfo(np.int32).max))
     seed = (seed + clf.n_images_seen_) % np.iinfo(np.int32).max  # another one each day
     train_begins(clf.callbacks, clf)
+    data = clf._fingerprint(new.sources.items, new.labels, new.weighed.rows)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         learned = _learn(clf, new, memory, seed)
     if learned.trained is not None:
         _take_over(clf, learned, learned.trained, new.weighed)
     clf.n_images_seen_ += new.weighed.n_used
+    if clf.training_data_ is not None:  # else earlier images are not known
+        clf.training_data_ = clf.training_data_.joined(data)
     clf._replay = learned.memory if clf._replay_places() else None
     train_ends(clf.callbacks, clf)
     return clf

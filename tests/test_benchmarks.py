@@ -20,6 +20,7 @@ MODULES = (
     "accuracy",
     "active",
     "cam_methods",
+    "distributed",
     "export",
     "drift",
     "figures",

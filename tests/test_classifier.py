@@ -872,6 +872,8 @@ def test_info_can_be_written_as_json(fitted):
     info = json.loads(json.dumps(fitted.info()))
     assert info["classes"] == ["good", "scratch"]
     assert info["n_training_images"] == 14
+    assert info["training_labels"] == {"good": 8, "scratch": 6}
+    assert info["training_data"] == fitted.training_data_.digest
     assert info["epochs"] == len(fitted.history_["epoch"])
 
 

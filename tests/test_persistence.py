@@ -385,6 +385,38 @@ def test_an_older_file_knows_no_suspects_and_finds_every_image_familiar(path: Pa
     assert load(path).suspects_.dtype == np.int64
 
 
+def test_an_older_file_does_not_know_its_training_data(path: Path) -> None:
+    def without(description: dict[str, Any]) -> None:
+        del description["training_data"]
+
+    rewrite(path, without)
+    loaded = load(path)
+    assert loaded.training_data_ is None
+    assert loaded.info()["training_data"] is None and loaded.info()["training_labels"] == {}
+    with pytest.warns(UserWarning, match="remembers no earlier image"):
+        loaded.partial_fit(IMAGES, NAMES)
+    assert loaded.training_data_ is None  # it would be that of the new images alone
+    save(loaded, path)
+    assert load(path).training_data_ is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"digest": "0" * 31, "labels": {}},
+        {"digest": "G" * 32, "labels": {}},
+        {"digest": "0" * 32, "labels": {"good": -1}},
+        {"digest": "0" * 32, "labels": []},
+        {"digest": "0" * 32},
+        "0" * 32,
+    ],
+)
+def test_a_fingerprint_that_is_none_is_refused(path: Path, data: Any) -> None:
+    rewrite(path, lambda description: description.update(training_data=data))
+    with pytest.raises(ModelFileError, match=r"its training_data is .+ a fingerprint"):
+        load(path)
+
+
 def test_an_older_file_has_no_tiles_and_cannot_tell_drift(path: Path) -> None:
     def without_drift(tensors: dict[str, torch.Tensor]) -> None:
         for name in [name for name in tensors if "drift" in name]:

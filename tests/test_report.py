@@ -66,7 +66,9 @@ class Painted(BaseEstimator):
 
     def info(self) -> dict[str, Any]:
         names = "backbone weights n_parameters n_trained_parameters image_size precision classes "
-        names += "n_training_images epochs heatmap threshold box_threshold"
+        names += (
+            "n_training_images training_labels training_data epochs heatmap threshold box_threshold"
+        )
         return {name: 7 for name in names.split()}
 
     def localize_iter(self, X: Any) -> Iterator[Localization]:
