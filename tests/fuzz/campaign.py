@@ -24,7 +24,7 @@ ROOM = Path(".fuzz")
 NAMES = tuple(sorted(folder.name for folder in CORPUS.iterdir()))
 
 #: Packages whose branches guide the fuzzer: ours, and those in Python that read for us.
-WATCHED = ["defectcam", "PIL", "yaml", "tomllib", "defusedxml", "starlette", "python_multipart"]
+WATCHED = ["defectcam", "PIL", "tifffile", "yaml", "tomllib", "defusedxml", "starlette"]
 
 #: A target hangs, or takes too much, with more than so many seconds, and megabytes.
 PATIENCE, MEMORY = 30, 4096

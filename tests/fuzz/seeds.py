@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 from PIL import Image
 
 from defectcam import DefectCAMClassifier
@@ -33,7 +34,11 @@ CORPUS = Path(__file__).parent / "corpus"
 def write_corpus() -> None:
     """Replace all seeds."""
     seeds = {"image": images(), "model": models(), "config": configurations(), "cli": commands()}
-    seeds |= {"service": requests(), **{name: annotations(name) for name in FORMATS}}
+    seeds |= {
+        "large": large_images(),
+        "service": requests(),
+        **{name: annotations(name) for name in FORMATS},
+    }
     for target, inputs in seeds.items():
         folder = CORPUS / target
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +73,21 @@ def images() -> Iterator[tuple[str, bytes]]:
     yield "tiff-turned", encoded(rgb, "tiff", exif=exif)
     yield "pfm", b"Pf\n2 1\n-1.0\n" + np.float32([0.25, 0.5]).tobytes()
     yield "pgm-16", b"P5 2 1 65535\n\x01\x02\xff\xff"
+
+
+def large_images() -> Iterator[tuple[str, bytes]]:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)
+    layouts: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "strips": {"compression": "zlib", "rowsperstrip": 16},
+        "tiles": {"compression": "zlib", "tile": (16, 16)},
+        "16-bit": {"compression": "zlib", "predictor": 2},
+    }
+    for name, layout in layouts.items():
+        file = io.BytesIO()
+        image = pixels[..., 0].astype(np.uint16) * 99 if name == "16-bit" else pixels // 32
+        tifffile.imwrite(file, image, metadata=None, **layout)
+        yield name, file.getvalue()
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:

@@ -26,6 +26,7 @@ from defectcam.images import (
     read_image,
     read_reduced,
 )
+from defectcam.large_images import open_rows
 
 #: What stands between the parts of an input.
 GAP = b"\0"
@@ -43,7 +44,7 @@ WITH_MODEL = {
     "model": "ModelBytes",
     "service": "Requests",
 }
-NAMES = ("image", *FORMATS, *WITH_MODEL)
+NAMES = ("image", "large", *FORMATS, *WITH_MODEL)
 
 _T = TypeVar("_T")
 
@@ -65,6 +66,8 @@ def make_target(name: str, folder: Path) -> Target:
     """Prepare one of `NAMES` in a folder of its own."""
     if name == "image":
         return ImageBytes(folder)
+    if name == "large":
+        return LargeImage(folder)
     if name in FORMATS:
         return AnnotationBytes(folder, name)
     module = importlib.import_module("fuzz.model_targets")
@@ -88,6 +91,24 @@ class ImageBytes(Target):
         assert len(next(content_hashes([path], n_workers=1))) == 32
         if sizes[0] is not None:  # whoever can read an image finds it of this size
             assert sizes == [sizes[0]] * 3, sizes
+
+
+class LargeImage(Target):
+    """The content of a TIFF file, read in parts."""
+
+    def __call__(self, data: bytes) -> None:
+        path = self.folder / "image.tif"
+        path.write_bytes(data)
+        with _few_pixels():
+            unless(ImageReadError, lambda: self._read(path))
+
+    @staticmethod
+    def _read(path: Path) -> None:
+        with open_rows(path) as rows:
+            height, width = rows.size
+            n_rows = min(height, 8, MAX_PIXELS // width)
+            if n_rows:
+                assert rows.read(height - n_rows, height).shape == (n_rows, width, 3)
 
 
 class AnnotationBytes(Target):
