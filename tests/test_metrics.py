@@ -775,6 +775,14 @@ def test_one_box_finds_one_defect_and_good_images_add_false_boxes_only():
     assert metrics.box_precision_recall_f1([[box]], [[[0, 0, 4, 2]]], iou_threshold=0.5)["f1"] == 1
 
 
+def test_box_scores_may_be_whole_numbers_of_any_type():
+    right, wrong = [0, 0, 4, 4], [0, 0, 4, 3]
+    for dtype in (np.uint8, np.int64, bool):
+        scores = np.array([0, 1], dtype=dtype)
+        found = metrics.box_precision_recall_f1([[right]], [[wrong, right]], [scores])
+        assert found["mean_iou"] == 1.0
+
+
 def test_box_scores_without_boxes():
     box = [0, 0, 4, 4]
     with pytest.warns(UndefinedMetricWarning, match="precision"):

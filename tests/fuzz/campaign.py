@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ STRANGE = (
     *(b"\xff", b"\xef\xbb\xbf", b"../../a.png", b"/", b"C:", b"a.png", b"&#0;", b"-" * 99),
     *(b"\xf0\x9f\x98\x80", b"[" * 300),
 )
+PNG = b"\x89PNG\r\n\x1a\n"
 _TOKEN = re.compile(rb"[\w.+-]+|\"[^\"\n]*\"|[\[{][^\[\]{}\n]*[\]}]")
 
 
@@ -101,13 +103,14 @@ def fuzz(name: str, options: list[str]) -> None:
         from fuzz.targets import make_target
 
         target = make_target(name, folder)
+        for seed in sorted((CORPUS / name).iterdir()):  # decoders are imported when needed
+            target(seed.read_bytes())
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         rng = random.Random(seed)
-        if rng.random() < 0.5:
-            return exchanged(data, rng)[:max_size]
-        mutated: bytes = atheris.Mutate(data, max_size)
-        return mutated
+        is_word = rng.random() < 0.5
+        mutated = exchanged(data, rng) if is_word else atheris.Mutate(data, max_size)
+        return with_checksums(mutated)[:max_size]
 
     options = ["-max_len=65536", *options]
     atheris.Setup(["fuzz", *options], target, custom_mutator=mutate)
@@ -122,6 +125,18 @@ def exchanged(data: bytes, rng: random.Random) -> bytes:
     old, other = rng.choice(found), rng.choice(found)
     new = rng.choice([rng.choice(STRANGE), rng.choice(STRANGE), other[0], old[0] * 2])
     return data[: old.start()] + new + data[old.end() :]
+
+
+def with_checksums(data: bytes) -> bytes:
+    """Give the chunks of a PNG file their checksums, without which no decoder looks further."""
+    if not data.startswith(PNG):
+        return data
+    parts, at = [PNG], len(PNG)
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        parts += [data[at:end], zlib.crc32(data[at + 4 : end]).to_bytes(4, "big")]
+        at = end + 4
+    return b"".join(parts) + data[at:]
 
 
 def _added(tally: Tally, log: str, found: Path) -> Tally:
