@@ -106,7 +106,7 @@ class LargeImage(Target):
     def _read(path: Path) -> None:
         with open_rows(path) as rows:
             height, width = rows.size
-            n_rows = min(height, 8, MAX_PIXELS // width)
+            n_rows = min(height, 8, MAX_PIXELS // max(width, 1))
             if n_rows:
                 assert rows.read(height - n_rows, height).shape == (n_rows, width, 3)
 
