@@ -702,6 +702,57 @@ def test_zero_workers_are_refused_at_once() -> None:
         read_images([], n_workers=0)
 
 
+# What only looks like an image or a path
+
+
+class Wrapped:
+    """Has an array, but is none."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.full((2, 3), 7, dtype=np.uint8)
+
+
+class Tensor(Wrapped):
+    """Has to be detached and brought here, as a tensor with gradients has."""
+
+    dtype = "torch.float32"
+
+    def detach(self) -> Any:
+        return self
+
+    def cpu(self) -> Any:
+        return Wrapped()
+
+
+def test_what_has_an_array_is_read_as_one() -> None:
+    assert read_image(Wrapped()).tolist() == np.full((2, 3, 3), 7).tolist()
+    tensor = Tensor()
+    tensor.cpu = lambda: np.full((2, 3), 9, np.uint8)  # type: ignore[method-assign]
+    assert (read_image(tensor) == 9).all()
+
+
+def test_masked_values_are_refused_and_masks_without_any_are_not() -> None:
+    image = np.ma.masked_array(np.full((2, 3), 5, np.uint8), mask=[[0, 0, 1], [0, 1, 0]])
+    with pytest.raises(ImageReadError, match=r"2 of 6 values are masked.*image\.filled\(value\)"):
+        read_image(image)
+    assert (read_image(np.ma.masked_array(np.full((2, 3), 5, np.uint8))) == 5).all()
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("http://host/1.png", "is a URL, and nothing is downloaded"),
+        ("https://host/1.png", "is a URL, and nothing is downloaded"),
+        ("ftp://host/1.png", "is a URL, and nothing is downloaded"),
+        ("s3://host/1.png", "is a URL, and nothing is downloaded"),
+        ("~/1.png", r"'~' is not expanded, use os\.path\.expanduser"),
+    ],
+)
+def test_paths_that_others_expand_or_fetch_are_refused_with_advice(path: str, advice: str) -> None:
+    with pytest.raises(ImageReadError, match=advice):
+        read_image(path)
+
+
 # Finding files
 
 

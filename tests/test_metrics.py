@@ -783,6 +783,20 @@ def test_box_scores_may_be_whole_numbers_of_any_type():
         assert found["mean_iou"] == 1.0
 
 
+@pytest.mark.parametrize("wrong", [[], [[0.5]], [0.0], [1.1], 0.5])
+def test_overlaps_that_are_required_are_a_list_of_shares(wrong):
+    with pytest.raises(ValueError, match="iou_thresholds"):
+        metrics.max_box_accuracy_score([[[0, 0, 2, 2]]], [np.ones((4, 4))], iou_thresholds=wrong)
+
+
+def test_the_wrong_one_of_two_lists_of_boxes_is_named():
+    box = [[0, 0, 2, 2]]
+    with pytest.raises(ValueError, match="boxes_a"):
+        metrics.box_iou([[0, 0, 2]], box)
+    with pytest.raises(ValueError, match="boxes_b"):
+        metrics.box_iou(box, [[0, 0, 2]])
+
+
 def test_box_scores_without_boxes():
     box = [0, 0, 4, 4]
     with pytest.warns(UndefinedMetricWarning, match="precision"):
