@@ -3,7 +3,10 @@
 
 PYTHON := python3
 VENV := .venv
+LOWEST := .venv-lowest
 PYTEST_ARGS :=
+FUZZ_ARGS :=
+MUTATION_ARGS :=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -14,7 +17,7 @@ BIN := $(VENV)/bin
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/.extra-demo ## Train on real solar cells; overlays and a model go to demo/
@@ -29,13 +32,44 @@ test: $(VENV)/.extra-test ## Run all tests (PYTEST_ARGS="-m 'not slow' -x" for f
 faults: $(VENV)/.extra-test ## Run the catalogue of what can go wrong; its summary by group
 	$(BIN)/python -m pytest tests/faults --quiet $(PYTEST_ARGS)
 
+.PHONY: coverage
+coverage: $(VENV)/.extra-dev ## Run all tests and say which lines and branches none of them reaches
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage report
+
+# The oldest releases have wheels for Python 3.10 to 3.12 only: choose one of these with PYTHON.
+.PHONY: test-lowest
+test-lowest: $(VENV)/.extra-dev ## Tests that are not slow, with the oldest dependencies allowed
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
+	$(LOWEST)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: fuzz
+fuzz: $(VENV)/.extra-dev ## Give every reader bytes that nobody thought of (FUZZ_ARGS="--seconds 300 image")
+	PYTHONPATH=tests $(BIN)/python -m fuzz.campaign $(FUZZ_ARGS)
+
+.PHONY: mutation
+mutation: $(VENV)/.extra-dev ## Change the code in small ways: which do no tests notice? (MUTATION_ARGS="--sample 50")
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py $(MUTATION_ARGS)
+
 .PHONY: check
-check: lint types imports docs ## All that is not a test: lint, types, imports and docs
+check: lint types imports security docs ## All that is not a test and needs no network
 
 .PHONY: lint
-lint: $(VENV)/.extra-dev ## Ruff: rules and format, changes nothing
+lint: $(VENV)/.extra-dev ## Ruff: rules and format; vermin: the oldest Python; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/vermin --quiet --no-tips --target=3.10- --violations defectcam
+
+.PHONY: security
+security: $(VENV)/.extra-dev ## Bandit: code that others could misuse
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive defectcam
+
+# Not in `check`: it asks the network, and its answer changes when nothing here has.
+.PHONY: audit
+audit: $(VENV)/.extra-dev ## Pip-audit: known weaknesses of what is installed
+	$(BIN)/pip-audit --skip-editable --desc off --progress-spinner off || \
+	  { echo "make audit: see above; without a network nothing has been looked up." >&2; exit 1; }
 
 .PHONY: format
 format: $(VENV)/.extra-dev ## Ruff: sort imports, fix what is safe, format
@@ -60,12 +94,12 @@ hooks: $(VENV)/.extra-dev ## Check every commit from now on (pre-commit)
 
 .PHONY: clean
 clean: ## Remove what the targets above made, except the virtual environment
-	rm -rf build dist demo docs/_build docs/api docs/gallery docs/sg_execution_times.rst .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist demo docs/_build docs/api docs/gallery docs/sg_execution_times.rst .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .coverage mutants
 	find defectcam tests examples benchmarks docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 .PHONY: distclean
-distclean: clean ## Remove the virtual environment too
-	rm -rf $(VENV)
+distclean: clean ## Remove the virtual environments too
+	rm -rf $(VENV) $(LOWEST)
 
 # One stamp per extra, so that repeated calls install nothing; a changed pyproject.toml does.
 $(VENV)/.extra-%: pyproject.toml | $(BIN)/python

@@ -24,6 +24,7 @@ TABLE_FILE = "data.yaml"
 
 _LABELS, _NAMES = "labels", "classes.txt"
 _MAX_NAMES = 20
+_LARGEST_NAME = 10**18
 
 
 def write_yolo(
@@ -74,38 +75,49 @@ def _shares(shape: Shape, size: tuple[int, int], polygons: bool) -> list[float]:
 
 
 def _class_names(path: Path) -> dict[int, str]:
-    table, plain = path / TABLE_FILE, path / _NAMES
-    try:
-        if table.is_file():
-            content = yaml.safe_load(table.read_text(encoding="utf-8-sig"))
-            names = content.get("names") if isinstance(content, dict) else None
-        elif plain.is_file():
-            names = plain.read_text(encoding="utf-8-sig").splitlines()
-        else:
-            raise ImageReadError(
-                f"{str(path)!r} has neither {TABLE_FILE} nor {_NAMES}, which name the classes: "
-                f"pass the folder that holds one of them and {_LABELS}/."
-            )
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise ImageReadError(f"{str(table)!r} cannot be read as YAML: {error}") from error
+    table = path / TABLE_FILE if (path / TABLE_FILE).is_file() else path / _NAMES
+    if not table.is_file():
+        raise ImageReadError(
+            f"{str(path)!r} has neither {TABLE_FILE} nor {_NAMES}, which name the classes: "
+            f"pass the folder that holds one of them and {_LABELS}/."
+        )
+    names = _lines(table) if table.name == _NAMES else _listed_names(table)
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not all(
-        type(number) is int and isinstance(name, (str, int)) and str(name).strip()
-        for number, name in names.items()
+        type(number) is int and _is_name(name) for number, name in names.items()
     ):
         raise ImageReadError(f"{str(table)!r} needs 'names', the classes' names in order.")
     return {number: str(name) for number, name in names.items()}
 
 
-def _shapes(file: Path, names: dict[int, str], files: ImageFiles, image: str) -> tuple[Shape, ...]:
+def _listed_names(table: Path) -> Any:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        content = yaml.safe_load(table.read_text(encoding="utf-8-sig"))
+    except MemoryError:
+        raise
+    except Exception as error:  # PyYAML raises whatever a date or a number leads it to
+        raise ImageReadError(f"{str(table)!r} cannot be read as YAML: {error}") from error
+    return content.get("names") if isinstance(content, dict) else None
+
+
+def _is_name(name: Any) -> bool:
+    if isinstance(name, int):
+        return abs(name) < _LARGEST_NAME  # of those with thousands of digits Python makes no text
+    return isinstance(name, str) and bool(name.strip())
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ImageReadError(f"{str(file)!r} cannot be read as text: {error}") from error
+
+
+def _shapes(file: Path, names: dict[int, str], files: ImageFiles, image: str) -> tuple[Shape, ...]:
     return tuple(
         _shape(line.split(), names, files.size(image), f"{str(file)!r}, line {number},")
-        for number, line in enumerate(lines, start=1)
+        for number, line in enumerate(_lines(file), start=1)
         if line.strip()
     )
 

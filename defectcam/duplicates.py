@@ -128,7 +128,8 @@ def duplicate_groups(pairs: NDArray[np.int64], n_images: int) -> NDArray[np.int6
     ndarray of shape (n_images,)
         The group of each image. An image without a duplicate is a group of its own.
     """
-    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (n_images, n_images))
+    ends = pairs.astype(np.int32).T  # of others, SciPy before 1.12 made wrong groups, in silence
+    graph = coo_array((np.ones(len(pairs)), (ends[0], ends[1])), (n_images, n_images))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -41,12 +42,15 @@ def _has_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-@contextlib.contextmanager
-def mixed_precision(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+def mixed_precision(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[None]:
     """Compute convolutions in ``dtype`` within the block, with weights kept in float32."""
     if dtype == torch.float32:
-        yield
-        return
+        return contextlib.nullcontext()  # torch 2.6 exports no block that is a generator
+    return _reduced_precision(dtype, device)
+
+
+@contextlib.contextmanager
+def _reduced_precision(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if device.type == "cpu":
             stack.enter_context(_GroupedGradientsInFloat32(dtype))

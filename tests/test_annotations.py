@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import tempfile
@@ -887,6 +888,7 @@ SIZE = "<size><width>60</width><height>40</height></size>"
 VOC = f"<annotation><filename>{{}}</filename>{SIZE}{{}}</annotation>"
 OBJECT = "<object><name>dent</name><bndbox>{}</bndbox></object>"
 LS_BOX = {"x": 1, "y": 1, "width": 9, "height": 9, "rectanglelabels": ["dent"]}
+WIDE = base64.b64encode(b"P1 61 2 " + b"1 " * 122).decode()  # a mask wider than the image
 COCO_LISTS = {
     "images": [{"id": 1, "file_name": "1.png", "height": 40, "width": 60}],
     "categories": [{"id": 1, "name": "dent"}],
@@ -974,6 +976,11 @@ def task(result: Any, **changes: Any) -> str:
         ("labelme", labelme([{"points": [[1, 2]]}]), "shape 1, has no label"),
         (
             "labelme",
+            labelme([{"label": "a", "points": [1, 2, 3]}]),
+            "shape 1, needs points as pairs",
+        ),
+        (
+            "labelme",
             labelme([{"label": "a", "shape_type": "line", "points": [[1, 2], [3, 4]]}]),
             "shape 1, is a 'line'",
         ),
@@ -983,6 +990,11 @@ def task(result: Any, **changes: Any) -> str:
                 [{"label": "a", "shape_type": "mask", "points": [[1, 2], [3, 4]], "mask": "x"}]
             ),
             "shape 1, has a mask that cannot",
+        ),
+        (
+            "labelme",
+            labelme([{"label": "a", "shape_type": "mask", "points": [[0, 0]] * 2, "mask": WIDE}]),
+            "shape 1, has a mask that cannot be read: it has 61 x 2 pixels",
         ),
         ("labelme", labelme([], imageHeight=41), "says"),
         ("labelme", labelme([], imagePath="../.."), "for the name of an image"),
@@ -1008,6 +1020,16 @@ def task(result: Any, **changes: Any) -> str:
             "result 1, needs finite numbers",
         ),
         ("labelstudio", task([{"type": "brushlabels", "value": {"rle": [1]}}]), "export brush"),
+        (
+            "labelstudio",
+            task([{"type": "rectanglelabels", "image_rotation": 90, "value": LS_BOX}]),
+            "result 1, was drawn in an image that had been turned",
+        ),
+        (
+            "labelstudio",
+            task([{"type": "polygonlabels", "value": {"points": [1], "polygonlabels": ["a"]}}]),
+            "result 1, needs points as pairs",
+        ),
         (
             "labelstudio",
             task([{"type": "rectanglelabels", "original_width": 9, "value": {}}]),
@@ -1048,7 +1070,11 @@ def test_malformed_lines_are_named(line: str, place: str, blank: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "table", ["names: !!python/object/apply:os.getcwd []", "names: 5", "{", "a: [", "[]"]
+    "table",
+    [
+        "names: !!python/object/apply:os.getcwd []",
+        *("names: 5", "{", "a: [", "[]", "names: [' ']", "names: 2001-99-99", "names: !!int _"),
+    ],
 )
 def test_malformed_tables_of_classes_are_named(table: str, blank: Path) -> None:
     folder = blank.parent / "set"

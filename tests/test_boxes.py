@@ -404,11 +404,21 @@ def test_component_labels_number_the_boxes(heatmap, merge_distance, peak_fractio
         assert np.asarray(heatmap, np.float32)[labels == number].max() == score
 
 
-@given(maps(), merge_distances)
-@settings(deadline=None)
-def test_merging_afterwards_is_merging_at_once(heatmap: np.ndarray, distance: float | None) -> None:
-    apart, scores = find_boxes(heatmap, 0.0)
+@given(maps(), st.floats(0.5, 1), merge_distances)
+@COMMON
+def test_merging_afterwards_is_merging_at_once(
+    heatmap: np.ndarray, threshold: float, distance: float | None
+) -> None:
+    apart, scores = find_boxes(heatmap, threshold)
     boxes, highest = merge_boxes(apart, scores, distance)
-    expected, expected_scores = find_boxes(heatmap, 0.0, merge_distance=distance)
+    expected, expected_scores = find_boxes(heatmap, threshold, merge_distance=distance)
     assert sorted(map(tuple, boxes.tolist())) == sorted(map(tuple, expected.tolist()))
     np.testing.assert_array_equal(highest, expected_scores)
+
+
+def test_of_equal_boxes_the_larger_then_the_upper_then_the_left_one_comes_first() -> None:
+    boxes = np.array([[0, 8, 2, 9], [9, 0, 11, 1], [5, 0, 7, 1], [20, 20, 23, 23], [0, 30, 5, 32]])
+    merged, scores = merge_boxes(boxes, np.array([1, 1, 1, 1, 1], np.float32), None)
+    # The areas are 2, 2, 2, 9 and 10.
+    assert merged.tolist() == boxes[[4, 3, 2, 1, 0]].tolist()
+    assert scores.tolist() == [1.0] * 5

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
-from defectcam.cam import class_cam, defect_evidence, fuse, min_max, signed_cam, signed_cams
+from defectcam.cam import (
+    STUDENT_SHARE,
+    class_cam,
+    defect_evidence,
+    fuse,
+    min_max,
+    signed_cam,
+    signed_cams,
+)
 
 
 def evidence(n_classes: int) -> Tensor:
@@ -113,6 +121,29 @@ def test_all_maps_must_speak_for_a_pixel_to_be_hot():
     novelty = torch.tensor([[[4.0, 4.0, 4.0, -4.0]]])
     everywhere, *silent = fuse(torch.stack([fine, coarse], dim=1), novelty, 1 / 3)[0, 0].tolist()
     assert all(everywhere > 10 * one for one in silent)
+
+
+@pytest.mark.parametrize("n_students", [1, 3])
+def test_students_have_their_share_of_the_geometric_mean(n_students):
+    cams, novelty, students = normal(2, 2, 5, 6), normal(2, 5, 6), normal(2, n_students, 5, 6)
+    drawn = np.log(np.log1p(np.exp(2 * students.double().numpy()))).mean(axis=1)
+    fused = np.log(fuse(cams, novelty, 0.3).double().numpy())
+    expected = np.exp((1 - STUDENT_SHARE) * fused + STUDENT_SHARE * drawn)
+    found = fuse(cams, novelty, 0.3, students)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
+
+
+def test_maps_of_students_are_brought_to_the_grid_of_the_novelty_without_aligned_corners():
+    calm = torch.zeros(1, 1, 4, 4)
+    found = fuse(calm, calm[:, 0], 0.5, torch.tensor([[[[-3.0, 3.0]]]]))[0, 0]
+    # A quarter and three quarters of the way between the two centres, and beyond them their values.
+    widened = torch.tensor([[[[-3.0, -1.5, 1.5, 3.0]]]]).expand(1, 1, 4, 4)
+    torch.testing.assert_close(found, fuse(calm, calm[:, 0], 0.5, widened)[0, 0])
+
+
+def test_the_smallest_span_is_stretched_too():
+    found = min_max(torch.tensor([[[1.0, 1.25, 1.5]]]))
+    assert found[0, 0].tolist() == [0.0, 0.5, 1.0]
 
 
 def test_the_fused_map_lies_on_the_grid_of_the_novelty():

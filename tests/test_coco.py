@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -80,7 +81,9 @@ def test_polygons_have_their_area() -> None:
         polygon = np.stack([x, y], axis=1).ravel().tolist()
         drawn.append(np.asarray(CocoMask((80, 80), [[polygon]])).sum())
     assert np.allclose(drawn, exact, atol=20)
-    assert sum(drawn) == pytest.approx(sum(exact), rel=0.005)
+    # Before release 5, OpenCV draws more of the pixels that lie across an edge.
+    share = 0.005 if int(cv2.__version__.split(".")[0]) >= 5 else 0.01
+    assert sum(drawn) == pytest.approx(sum(exact), rel=share)
 
 
 def test_masks_join_what_is_annotated_and_lie_within_the_image() -> None:

@@ -13,6 +13,9 @@ from PIL import Image
 
 from defectcam.display import encode_picture, overlay
 
+#: Those of OpenCV before release 5 are larger, and cover a box of one pixel's width.
+OLD_LETTERS = int(cv2.__version__.split(".")[0]) < 5
+
 BOX_BLUE = (86, 180, 233)
 
 
@@ -96,7 +99,9 @@ def test_any_box_in_any_image_can_be_drawn_with_its_score(data, height, width):
     picture = overlay(
         grey(height, width), np.zeros((height, width)), [[left, top, right, bottom]], [12.3]
     )
-    assert picture.shape == (height, width, 3) and is_blue(picture).any()
+    assert picture.shape == (height, width, 3)
+    is_covered = OLD_LETTERS and min(right - left, bottom - top) == 1
+    assert is_blue(picture).any() or is_covered
 
 
 def test_scores_are_written_where_there_is_room():

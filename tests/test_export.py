@@ -18,6 +18,7 @@ from conftest import draw_part
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
+from timm.models import get_pretrained_cfg
 
 import defectcam.export as exporting
 from defectcam import DefectCAMClassifier, PartCropper, cli
@@ -404,6 +405,8 @@ def test_a_changed_model_is_noticed(fast: Exported, folder: Path) -> None:
     ],
 )
 def test_licence_of_weights(source: str | None, licence: str) -> None:
+    if source and source.startswith("timm") and not get_pretrained_cfg("resnet18.a1_in1k").license:
+        licence = "unknown"  # releases of timm before it was written down
     assert weights_licence("resnet18", source).startswith(licence)
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import struct
 import threading
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -585,6 +587,20 @@ def test_a_reduced_image_is_upright(tmp_path: Path, orientation: int) -> None:
     assert np.abs(image - blocks).max() < 6
 
 
+def test_an_image_on_its_side_is_reduced_as_its_upright_height_allows(tmp_path: Path) -> None:
+    save_jpeg(tmp_path / "image.jpg", 160, 480, orientation=6)
+    image, original_size = read_reduced(tmp_path / "image.jpg", (200, 10))
+    assert original_size == (480, 160)
+    assert image.shape == (480, 160, 3)  # half of the height would be less than twice 200
+
+
+def test_a_pillow_image_that_cannot_be_used_is_named_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "signed.tif"
+    Image.fromarray(np.zeros((3, 4), np.int32)).save(path)
+    with Image.open(path) as image, pytest.raises(ImageReadError, match=r"signed\.tif.*mode 'I'"):
+        read_image(image)
+
+
 def test_only_jpeg_files_are_reduced(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.new("L", (80, 60)).save(path)
@@ -686,6 +702,57 @@ def test_zero_workers_are_refused_at_once() -> None:
         read_images([], n_workers=0)
 
 
+# What only looks like an image or a path
+
+
+class Wrapped:
+    """Has an array, but is none."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.full((2, 3), 7, dtype=np.uint8)
+
+
+class Tensor(Wrapped):
+    """Has to be detached and brought here, as a tensor with gradients has."""
+
+    dtype = "torch.float32"
+
+    def detach(self) -> Any:
+        return self
+
+    def cpu(self) -> Any:
+        return Wrapped()
+
+
+def test_what_has_an_array_is_read_as_one() -> None:
+    assert read_image(Wrapped()).tolist() == np.full((2, 3, 3), 7).tolist()
+    tensor = Tensor()
+    tensor.cpu = lambda: np.full((2, 3), 9, np.uint8)  # type: ignore[method-assign]
+    assert (read_image(tensor) == 9).all()
+
+
+def test_masked_values_are_refused_and_masks_without_any_are_not() -> None:
+    image = np.ma.masked_array(np.full((2, 3), 5, np.uint8), mask=[[0, 0, 1], [0, 1, 0]])
+    with pytest.raises(ImageReadError, match=r"2 of 6 values are masked.*image\.filled\(value\)"):
+        read_image(image)
+    assert (read_image(np.ma.masked_array(np.full((2, 3), 5, np.uint8))) == 5).all()
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("http://host/1.png", "is a URL, and nothing is downloaded"),
+        ("https://host/1.png", "is a URL, and nothing is downloaded"),
+        ("ftp://host/1.png", "is a URL, and nothing is downloaded"),
+        ("s3://host/1.png", "is a URL, and nothing is downloaded"),
+        ("~/1.png", r"'~' is not expanded, use os\.path\.expanduser"),
+    ],
+)
+def test_paths_that_others_expand_or_fetch_are_refused_with_advice(path: str, advice: str) -> None:
+    with pytest.raises(ImageReadError, match=advice):
+        read_image(path)
+
+
 # Finding files
 
 
@@ -717,6 +784,22 @@ def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ImageReadError, match="file' is a file: give a folder"):
         find_images(tmp_path / "file")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "locked").mkdir()
+    listed = os.scandir
+
+    def scan(path: Any) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(ImageReadError, match=r"locked.*Permission denied\): check its .* drive"):
+        find_images(tmp_path)
 
 
 # Hashes

@@ -775,6 +775,28 @@ def test_one_box_finds_one_defect_and_good_images_add_false_boxes_only():
     assert metrics.box_precision_recall_f1([[box]], [[[0, 0, 4, 2]]], iou_threshold=0.5)["f1"] == 1
 
 
+def test_box_scores_may_be_whole_numbers_of_any_type():
+    right, wrong = [0, 0, 4, 4], [0, 0, 4, 3]
+    for dtype in (np.uint8, np.int64, bool):
+        scores = np.array([0, 1], dtype=dtype)
+        found = metrics.box_precision_recall_f1([[right]], [[wrong, right]], [scores])
+        assert found["mean_iou"] == 1.0
+
+
+@pytest.mark.parametrize("wrong", [[], [[0.5]], [0.0], [1.1], 0.5])
+def test_overlaps_that_are_required_are_a_list_of_shares(wrong):
+    with pytest.raises(ValueError, match="iou_thresholds"):
+        metrics.max_box_accuracy_score([[[0, 0, 2, 2]]], [np.ones((4, 4))], iou_thresholds=wrong)
+
+
+def test_the_wrong_one_of_two_lists_of_boxes_is_named():
+    box = [[0, 0, 2, 2]]
+    with pytest.raises(ValueError, match="boxes_a"):
+        metrics.box_iou([[0, 0, 2]], box)
+    with pytest.raises(ValueError, match="boxes_b"):
+        metrics.box_iou(box, [[0, 0, 2]])
+
+
 def test_box_scores_without_boxes():
     box = [0, 0, 4, 4]
     with pytest.warns(UndefinedMetricWarning, match="precision"):

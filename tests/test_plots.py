@@ -137,6 +137,9 @@ ALL = [
 every_display = pytest.mark.parametrize("draw", ALL, ids=lambda draw: draw.__name__[5:])
 
 
+@pytest.mark.skipif(
+    matplotlib.__version_info__ < (3, 10), reason="earlier releases set text elsewhere"
+)
 @every_display
 def test_figure_is_as_stored(draw: Callable[..., Any], tmp_path: Path) -> None:
     drawn = draw()

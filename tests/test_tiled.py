@@ -79,6 +79,21 @@ def test_scratches_are_found_where_they_are(clf: DefectCAMClassifier) -> None:
             assert bottom <= SIZE[0]
 
 
+def test_types_are_told_apart_in_tiles_whose_size_is_chosen(
+    tiny_classifier: Callable[..., DefectCAMClassifier],
+) -> None:
+    images, _, _ = surfaces(10, 0)
+    labels = ["good"] * 6 + ["dent"] * 2 + ["scratch"] * 2
+    parameters = {**TINY, "tile": "auto", "max_epochs": 1, "target": "type"}
+    clf = tiny_classifier(**parameters).fit(images, labels)
+    assert clf.tile_ == (64, 64)
+    (found,) = clf.localize(images[-1:])
+    assert isinstance(found, TiledLocalization)
+    types = np.stack([found.type_heatmap(label) for label in ("dent", "scratch")])
+    np.testing.assert_array_equal(types.max(axis=0), found.heatmap)
+    assert set(found.box_labels) <= {"dent", "scratch", "anomaly"}
+
+
 def test_all_scores_are_those_of_localize(clf: DefectCAMClassifier) -> None:
     images, _, _ = surfaces(5, 1)
     found = clf.localize(images)

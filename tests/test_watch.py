@@ -302,6 +302,34 @@ def test_overlays_of_the_images_that_were_asked_for(
     assert sum(row["overlay"] is not None for row in rows_of(tmp_path / "out")) == drawn
 
 
+def test_an_image_that_goes_before_it_is_drawn_is_recorded_without_overlay(
+    line: Path, tmp_path: Path
+) -> None:
+    def judge_and_take(paths: Sequence[str]) -> list[Localization]:
+        found = judge(paths)
+        os.remove(line / "a.png")
+        return found
+
+    draw(line / "a.png", 255)
+    warned: list[str] = []
+    with Watcher(
+        line, tmp_path / "out", judge_and_take, settle=0, overlays="all", warn=warned.append
+    ) as watcher:
+        step(watcher)
+    (row,) = rows_of(tmp_path / "out")
+    assert (row["image"], row["label"], row["overlay"]) == ("a.png", "scratch", None)
+    assert len(warned) == 1
+    assert "no overlay" in warned[0]
+    assert "a.png" in warned[0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_that_leads_nowhere_is_no_image(line: Path, tmp_path: Path) -> None:
+    (line / "a.png").symlink_to(tmp_path / "gone.png")
+    with Watcher(line, tmp_path / "out", judge, settle=0) as watcher:
+        assert step(watcher) == []
+
+
 def test_a_restart_goes_on_and_mends_a_torn_line(line: Path, tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "out"

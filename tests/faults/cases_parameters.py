@@ -124,8 +124,9 @@ for name, value in {
     "class_weight": {"good": 0, "scratch": 1},
     "max_epochs": np.int64(1),
 }.items():
+    is_numpy = isinstance(value, np.generic)  # of which older releases show the number alone
     group.works(
-        f"`{name}={value!r}`",
+        f"`{name}=np.{type(value).__name__}({value})`" if is_numpy else f"`{name}={value!r}`",
         8,
         lambda b, name=name, value=value: len(b.fit(**{name: value}).predict(b.images)),
     )
