@@ -44,6 +44,8 @@ LONG = settings(
     phases=[Phase.generate],  # a sequence takes seconds, and to shrink it takes hundreds
 )
 
+IS_LONG = settings.default.max_examples >= LONG.max_examples
+
 #: What counts in the next training alone; nothing that is learned may change before.
 OF_TRAINING: dict[str, tuple[Any, ...]] = {
     "backbone": ("test_efficientnet", "test_resnet"),
@@ -164,6 +166,8 @@ class Classifier(RuleBasedStateMachine):
         if hasattr(self, "folder"):
             self.warnings.__exit__(None, None, None)
             self.folder.cleanup()
+        if IS_LONG:
+            print(f"\r{Classifier.n_steps} steps", end="", flush=True)
 
     # Training ---------------------------------------------------------------------------------
 
@@ -308,8 +312,4 @@ def _parts(rows: list[int]) -> tuple[list[np.ndarray], list[str]]:
 
 
 class TestAnySequence(Classifier.TestCase):
-    settings = LONG if settings.default.max_examples >= LONG.max_examples else SHORT
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        print(f"{Classifier.n_steps} steps")
+    settings = LONG if IS_LONG else SHORT
