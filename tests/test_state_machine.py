@@ -28,7 +28,7 @@ from defectcam import DefectCAMClassifier, load
 pytestmark = pytest.mark.slow
 
 SHORT = settings(
-    max_examples=12,
+    max_examples=8,
     stateful_step_count=12,
     derandomize=True,
     deadline=None,
