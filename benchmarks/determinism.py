@@ -5,9 +5,8 @@
 A classifier of a random network is fitted on generated parts, once as the reference and then with
 one circumstance changed: again in the same process, in other processes, with other hash seeds of
 Python, from files that were written to disk in another order, with several reading threads, with
-features on disk, with two threads of torch; and it answers in batches of other sizes. Printed are
-the largest differences of weights and of probabilities. Zero means the same bits. What may differ,
-and by how much, is in `CIRCUMSTANCES` with its reason.
+features on disk, with two threads of torch. Printed is the largest difference of the weights: zero
+means the same bits. What may differ is in `CIRCUMSTANCES` with its reason.
 """
 
 from __future__ import annotations
@@ -51,11 +50,6 @@ CIRCUMSTANCES = {
     "n_jobs=4": Circumstance({"parameters": {"n_jobs": 4}}),
     "cache_size=0": Circumstance({"parameters": {"cache_size": 0}}),
     "global generators moved before": Circumstance({"global_seed": 5}),
-    "batch_size=1 in predict": Circumstance({"batch_size": 1}, 1e-5, "kernels by batch size"),
-    "batch_size=7 in predict": Circumstance({"batch_size": 7}, 1e-5, "kernels by batch size"),
-    "two threads of torch in predict": Circumstance(
-        {"predict_threads": 2}, 1e-5, "sums in another order"
-    ),
     "two threads of torch in fit": Circumstance(
         {"threads": 2}, None, "sums in another order, which training amplifies"
     ),
@@ -168,13 +162,13 @@ def _row(reference: Answer, other: Answer, circumstance: Circumstance) -> dict[s
 
 
 def print_table(rows: dict[str, dict[str, Any]]) -> None:
-    print("| what is changed | weights, largest difference | probability | allowed | |")
-    print("|---|---|---|---|---|")
+    print("| what is changed | weights, largest difference | allowed | |")
+    print("|---|---|---|---|")
     for name, row in rows.items():
         allowed = "any" if row["tolerance"] is None else f"{row['tolerance']:.0e}"
         allowed = "0" if row["tolerance"] == 0 else allowed
         print(
-            f"| {name} | {row['weights']:.2g} | {row['probability']:.2g} | {allowed} "
+            f"| {name} | {row['weights']:.2g} | {allowed} "
             f"| {row['reason'] if row['is_right'] else 'WRONG'} |"
         )
 
