@@ -15,9 +15,10 @@ import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,7 @@ from defectcam.calibration import (
     with_students,
 )
 from defectcam.callbacks import HOOKS, check_callbacks, told_to_stop, train_begins, train_ends
+from defectcam.checkpoints import FitCheckpoint, digest_of, digest_of_weights
 from defectcam.diagnostics import (
     rank_suspects,
     warn_if_chance,
@@ -91,7 +93,7 @@ from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
 from defectcam.replay import Keeper, ReplayMemory, in_folds, new_records
 from defectcam.results import Localization
-from defectcam.sample_weights import weigh_rows
+from defectcam.sample_weights import WeighedRows, weigh_rows
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 from defectcam.student import draw_all, fit_students
 from defectcam.tile_model import TileModel
@@ -164,6 +166,24 @@ GOOD_ONLY_FOLDS = 10
 AUTO_REPLAY_SIZE = 400
 
 RECIPES: dict[str, dict[str, Any]] = {"vgg16_cam": VGG16_CAM}
+
+#: Parameters that a network is made with; once there is one, setting them does not change it.
+OF_NETWORK = (
+    "backbone",
+    "weights",
+    "image_size",
+    "resize",
+    "normalisation",
+    "trainable_stages",
+    "evidence_stages",
+    "normalise_evidence",
+    "novelty_strides",
+    "pooling",
+    "pooling_fraction",
+    "head_init",
+    "heatmap",
+    "precision",
+)
 
 
 #: Networks that some threads evaluate: how many blocks do, and modules to put back into training.
@@ -466,6 +486,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     _preprocess: Preprocess
     _classes: Classes
     _replay: ReplayMemory | None
+    _built_with: Mapping[str, Any] = MappingProxyType({})  # pickles of earlier releases have none
     _tile_model: TileModel | None = None  # pickles of earlier releases have none
 
     def __init__(
@@ -614,7 +635,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
-        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        resume: str | os.PathLike[str] | None = None,
     ) -> DefectCAMClassifier:
         """Learn good and defective from labelled images.
 
@@ -637,6 +663,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             fraction, they count in the loss, ``class_weight="balanced"``, the calibration of the
             probability and ``threshold_``, but neither in the codebook nor in the heatmap's scale.
             An image of weight 0 is left out: ``held_out_probability_`` is NaN there.
+        resume : str or PathLike, optional
+            File that the training is kept in after each epoch. If it is there, left by a fit that
+            was interrupted or killed, training goes on from it, and ends with the weights that an
+            undisturbed fit ends with. It is removed at the end.
 
         Returns
         -------
@@ -649,6 +679,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             If an image cannot be read; it is named.
         ValueError
             If a parameter or the labels are wrong.
+        CheckpointError
+            If the file `resume` belongs to a fit to other images or labels, or with other
+            parameters, or is something else. It stays as it is.
         KeyboardInterrupt
             If interrupted before the first epoch is finished. Later the training ends there with a
             warning and the classifier can be used.
@@ -660,11 +693,17 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ChanceLevelWarning, SuspectLabelsWarning
             After it, about what held-out predictions showed.
         """
+        checkpoint = None if resume is None else FitCheckpoint(resume)
         if self.tile is not None:
             from defectcam.tiled import fit_on_tiles  # tiles know the classifier, not the reverse
 
-            return fit_on_tiles(self, X, y, sample_weight)
-        return self._fit(X, y, sample_weight, classes=None, n_kept=self.replay_size or 0)
+            fit_on_tiles(self, X, y, sample_weight, checkpoint)
+        else:
+            n_kept = self.replay_size or 0
+            self._fit(X, y, sample_weight, classes=None, n_kept=n_kept, checkpoint=checkpoint)
+        if checkpoint is not None:
+            checkpoint.close()
+        return self
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
@@ -743,6 +782,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         n_kept: int,
         images: NDArray[np.intp] | None = None,
         on_trained: Callable[[Trained, list[Fold]], None] | None = None,
+        checkpoint: FitCheckpoint | None = None,
     ) -> DefectCAMClassifier:
         """Fit; where rows are tiles, ``images`` says of which image each is a part."""
         self._check_parameters()
@@ -757,6 +797,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             self._check_for_good_only(classes.good_label)
         check_readable(paths_of(sources), n_workers=self.n_jobs)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        if checkpoint is not None:
+            seed = self._begin(checkpoint, seed, sources.items, weighed, labels)
         if not only_good:
             self._class_weight(classes, targets, weighed.weights)  # refuse a wrong one early
         warn_if_only_good(is_defect)
@@ -767,6 +809,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             torch.manual_seed(seed)
             network, preprocess = self._build_network(len(classes.labels), classes.good)
             is_warm = self.warm_start and self._warm_start(network, classes)
+            if checkpoint is not None:
+                checkpoint.expect(weights=digest_of_weights(network))
             views = VIEWS["none" if only_good and not n_kept else self.augmentation]
             with self._feature_cache(len(targets), views, network) as cache:
                 thumbnails = self._fill(cache, network, preprocess, sources.items, weighed.rows)
@@ -791,11 +835,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                     Course(folds, is_warm=is_warm),
                     seed,
                     preprocess.image_size,
+                    checkpoint,
                 )
         result = trained.result
+        if checkpoint is not None:
+            checkpoint.is_complete = not result.interrupted
         if on_trained is not None:
             on_trained(trained, folds)
-        _warn_if_interrupted(result)
+        _warn_if_interrupted(result, checkpoint)
         self._set_network(network, preprocess, classes)
         self.n_images_seen_ = weighed.n_used
         self.history_ = result.history
@@ -841,6 +888,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         course: Course,
         seed: int,
         input_size: tuple[int, int],
+        checkpoint: FitCheckpoint | None = None,
     ) -> Trained:
         """Learn codebook, tail, head and map from all cached images."""
         is_good, folds = targets == classes.good, course.folds
@@ -871,6 +919,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             if course.is_update:
                 training.history = {name: list(column) for name, column in self.history_.items()}
                 training.first_fold = 1 + int(max(training.history["fold"], default=-1))
+            if checkpoint is not None:
+                training.checkpoint, training.history = checkpoint, checkpoint.history
+                bar.update(len(training.history.get("epoch", ())))
             if folds and (course.is_update or course.is_warm):
                 training.uncentre_scores()
             result = train_with_folds(training, folds, course.tails)
@@ -903,6 +954,23 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             options=options,
             seed=seed,
             on_epoch=lambda record: self._on_epoch(record, bar),
+        )
+
+    def _begin(
+        self,
+        checkpoint: FitCheckpoint,
+        seed: int,
+        items: Sequence[Any],
+        weighed: WeighedRows,
+        labels: NDArray[Any],
+    ) -> int:
+        """Say which fit a checkpoint is of; return the seed that it goes on with."""
+        hashes = content_hashes((items[row] for row in weighed.rows), n_workers=self.n_jobs)
+        return checkpoint.begin(
+            seed,
+            self.get_params(deep=False),
+            images=digest_of(hashes),
+            labels=digest_of([repr(labels.tolist()), weighed.weights]),
         )
 
     def _warm_start(self, network: DefectCAMNetwork, classes: Classes) -> bool:
@@ -977,8 +1045,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.good_label_ = classes.good_label
         self.defect_labels_ = classes.labels[classes.defects].tolist()
         self.image_size_ = preprocess.image_size
+        self._built_with = {name: getattr(self, name) for name in OF_NETWORK}
         self._tile_model = None
         self._replay = None
+
+    @property
+    def _fitted_backbone(self) -> str:
+        return self._built_with.get("backbone", self.backbone)
 
     def _calibrate(
         self,
@@ -1628,7 +1701,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "defectcam": defectcam.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
-            "backbone": self.backbone,
+            "backbone": self._fitted_backbone,
             "weights": self.weights_source_,
             "n_parameters": sum(p.numel() for p in parameters),
             "n_trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
@@ -1644,7 +1717,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "epochs": len(self.history_["epoch"]),
             "threshold": self.threshold_,
             "box_threshold": float(self.box_threshold),
-            "heatmap": self.heatmap,
+            "heatmap": self._heat_model.kind,
         }
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = True) -> None:
@@ -1888,11 +1961,12 @@ def _self_train(
     return with_students(heat_model, result.cams, novelty, drawn, result.typical_cams, is_defect)
 
 
-def _warn_if_interrupted(result: FitResult) -> None:
+def _warn_if_interrupted(result: FitResult, checkpoint: FitCheckpoint | None) -> None:
     if result.interrupted:
+        how = "" if checkpoint is None else " The same call goes on with it from `resume`."
         warn_caller(
             f"Training was interrupted after {len(result.history['epoch'])} epochs; the "
-            "classifier can be used, its thresholds rest on what was finished."
+            f"classifier can be used, its thresholds rest on what was finished.{how}"
         )
 
 

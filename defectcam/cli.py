@@ -14,7 +14,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -133,7 +132,7 @@ def _fit(args: argparse.Namespace) -> int:
         clf = DefectCAMClassifier.from_recipe(args.recipe, **given)
     try:
         with _interruption_noticed() as interruption:
-            clf.fit(args.folder)
+            clf.fit(args.folder, resume=args.resume)
     except ImageReadError:
         raise
     except (ValueError, TrainingDivergedError) as error:  # of a parameter: the data are checked
@@ -322,12 +321,13 @@ def _export(args: argparse.Namespace) -> int:
             raise _UsageError(f"--{option} {folder}: there is no such folder.")
     images = _list_images(args.verify) if args.verify else []
     from defectcam.export import Int8LossError, export, read_description, verify_file
+    from defectcam.files import temporary_folder
     from defectcam.persistence import load
 
     clf = load(args.model, device="cpu")
     parity = None
-    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=target.parent) as folder:
-        staged = Path(folder, target.name)
+    with temporary_folder(target) as folder:
+        staged = folder / target.name
         try:
             loss = export(
                 clf,
@@ -355,7 +355,10 @@ def _export(args: argparse.Namespace) -> int:
                     file=sys.stderr,
                 )
                 return ANSWERS_DIFFER
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
+        files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
+        if len(files) > 1:  # a graph beside another one's weights would be wrong, and look right
+            target.unlink(missing_ok=True)
+        for file in files:
             os.replace(file, target.parent / file.name)
     if loss is not None:
         report["int8_loss"] = loss._asdict()

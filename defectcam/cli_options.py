@@ -311,6 +311,11 @@ def _add_fit(fit: Any) -> None:
         metavar="FILE",
         help="parameters in a TOML file, see `defectcam init`; options given here win over it",
     )
+    fit.add_argument(
+        "--resume",
+        metavar="FILE",
+        help="keep the training there after each epoch, and go on from it if it is there",
+    )
     _add_output_options(fit)
     for title, parameters in PARAMETERS.items():
         group = fit.add_argument_group(title)

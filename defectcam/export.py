@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import tempfile
-import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from defectcam.backbones import weights_licence
 from defectcam.classifier import DefectCAMClassifier
-from defectcam.files import write_atomically
+from defectcam.files import temporary_folder, write_atomically
 from defectcam.graph import Decision, DeployedNetwork
 from defectcam.images import read_reduced
 from defectcam.parity import Int8Loss, Parity, TorchProgram, measure_int8_loss, verify
@@ -272,10 +271,10 @@ def describe(clf: DefectCAMClassifier, module: DeployedNetwork, precision: str) 
             "peak_fraction": float(clf.box_peak_fraction),
             "tighten": bool(clf.tighten_boxes),
         },
-        "backbone": clf.backbone,
+        "backbone": clf._fitted_backbone,
         "weights": {
             "source": clf.weights_source_,
-            "licence": weights_licence(clf.backbone, clf.weights_source_),
+            "licence": weights_licence(clf._fitted_backbone, clf.weights_source_),
         },
         "n_training_images": int(clf.n_images_seen_),
         "fingerprint": _fingerprint(module),
@@ -346,8 +345,8 @@ def _named_failure(clf: DefectCAMClassifier) -> Iterator[None]:
         yield
     except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
         raise ExportError(
-            f"the network with backbone={clf.backbone!r} cannot be written as a graph of ONNX "
-            f"opset {OPSET} ({error}). efficientnet_lite0, resnet18 and vgg16 can."
+            f"the network with backbone={clf._fitted_backbone!r} cannot be written as a graph of "
+            f"ONNX opset {OPSET} ({error}). efficientnet_lite0, resnet18 and vgg16 can."
         ) from error
 
 
@@ -446,22 +445,17 @@ def _write_openvino(target: Path, model: Any, description: dict[str, Any]) -> No
     """Convert, and write both files under their names once both are complete."""
     import openvino
 
-    name = f".{target.stem}.{uuid.uuid4().hex}.tmp"
-    temporary = [target.with_name(name + suffix) for suffix in (".xml", ".bin")]
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder, "model.onnx")
-            source.write_bytes(model.SerializeToString())
-            converted = openvino.Core().read_model(source)
-            _resize_as_torch(converted)
-            converted.set_rt_info(json.dumps(description), METADATA_KEY)
-            openvino.save_model(converted, temporary[0], compress_to_fp16=False)
-            del converted
-        os.replace(temporary[1], target.with_suffix(".bin"))
-        os.replace(temporary[0], target)
-    finally:
-        for file in temporary:
-            file.unlink(missing_ok=True)
+    with temporary_folder(target) as folder:
+        source = folder / "model.onnx"
+        source.write_bytes(model.SerializeToString())
+        converted = openvino.Core().read_model(source)
+        _resize_as_torch(converted)
+        converted.set_rt_info(json.dumps(description), METADATA_KEY)
+        openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
+        del converted
+        target.unlink(missing_ok=True)  # a kill never leaves a graph beside another one's weights
+        os.replace(folder / "model.bin", target.with_suffix(".bin"))
+        os.replace(folder / "model.xml", target)
 
 
 def _resize_as_torch(converted: Any) -> None:

@@ -1,19 +1,35 @@
 """Writes files whole or not at all.
 
-Owns the way a result takes its name on disk. It knows no format and depends on nothing else in the
-package.
+Owns the way a result takes its name on disk, and what a killed process has left of one. It knows no
+format and depends on nothing else in the package.
+
+While it is written a file has a temporary name, and its writer holds a lock on it, which ends with
+the process. So the next process that writes into the folder can tell what was left behind from what
+another one is writing, and removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["staged_folder", "write_atomically"]
+try:
+    import fcntl
+except ImportError:  # Windows: nothing can be told apart there, so what is left behind stays
+    fcntl = None  # type: ignore[assignment]
+
+#: Temporary names, of files and folders.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+
+#: Folders that this process has looked through.
+_tidied: set[str] = set()
+
+__all__ = ["remove_leftovers", "staged_folder", "temporary_folder", "write_atomically"]
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -34,17 +50,43 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         If the file cannot be written. Nothing is left behind then, and an old file stays.
     """
     target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {target}: make the folder {target.parent} first.")
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _refuse_missing_parent(target)
+    with _temporary(target, Path.touch) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a folder beside a target, on the same disk, that goes at the end.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The target, which need not exist; nothing is done to it.
+
+    Yields
+    ------
+    Path
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder that is to hold the target does not exist.
+    """
+    target = Path(path)
+    _refuse_missing_parent(target)
+    with _temporary(target, Path.mkdir) as folder:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -71,11 +113,7 @@ def staged_folder(folder: str | os.PathLike[str], last: str | None = None) -> It
         If a file cannot be written, or a link in the target leads out of it.
     """
     target = Path(folder).resolve()
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {target}: make the folder {target.parent} first.")
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    staging.mkdir()
-    try:
+    with temporary_folder(target) as staging:
         yield staging
         files = sorted(path for path in staging.rglob("*") if path.is_file())
         places = {file: target / file.relative_to(staging) for file in files}
@@ -91,5 +129,72 @@ def staged_folder(folder: str | os.PathLike[str], last: str | None = None) -> It
         for file in sorted(files, key=lambda path: path.name == last):
             places[file].parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, places[file])
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Remove what killed processes have left of what they were writing into a folder.
+
+    What another process is writing, or what cannot be removed, stays. On Windows all stays.
+
+    Parameters
+    ----------
+    folder : str or PathLike
+    """
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _TEMPORARY.fullmatch(entry.name):
+                _remove_if_left(Path(entry.path))
+
+
+def _remove_if_left(path: Path) -> None:
+    with contextlib.suppress(OSError), _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _refuse_missing_parent(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {target}: make the folder {target.parent} first.")
+
+
+@contextlib.contextmanager
+def _temporary(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Make something under a temporary name beside the target, locked within the block."""
+    parent = os.path.realpath(target.parent)
+    if parent not in _tidied:  # once: a folder may hold very many files
+        _tidied.add(parent)
+        remove_leftovers(parent)
+    while True:
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        make(temporary)
+        if fcntl is None:
+            yield temporary
+            return
+        with contextlib.ExitStack() as stack:
+            # Some network drives know no locks; what is left there stays too, then.
+            with contextlib.suppress(OSError):
+                stack.enter_context(_locked(temporary, fcntl.LOCK_EX))
+            if temporary.exists():  # else taken for left behind before it was locked
+                yield temporary
+                return
+
+
+@contextlib.contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    """Lock a file or folder within the block, or until the process ends.
+
+    Raises
+    ------
+    OSError
+        If it is gone, another process has locked it, or the drive knows no locks.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        os.close(descriptor)

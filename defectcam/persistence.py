@@ -295,7 +295,7 @@ def _network_parameters(clf: DefectCAMClassifier) -> dict[str, Any]:
     """Parameters that the network was made with: those of the classifier may be set since."""
     network = clf.network_
     return {
-        "backbone": clf.backbone,
+        "backbone": clf._fitted_backbone,
         "trainable_stages": network.trainable_stages,
         "evidence_stages": len(network.evidence_levels),
         "normalise_evidence": isinstance(network.head.norms[0], nn.BatchNorm2d),
@@ -433,6 +433,7 @@ def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -
     network.eval()
     preprocess = Preprocess(**description["preprocessing"])
     clf._set_network(network, preprocess.to(next(network.parameters()).device), classes)
+    clf._built_with = {**clf._built_with, **description["network"]}
     for name in _FITTED_ARRAYS:
         if name in _LATER_ARRAYS and _FITTED + name not in tensors:
             setattr(clf, name, _LATER_ARRAYS[name].copy())

@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 
 from defectcam.calibration import choose_threshold
 from defectcam.callbacks import train_ends
+from defectcam.checkpoints import FitCheckpoint
 from defectcam.classifier import DefectCAMClassifier, _Batch
 from defectcam.diagnostics import rank_suspects, warn_if_chance
 from defectcam.exceptions import warn_caller
@@ -297,7 +298,11 @@ class _TrainingImages(NamedTuple):
 
 
 def fit_on_tiles(
-    clf: DefectCAMClassifier, X: Any, y: Any, sample_weight: ArrayLike | None = None
+    clf: DefectCAMClassifier,
+    X: Any,
+    y: Any,
+    sample_weight: ArrayLike | None = None,
+    checkpoint: FitCheckpoint | None = None,
 ) -> DefectCAMClassifier:
     """Do what `DefectCAMClassifier.fit` says, on tiles of the images.
 
@@ -326,6 +331,7 @@ def fit_on_tiles(
             n_kept=0,
             images=image_of,
             on_trained=lambda trained, folds: kept.append((trained, folds)),
+            checkpoint=checkpoint,
         )
         del tiles  # before its file goes
     (trained, folds) = kept[0]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defectcam.cam import signed_cams
+from defectcam.checkpoints import FitCheckpoint, TrainingLoop
 from defectcam.exceptions import warn_caller
 from defectcam.feature_cache import FeatureCache
 from defectcam.network import DefectCAMNetwork
@@ -287,6 +288,8 @@ class TailTraining:
         Called after each epoch with its record; returning True ends the training.
     first_fold : int, default=0
         Added to the number of a fold in history and records.
+    checkpoint : FitCheckpoint, optional
+        Kept after each epoch; what it says is done is not trained again.
     history : dict of list
         One entry per finished epoch in each list.
     interrupted : bool
@@ -303,6 +306,7 @@ class TailTraining:
     seed: int
     on_epoch: EpochCallback | None = None
     first_fold: int = 0
+    checkpoint: FitCheckpoint | None = None
     history: History = field(default_factory=dict)
     interrupted: bool = False
 
@@ -324,9 +328,13 @@ class TailTraining:
         n_batches = -(-len(rows) // options.batch_size)
         n_steps = options.max_epochs * n_batches
         schedule = _make_schedule(optimizer, options.schedule, n_steps)
-        finished = None
+        loop = TrainingLoop(self.network, optimizer, schedule, generator)
         losses: list[float] = []
-        while len(losses) < options.max_epochs:
+        is_done = False
+        if self.checkpoint is not None:
+            losses, is_done = self.checkpoint.restore(fold, loop)
+        finished = copy.deepcopy(self.network.state_dict()) if losses else None
+        while len(losses) < options.max_epochs and not is_done:
             started = time.perf_counter()
             try:
                 loss, accuracy = self._epoch(torch.as_tensor(rows), generator, optimizer, schedule)
@@ -349,19 +357,28 @@ class TailTraining:
             losses.append(loss)
             try:
                 stop_asked = self._record(fold, len(losses), loss, accuracy, started)
+                is_done = stop_asked or _is_done(options, losses, accuracy)
+                if self.checkpoint is not None:
+                    tail = tail_state(self.network.state_dict())
+                    self.checkpoint.write(fold, tail, loop, losses, is_done)
             except KeyboardInterrupt:
                 self.interrupted = True
-                break
-            if stop_asked or _is_done(options, losses, accuracy):
                 break
         self.network.eval()
 
     def run_and_measure(self, rows: NDArray[np.intp], fold: int) -> None:
         """Train on some rows and measure the statistics of batch normalisation on them."""
+        tail = self.checkpoint.finished_tail(fold) if self.checkpoint else None
+        if tail is not None:
+            self.network.load_state_dict(tail, strict=False)  # the trunk's are not among them
+            self.network.eval()
+            return
         self.run(rows, fold)
         if self.options.train_batch_norm:
             update_batch_norm(self.network, self.cache, rows)
             self.network.eval()
+        if self.checkpoint is not None and not self.interrupted:
+            self.checkpoint.finish(fold, tail_state(copy.deepcopy(self.network.state_dict())))
 
     def scores(self, rows: NDArray[np.intp]) -> CachedScores:
         """Score all cached images; the reference is the good and defective among these rows."""

@@ -161,7 +161,9 @@ def _learn(clf: DefectCAMClassifier, new: _New, memory: ReplayMemory | None, see
 
 def _untrained(clf: DefectCAMClassifier, present: DefectCAMNetwork) -> DefectCAMNetwork:
     """Make a network with an untrained tail behind the present trunk and codebook."""
-    network, _ = clf._build_network(len(clf.classes_), clf._classes.good)
+    parameters = {**clf.get_params(deep=False), **clf._built_with}
+    builder = DefectCAMClassifier(**parameters)  # parameters may be set since
+    network, _ = builder._build_network(len(clf.classes_), clf._classes.good)
     network.trunk.load_state_dict(present.trunk.state_dict())
     network.codebook = present.codebook
     return network
@@ -178,7 +180,8 @@ def _course(
     """Decide how new and remembered images are learned; None where they are of one class."""
     n_classes = len(np.unique(records.targets))
     is_trained = has_evidence(network)
-    if is_trained and n_classes == 1:
+    has_good = bool((records.targets == clf._classes.good).any())
+    if n_classes == 1 and (is_trained or not has_good):
         warn_caller(
             "partial_fit was given images of one class and remembers none of the other: they are "
             "remembered, and nothing is trained until there are both."

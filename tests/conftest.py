@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from defectcam import DefectCAMClassifier
+
+settings.register_profile("long", max_examples=1000, deadline=None)  # --hypothesis-profile=long
 
 
 @pytest.fixture(autouse=True)

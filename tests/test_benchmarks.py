@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,17 +17,22 @@ import cv2
 import numpy as np
 import pytest
 
+from defectcam.images import read_image
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MODULES = (
     "accuracy",
     "active",
     "cam_methods",
     "distributed",
+    "determinism",
     "export",
     "drift",
     "figures",
     "incremental",
+    "kills",
     "large_images",
+    "metamorphic",
     "options",
     "patchcore",
     "plain",
@@ -600,6 +607,59 @@ def test_a_wrong_tally_is_noticed(script, tmp_path):
     for wrong in (rows[1:], [*rows, rows[0]], [{**row, "error": "?"} for row in rows]):
         tally = {"images": 60, "exit_code": 0} | watch.check(wrong, 60, tmp_path)
         assert not watch.is_right(tally | {"overlays": 59})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_is_killed_leaves_whole_files_and_goes_on(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "kills.py"), "--kills", "2"]
+    command += ["--only", "fit", "--json", str(tmp_path / "kills.json")]
+    # A process of its own: its children would inherit the threads of this one.
+    subprocess.run(command, check=True, capture_output=True)
+    tally = json.loads((tmp_path / "kills.json").read_text())["fit"]
+    assert (tally["kills"], tally["right"]) == (2, 2)
+
+
+# Circumstances and changes that mean nothing ----------------------------------------------------
+
+
+@pytest.mark.slow
+def test_circumstances_that_mean_nothing_change_no_bit(script, monkeypatch, capsys):
+    determinism = script("determinism")
+    how = {"hash_seed": "random", "shuffled": True, "parameters": {"n_jobs": 4}}
+    circumstances = {"all": determinism.Circumstance(how)}
+    monkeypatch.setattr(determinism, "CIRCUMSTANCES", circumstances)
+    rows = determinism.compare(["all"])
+    assert rows["all"]["weights"] == rows["all"]["probability"] == 0
+    assert rows["all"]["is_right"]
+    determinism.print_table({"all": {**rows["all"], "is_right": False}})
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_changes_that_mean_nothing_are_measured(script, fitted, fitted_parts):
+    metamorphic = script("metamorphic")
+    images = [read_image(path) for path in sorted((fitted_parts / "scratch").iterdir())]
+    rows = metamorphic.measure(fitted, images)
+    assert rows.keys() == metamorphic.CHANGES.keys()
+    assert all(0 <= row["changed"] <= 1 and row["images"] == 6 for row in rows.values())
+
+
+def test_boxes_move_with_the_image(script):
+    metamorphic = script("metamorphic")
+    image = np.zeros((20, 30, 3), dtype=np.uint8)
+    image[4:9, 10:17] = 255
+    box = np.array([10, 4, 17, 9])
+    for name, (change, move) in metamorphic.CHANGES.items():
+        changed = change(image)
+        assert changed.shape == image.shape, name
+        left, top, right, bottom = move(box, (20, 30))
+        rows, columns = np.nonzero(changed[..., 0] > 128)
+        assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (
+            (left, top, right, bottom)
+        ), name
+    assert metamorphic.overlap(box, box) == 1
+    assert metamorphic.overlap(box, box + 100) == 0
+    assert metamorphic.overlap(np.array([0, 0, 2, 2]), np.array([1, 0, 3, 2])) == 1 / 3
 
 
 @pytest.mark.skipif(not Path("/usr/bin/chromium").is_file(), reason="needs Chromium")

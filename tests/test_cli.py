@@ -277,7 +277,7 @@ def test_parameters_come_from_a_file_and_options_win(
 ) -> None:
     fitted: list[DefectCAMClassifier] = []
 
-    def stop_there(clf: DefectCAMClassifier, folder: str) -> None:
+    def stop_there(clf: DefectCAMClassifier, folder: str, resume: None) -> None:
         fitted.append(clf)
         raise KeyboardInterrupt
 

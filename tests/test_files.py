@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,27 @@ def test_a_folder_is_left_alone_where_it_cannot_be_written(tmp_path: Path) -> No
     assert names(target) == ["link", "taken"]
     with pytest.raises(FileNotFoundError, match="make the folder"), staged_folder(target / "a/b"):
         pass
+
+
+def test_what_a_killed_process_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    left = ".a.{}.tmp"
+    (tmp_path / left.format("0" * 32)).write_bytes(b"half")
+    (tmp_path / left.format("1" * 32)).mkdir()
+    (tmp_path / left.format("1" * 32) / "half").write_bytes(b"half")
+    others = [".a.tmp", left.format("0" * 31), "a" + left.format("0" * 32)]
+    for name in others:
+        (tmp_path / name).touch()
+    write_atomically(tmp_path / "a", b"new")
+    assert names(tmp_path) == sorted(["a", *others])
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    write_atomically(tmp_path / "a", b"old")
+    with staged_folder(tmp_path / "out") as folder:
+        (folder / "1").touch()
+        code = "import sys; from defectcam.files import *; write_atomically(sys.argv[1], b'new')"
+        subprocess.run([sys.executable, "-c", code, tmp_path / "a"], check=True)
+        assert (tmp_path / "a").read_bytes() == b"new"
+    assert names(tmp_path) == ["a", "out", "out/1"]

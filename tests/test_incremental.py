@@ -56,6 +56,24 @@ def weights(classifier: DefectCAMClassifier) -> torch.Tensor:
 # --- The course of an update ----------------------------------------------------------------------
 
 
+def test_defects_alone_wait_where_no_good_image_is_remembered(tiny_classifier):
+    clf = tiny_classifier().fit(FIRST[0][:5], FIRST[1][:5])  # which remembers none
+    before = clf.predict_proba(FIRST[0])
+    with pytest.warns(UserWarning, match="nothing is trained until there are both"):
+        clf.partial_fit(FIRST[0][5:], FIRST[1][5:])
+    assert (clf.predict_proba(FIRST[0]) == before).all()
+    clf.partial_fit(*SECOND)
+    assert set(clf.predict(FIRST[0])) == {"good", "anomaly"}
+
+
+def test_after_an_update_by_a_full_fit_set_parameters_still_do_not_count(tiny_classifier):
+    once, changed = (tiny_classifier().partial_fit(FIRST[0][:5], FIRST[1][:5]) for _ in range(2))
+    changed.set_params(backbone="test_resnet", trainable_stages=1, pooling="max")
+    for clf in (once, changed):
+        clf.partial_fit(*SECOND)  # the first defects: a full fit
+    assert weights(changed).equal(weights(once))
+
+
 def test_the_first_call_is_a_fit(started, tiny_classifier):
     fitted = tiny_classifier().fit(*FIRST)
     assert torch.equal(weights(started), weights(fitted))

@@ -173,11 +173,17 @@ def test_a_class_per_type_other_layers_and_odd_parameters(tmp_path: Path) -> Non
 def test_parameters_set_after_fit_do_not_change_the_network(
     clf: DefectCAMClassifier, tmp_path: Path
 ) -> None:
-    fitted = {name: getattr(clf, name) for name in ("pooling", "trainable_stages", "weights")}
+    names = ("backbone", "pooling", "trainable_stages", "weights", "heatmap")
+    fitted, made_of = {name: getattr(clf, name) for name in names}, clf.info()
     clf.set_params(pooling="max", trainable_stages=1, weights=Path("some/file.pth"))
+    clf.set_params(backbone="test_resnet", heatmap="cam")
     try:
-        clf.save(tmp_path / "m.safetensors")
-        loaded = load(tmp_path / "m.safetensors")
+        assert clf.info() == made_of
+        for _ in range(2):  # what was loaded is saved again
+            clf.save(tmp_path / "m.safetensors")
+            loaded = load(tmp_path / "m.safetensors")
+            assert loaded.info() == made_of
+            loaded.save(tmp_path / "m.safetensors")
         assert (loaded.pooling, loaded.weights) == ("max", str(Path("some/file.pth")))
         assert_same(loaded, clf)
     finally:

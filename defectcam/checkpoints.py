@@ -1,0 +1,360 @@
+"""The file from which a `fit` that was interrupted or killed goes on.
+
+Owns the layout of the file, when it may be gone on from, and when it goes. What a training loop is
+between two epochs is put into it whole, random numbers to come included, so that the weights in the
+end are those of an undisturbed fit. It trains nothing. Like a saved model the file is data, not
+code: safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import defectcam
+from defectcam.exceptions import warn_caller
+from defectcam.files import write_atomically
+
+__all__ = ["CheckpointError", "FitCheckpoint", "TrainingLoop", "digest_of", "digest_of_weights"]
+
+#: Version of the layout; only files of the same one are gone on from.
+LAYOUT = 1
+
+#: Parameters that change nothing in the trained weights.
+WITHOUT_EFFECT = frozenset(
+    [
+        *("cache_size", "callbacks", "memory", "n_jobs", "verbose"),
+        *("box_peak_fraction", "box_threshold", "max_boxes", "merge_distance", "min_area"),
+        "tighten_boxes",
+    ]
+)
+
+_KEY = "defectcam_checkpoint"  # of the metadata, and the name of the format
+_DIGEST = "digest"  # of all the rest, in the metadata
+_WHAT = {  # what a fit is told apart by, in the words of the complaint
+    "versions": "versions",
+    "images": "other images, or in another order",
+    "labels": "other labels or sample weights",
+    "weights": "other weights to start from",
+}
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint that this fit can go on from."""
+
+
+@dataclass
+class TrainingLoop:
+    """What moves on while a network is trained."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler | None
+    generator: torch.Generator
+
+
+@dataclass
+class FitCheckpoint:
+    """How far a fit has come: kept on disk after each epoch, read where there is such a file.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file; the folder has to exist.
+
+    Attributes
+    ----------
+    seed : int or None
+        Of the fit that is gone on with; None where it begins.
+    history : dict of list
+        Its epochs so far; whoever trains adds to it.
+    is_complete : bool
+        Whether the fit has ended without an interrupt: set by whoever trains.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist.
+    CheckpointError
+        If the file is something else, or damaged.
+    """
+
+    path: str | os.PathLike[str]
+    seed: int | None = None
+    history: dict[str, list[Any]] = field(default_factory=dict)
+    is_complete: bool = False
+    _identity: dict[str, Any] = field(default_factory=dict)
+    _fold: int = -1
+    _losses: list[float] = field(default_factory=list)
+    _is_done: bool = False
+    _loop: dict[str, Any] = field(default_factory=dict)
+    _tensors: dict[str, Tensor] = field(default_factory=dict)
+    _finished: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    _can_write: bool = True
+
+    def __post_init__(self) -> None:
+        target = Path(self.path)
+        if target.is_dir():
+            raise CheckpointError(f"resume={str(target)!r} is a folder: name a file in it.")
+        if not target.parent.is_dir():
+            raise FileNotFoundError(
+                f"resume={str(target)!r}: make the folder {target.parent} first."
+            )
+        if target.exists():
+            self._read(target)
+
+    # --- Whose it is --------------------------------------------------------------------------
+
+    def begin(self, seed: int, parameters: Mapping[str, Any], **digests: str) -> int:
+        """Say which fit this is; return the seed that it goes on with.
+
+        Parameters
+        ----------
+        seed : int
+            Used where the fit begins, and where an integer ``random_state`` decides it.
+        parameters : mapping
+            Those of the estimator.
+        **digests
+            Of what the fit learns from, see `digest_of`.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is another fit's; it stays as it is.
+        """
+        told = {name: _told(v) for name, v in parameters.items() if name not in WITHOUT_EFFECT}
+        versions = {"defectcam": defectcam.__version__, "torch": torch.__version__}
+        identity = {"versions": versions, "parameters": told, **digests}
+        if self.seed is None:
+            self.seed = seed
+            self._identity = identity
+            return seed
+        for name, now in identity.items():
+            self._compare(name, now)
+        return self.seed
+
+    def expect(self, **digests: str) -> None:
+        """Say more of which fit this is, as soon as it is known.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is another fit's.
+        """
+        for name, now in digests.items():
+            if name in self._identity:
+                self._compare(name, now)
+            self._identity[name] = now
+
+    def _compare(self, name: str, now: Any) -> None:
+        then = self._identity.get(name)
+        if then == now:
+            return
+        what = _WHAT.get(name, name)
+        if isinstance(now, dict) and isinstance(then, dict):
+            changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+            what = ", ".join(f"{key} {then.get(key)}, now {now.get(key)}" for key in changed)
+        raise CheckpointError(
+            f"resume={os.fspath(self.path)!r} belongs to another fit ({what}): call fit as it was "
+            "called then, or remove the file to start anew."
+        )
+
+    # --- While it trains ----------------------------------------------------------------------
+
+    def finished_tail(self, fold: int) -> dict[str, Tensor] | None:
+        """Return the weights of a fold that is done; None if it has to be trained."""
+        return self._finished.get(fold)
+
+    def finish(self, fold: int, tail: dict[str, Tensor]) -> None:
+        """Keep the weights of a fold that is done; the next `write` puts them on disk."""
+        self._finished[fold] = tail
+
+    def restore(self, fold: int, loop: TrainingLoop) -> tuple[list[float], bool]:
+        """Put a loop where it was after its last epoch on disk.
+
+        Returns
+        -------
+        losses : list of float
+            Of its epochs so far; empty where this fold begins.
+        is_done : bool
+            Whether no epoch follows.
+        """
+        if fold != self._fold:
+            return [], False
+        try:
+            self._restore(loop)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise self._refusal(f"its content does not fit ({error})") from error
+        return list(self._losses), self._is_done
+
+    def _restore(self, loop: TrainingLoop) -> None:
+        loop.network.load_state_dict(_below("now.", self._tensors), strict=False)
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _below("optimizer.", self._tensors).items():
+            number, _, key = name.partition(".")
+            states.setdefault(int(number), {})[key] = tensor
+        groups = self._loop["groups"]
+        loop.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        for parameter, state in loop.optimizer.state.items():
+            for key, tensor in state.items():
+                if tensor.shape == parameter.shape:  # in memory as it was: sums keep their order
+                    state[key] = torch.empty_like(parameter).copy_(tensor)
+        if loop.schedule is not None:
+            loop.schedule.load_state_dict(self._loop["schedule"])
+        loop.generator.set_state(self._tensors["generator"])
+        torch.set_rng_state(self._tensors["rng"])
+        if "cuda_rng" in self._tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self._tensors["cuda_rng"], _device_of(loop.network))
+
+    def write(
+        self,
+        fold: int,
+        tail: dict[str, Tensor],
+        loop: TrainingLoop,
+        losses: list[float],
+        is_done: bool,
+    ) -> None:
+        """Put everything on disk. Where that fails, training goes on: a warning says so once.
+
+        Parameters
+        ----------
+        fold : int
+            That is being trained.
+        tail : dict of Tensor
+            All that training changes in the network.
+        loop : TrainingLoop
+        losses : list of float
+            Of the epochs of this fold.
+        is_done : bool
+            Whether it has no more.
+        """
+        if not self._can_write:
+            return
+        tensors = {f"now.{name}": tensor for name, tensor in tail.items()}
+        for done, other in self._finished.items():
+            tensors |= {f"finished.{done}.{name}": tensor for name, tensor in other.items()}
+        optimizer = loop.optimizer.state_dict()
+        for number, state in optimizer["state"].items():
+            kept = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+            tensors |= {f"optimizer.{number}.{key}": tensor for key, tensor in kept.items()}
+        tensors |= {"generator": loop.generator.get_state(), "rng": torch.get_rng_state()}
+        device = _device_of(loop.network)
+        if device.type == "cuda":
+            tensors["cuda_rng"] = torch.cuda.get_rng_state(device)
+        description = {
+            "layout": LAYOUT,
+            "seed": self.seed,
+            "identity": self._identity,
+            "fold": fold,
+            "losses": losses,
+            "is_done": is_done,
+            "history": self.history,
+            "groups": optimizer["param_groups"],
+            "schedule": None if loop.schedule is None else loop.schedule.state_dict(),
+        }
+        try:
+            write_atomically(self.path, _packed(description, tensors))
+        except OSError as error:
+            self._can_write = False
+            warn_caller(f"resume={os.fspath(self.path)!r} cannot be written ({error}).")
+
+    def close(self) -> None:
+        """Remove the file of a fit that is complete."""
+        if self.is_complete:
+            Path(self.path).unlink(missing_ok=True)
+
+    # --- The file -----------------------------------------------------------------------------
+
+    def _read(self, target: Path) -> None:
+        try:
+            with safetensors.safe_open(target, framework="pt") as file:
+                texts = file.metadata() or {}
+                if _KEY not in texts:
+                    raise self._refusal("it is something else")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise self._refusal("it is something else, or damaged") from error
+        if texts.get(_DIGEST) != _digest(texts[_KEY], tensors):
+            raise self._refusal("its content is not what was written")
+        description = json.loads(texts[_KEY])
+        if description["layout"] != LAYOUT:
+            raise self._refusal("it is of another release")
+        self.seed, self._identity = description["seed"], description["identity"]
+        self.history = description["history"]
+        self._fold, self._losses = description["fold"], description["losses"]
+        self._is_done, self._loop, self._tensors = description["is_done"], description, tensors
+        for name, tensor in _below("finished.", tensors).items():
+            fold, _, own = name.partition(".")
+            self._finished.setdefault(int(fold), {})[own] = tensor
+
+    def _refusal(self, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"resume={os.fspath(self.path)!r} is no checkpoint of a fit: {why}. Name a file that "
+            "does not exist yet, or one that an interrupted fit has left."
+        )
+
+
+def digest_of(parts: Iterable[str | NDArray[np.float64]]) -> str:
+    """Hash texts and numbers in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def digest_of_weights(network: nn.Module) -> str:
+    """Hash all weights of a network."""
+    return _digest("", network.state_dict())
+
+
+def _told(value: Any) -> Any:
+    """Turn a parameter into what JSON gives back unchanged."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return f"{value!r:.200}" if not isinstance(value, np.random.RandomState) else None
+
+
+def _packed(description: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+    text = json.dumps(description)
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    return safetensors.torch.save(plain, {_KEY: text, _DIGEST: _digest(text, plain)})
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device

@@ -1,0 +1,247 @@
+"""A fit that was interrupted or killed ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import draw_part
+from torch import nn
+
+from defectcam import DefectCAMClassifier
+from defectcam.checkpoints import CheckpointError, FitCheckpoint, TrainingLoop
+from defectcam.cli import main
+
+
+class PowerCut(BaseException):
+    """Nothing in the package catches it."""
+
+
+class After:
+    """Raises at the end of an epoch; those before it are on disk."""
+
+    def __init__(self, n_epochs: int, error: type[BaseException] = PowerCut) -> None:
+        self.left, self.error = n_epochs, error
+
+    def __call__(self, classifier: Any, record: dict[str, Any]) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[list[np.ndarray], list[str]]:
+    rng = np.random.default_rng(0)
+    images = [draw_part(rng, scratched=i >= 4, size=32) for i in range(8)]
+    return images, ["good"] * 4 + ["dent", "dent", "scratch", "scratch"]
+
+
+@pytest.fixture(scope="module")
+def quick(tiny_classifier: Callable[..., DefectCAMClassifier]) -> Callable[..., Any]:
+    """Return a function that makes a classifier whose fit has six epochs."""
+    return partial(tiny_classifier, image_size=32, max_epochs=2, augmentation="none")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(quick: Callable[..., Any], parts: Any) -> DefectCAMClassifier:
+    return quick().fit(*parts)
+
+
+def everything_of(clf: DefectCAMClassifier) -> tuple[Any, ...]:
+    state = {name: tensor.contiguous() for name, tensor in clf.network_.state_dict().items()}
+    columns = ("fold", "epoch", "loss", "train_accuracy")
+    history = [clf.history_.get(column, []) for column in columns]
+    held_out = clf.held_out_probability_.tobytes()
+    return safetensors.torch.save(state), held_out, clf.threshold_, clf._heat_model, history
+
+
+def cut_off(clf: DefectCAMClassifier, n_epochs: int, *args: Any, resume: Path) -> None:
+    with pytest.raises(PowerCut):
+        clf.set_params(callbacks=After(n_epochs)).fit(*args, resume=resume)
+    clf.set_params(callbacks=None)
+    assert resume.is_file() == (n_epochs > 0)
+
+
+@pytest.mark.parametrize("n_epochs", [1, 2, 5])
+def test_a_fit_that_was_cut_off_ends_with_the_same_weights(
+    quick, parts, undisturbed, tmp_path, n_epochs
+):
+    resume, epochs = tmp_path / "fit.checkpoint", []
+    cut_off(quick(), n_epochs, *parts, resume=resume)
+    clf = quick(callbacks=lambda clf, record: epochs.append(record["epoch"]))
+    clf.fit(*parts, resume=resume)
+    assert everything_of(clf) == everything_of(undisturbed)
+    assert len(epochs) == 6 - n_epochs  # the others were not trained again
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"optimizer": "sgd", "schedule": "constant", "cv": None},
+        {"optimizer": "adam", "early_stopping": True, "train_batch_norm": False},
+        {"optimizer": "sgd", "tile": 24, "cv": None},
+        {"target": "type", "replay_size": 4, "stop_at_train_accuracy": 0.5},
+    ],
+)
+def test_it_goes_on_whatever_the_parameters(quick, parts, tmp_path, parameters):
+    clf, resume = quick(**parameters), tmp_path / "fit.checkpoint"
+    undisturbed = everything_of(copy.deepcopy(clf).fit(*parts))
+    cut_off(clf, 1, *parts, resume=resume)
+    assert everything_of(clf.fit(*parts, resume=resume)) == undisturbed
+    assert not resume.exists()
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path):
+    def loop() -> TrainingLoop:
+        network = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+        optimizer = torch.optim.AdamW(network.parameters())
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9)
+        return TrainingLoop(network, optimizer, schedule, torch.Generator().manual_seed(1))
+
+    def step(loop: TrainingLoop) -> torch.Tensor:
+        order = torch.randperm(4, generator=loop.generator)
+        loop.optimizer.zero_grad()
+        loop.network(torch.ones(2, 4)[:, order]).sum().backward()
+        loop.optimizer.step()
+        loop.schedule.step()
+        return loop.network[0].weight.detach().clone()
+
+    one, kept = loop(), FitCheckpoint(tmp_path / "c")
+    kept.begin(7, {})
+    step(one)
+    kept.write(0, {f"{k}": v for k, v in one.network.state_dict().items()}, one, [0.5], False)
+    expected = step(one)
+    other, read = loop(), FitCheckpoint(tmp_path / "c")
+    assert read.begin(8, {}) == 7
+    assert read.restore(1, other) == ([], False)
+    assert read.restore(0, other) == ([0.5], False)
+    assert step(other).equal(expected)
+    assert other.schedule.get_last_lr() == one.schedule.get_last_lr()
+
+
+def test_an_unseeded_fit_goes_on_with_its_own_seed(quick, parts, tmp_path):
+    clf, resume = quick(random_state=None, cv=None), tmp_path / "fit.checkpoint"
+    cut_off(clf, 1, *parts, resume=resume)
+    kept = shutil.copy(resume, tmp_path / "copy")
+    one = everything_of(clf.fit(*parts, resume=resume))
+    assert everything_of(clf.fit(*parts, resume=kept)) == one
+
+
+def test_after_an_interrupt_the_file_stays(quick, parts, undisturbed, tmp_path):
+    resume, clf = tmp_path / "fit.checkpoint", quick(callbacks=After(2, KeyboardInterrupt))
+    with pytest.warns(UserWarning, match="interrupted after 3 epochs.*goes on with it"):
+        clf.fit(*parts, resume=resume)
+    assert len(clf.history_["epoch"]) == 3
+    clf.set_params(callbacks=None).fit(*parts, resume=resume)
+    assert everything_of(clf) == everything_of(undisturbed)
+
+
+def test_a_fold_that_was_stopped_stays_so(quick, parts, tmp_path):
+    def stop(clf, record):
+        return True
+
+    once = quick(callbacks=stop).fit(*parts)
+    resume = tmp_path / "fit.checkpoint"
+    with pytest.raises(PowerCut):
+        quick(callbacks=[stop, After(1)]).fit(*parts, resume=resume)
+    again = quick(callbacks=stop).fit(*parts, resume=resume)
+    assert everything_of(again) == everything_of(once)
+
+
+def test_another_fit_is_refused_and_the_file_stays(quick, parts, tmp_path):
+    (images, y), resume = parts, tmp_path / "fit.checkpoint"
+    cut_off(quick(cv=None), 1, images, y, resume=resume)
+    before = resume.read_bytes()
+    for other, data, complaint in [
+        ({}, (images[::-1], y[::-1]), "other images"),
+        ({}, (images, ["good"] * 5 + ["scratch"] * 3), "other labels"),
+        ({}, (images, y, [0.5] * 4 + [1.5] * 4), "other labels or sample weights"),
+        ({"learning_rate": 0.5}, (images, y), "learning_rate 0.01, now 0.5"),
+        ({"random_state": 1}, (images, y), "random_state 0, now 1"),
+    ]:
+        with pytest.raises(CheckpointError, match=complaint) as caught:
+            quick(cv=None, **other).fit(*data, resume=resume)
+        assert "remove the file" in str(caught.value)
+        assert resume.read_bytes() == before
+    quick(cv=None, max_boxes=1, n_jobs=2, verbose=1).fit(images, y, resume=resume)
+    assert not resume.exists()  # those change no weight
+
+
+def test_other_weights_to_start_from_are_refused(quick, parts, undisturbed, tmp_path):
+    resume = tmp_path / "fit.checkpoint"
+    cut_off(quick(warm_start=True), 1, *parts, resume=resume)
+    warm = copy.deepcopy(undisturbed).set_params(warm_start=True)
+    with pytest.raises(CheckpointError, match="other weights to start from"):
+        warm.fit(*parts, resume=resume)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "something else, or damaged"),
+        (b"an image, perhaps" * 9, "something else, or damaged"),
+        (safetensors.torch.save({"a": torch.ones(1)}), "it is something else"),
+        (None, "not what was written"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_and_stays(quick, parts, tmp_path, content, complaint):
+    resume = tmp_path / "fit.checkpoint"
+    if content is None:
+        cut_off(quick(cv=None), 1, *parts, resume=resume)
+        content = bytearray(resume.read_bytes())
+        content[-1] ^= 1
+    resume.write_bytes(content)
+    with pytest.raises(CheckpointError, match=complaint):
+        quick().fit(*parts, resume=resume)
+    assert resume.read_bytes() == content
+
+
+def test_places_where_no_file_can_be_are_refused_early(quick, parts, tmp_path):
+    with pytest.raises(CheckpointError, match="is a folder"):
+        quick().fit(*parts, resume=tmp_path)
+    with pytest.raises(FileNotFoundError, match="make the folder"):
+        quick().fit(*parts, resume=tmp_path / "no" / "fit.checkpoint")
+
+
+def test_a_full_disk_does_not_end_the_training(quick, parts, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.warns(UserWarning, match=r"resume=.*the disk is full") as warned:
+        quick(cv=None).fit(*parts, resume=tmp_path / "fit.checkpoint")
+    assert sum("full" in str(one.message) for one in warned) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_good_images_alone_leave_no_file(quick, parts, tmp_path):
+    with pytest.warns(UserWarning, match="good"):
+        quick().fit(parts[0][:4], ["good"] * 4, resume=tmp_path / "fit.checkpoint")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_goes_on_too(fitted_parts, tmp_path, monkeypatch, capsys):
+    resume, model = tmp_path / "fit.checkpoint", tmp_path / "part.safetensors"
+    options = ["--backbone", "test_efficientnet", "--weights", "none", "--image-size", "32"]
+    options += ["--max-epochs", "2", "--cv", "none", "--random-state", "0", "--device", "cpu"]
+    command = ["fit", str(fitted_parts), *options, "-o", str(model), "--quiet"]
+    command += ["--resume", str(resume)]
+    with monkeypatch.context() as patch:
+        patch.setattr(DefectCAMClassifier, "_on_epoch", lambda *_: After(0)(*_[:2]))
+        with pytest.raises(PowerCut):
+            main(command)
+    assert main(command) == 0 and model.is_file() and not resume.exists()
+    resume.write_bytes(b"mine")
+    assert main([*command, "--force"]) == 2
+    assert "is no checkpoint of a fit" in capsys.readouterr().err
+    assert resume.read_bytes() == b"mine"
