@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import watch
 
 from defectcam import DefectCAMClassifier, load
@@ -286,6 +287,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", type=Path, help="write the tally there")
     args = parser.parse_args(argv)
+    torch.set_num_threads(1)  # others are missing in a forked process, which would wait for them
     tallies = measure(args.only, args.kills, args.seed)
     print("| killed | kills | right afterwards | left half-written, removed later |")
     print("|---|---|---|---|")
