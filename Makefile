@@ -26,7 +26,7 @@ demo: $(VENV)/.extra-demo ## Train on real solar cells; overlays and a model go 
 ##@ For developers
 .PHONY: test
 test: $(VENV)/.extra-test ## Run all tests (PYTEST_ARGS="-m 'not slow' -x" for fewer)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: faults
 faults: $(VENV)/.extra-test ## Run the catalogue of what can go wrong; its summary by group
