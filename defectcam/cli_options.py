@@ -98,6 +98,16 @@ def _size(text: str) -> int | tuple[int, int]:
     return (int(height), int(width)) if times else int(height)
 
 
+def _threads(text: str) -> int:
+    number = int(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("0 threads read nothing: 1 or more, -1 for all processors")
+    return number
+
+
+_threads.__name__ = "int"  # argparse names it where the text is no number
+
+
 def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
@@ -247,7 +257,7 @@ PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
             "what convolutions compute in; auto: bfloat16 where the device is quick at it",
             ("auto", "bfloat16", "float32"),
         ),
-        _Parameter("n_jobs", None, _INT_OR_NONE, "threads that read images; none: up to 8"),
+        _Parameter("n_jobs", None, _or_none(_threads), "threads that read images; none: up to 8"),
         _Parameter("random_state", None, _INT_OR_NONE, "seed of everything random"),
     ),
 }
@@ -532,7 +542,7 @@ def _add_split(split: Any) -> None:
 def _add_doctor(doctor: Any) -> None:
     doctor.add_argument("folder", metavar="FOLDER", nargs="?", help="as for fit")
     doctor.add_argument("--good-label", metavar="NAME", help="sub-folder of good parts")
-    doctor.add_argument("--n-jobs", metavar="N", type=int, help="threads that read images")
+    doctor.add_argument("--n-jobs", metavar="N", type=_threads, help="threads that read images")
     doctor.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -624,7 +634,7 @@ def _add_machine(parser: Any) -> None:
     )
     parser.add_argument("--device", metavar="DEVICE", help="default: the model's")
     parser.add_argument("--batch-size", metavar="N", type=int, help="default: the model's")
-    parser.add_argument("--n-jobs", metavar="N", type=int, help="threads that read images")
+    parser.add_argument("--n-jobs", metavar="N", type=_threads, help="threads that read images")
 
 
 def _add_service(parser: Any) -> None:

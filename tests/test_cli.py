@@ -959,3 +959,14 @@ def test_thresholds_of_one_call_are_not_those_of_the_model(
     assert run("evaluate", model, parts, "--threshold", "0", "--json") == 0
     assert json.loads(capsys.readouterr().out)["overkill"] == 1
     assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("doctor", "parts"), ("predict", "model", "part.png"), ("fit", "parts", "-o", "model")],
+)
+def test_no_thread_at_all_is_refused(capsys, arguments):
+    assert cli.main([*arguments, "--n-jobs", "0"]) == cli.USAGE
+    assert "argument --n-jobs: 0 threads read nothing" in capsys.readouterr().err
+    assert cli.main([*arguments, "--n-jobs", "many"]) == cli.USAGE
+    assert "argument --n-jobs: invalid int" in capsys.readouterr().err
