@@ -68,7 +68,7 @@ from defectcam.exceptions import warn_caller
 from defectcam.explorer import Explorer, explore
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.feature_store import FeatureStore, StoredImage, fingerprint, folder_of_memory
-from defectcam.fingerprint import Fingerprint, fingerprint_of
+from defectcam.fingerprint import Fingerprint, fingerprint_of_rows
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
 from defectcam.images import (
@@ -797,8 +797,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             self._check_for_good_only(classes.good_label)
         check_readable(paths_of(sources), n_workers=self.n_jobs)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        hashes: list[str] = []
+        if images is None or checkpoint is not None or self.memory is not None:
+            hashes = self._hashes(sources.items, weighed.rows)
         if checkpoint is not None:
-            seed = self._begin(checkpoint, seed, sources.items, weighed, labels)
+            seed = self._begin(checkpoint, seed, hashes, weighed, labels)
         if not only_good:
             self._class_weight(classes, targets, weighed.weights)  # refuse a wrong one early
         warn_if_only_good(is_defect)
@@ -813,9 +816,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 checkpoint.expect(weights=digest_of_weights(network))
             views = VIEWS["none" if only_good and not n_kept else self.augmentation]
             with self._feature_cache(len(targets), views, network) as cache:
-                thumbnails = self._fill(cache, network, preprocess, sources.items, weighed.rows)
+                thumbnails = self._fill(
+                    cache, network, preprocess, sources.items, weighed.rows, hashes
+                )
                 if images is None:
-                    data = self._fingerprint(sources.items, labels, weighed.rows)
                     pairs = duplicate_pairs(thumbnails)
                     warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
                     groups = duplicate_groups(pairs, len(targets))
@@ -857,16 +861,20 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.held_out_probability_ = weighed.per_given(self.held_out_probability_)
         self.suspects_ = weighed.given(self.suspects_)
         if images is None:
-            self.training_data_ = data
+            self.training_data_ = fingerprint_of_rows(hashes, labels, weighed.rows)
             train_ends(self.callbacks, self)
         return self
 
-    def _fingerprint(
-        self, items: Sequence[Any], labels: NDArray[Any], rows: NDArray[np.intp]
-    ) -> Fingerprint:
-        """Make the fingerprint of the images that are fitted, each counted once."""
-        used, first = np.unique(rows, return_index=True)
-        return fingerprint_of([items[row] for row in used], labels[first].tolist(), self.n_jobs)
+    def _hashes(self, items: Sequence[Any], rows: NDArray[np.intp]) -> list[str]:
+        """Hash what the images in these rows consist of, each image once."""
+        used, places = np.unique(rows, return_inverse=True)
+        try:
+            hashes = list(content_hashes((items[row] for row in used), n_workers=self.n_jobs))
+        except ImageReadError:
+            if len(used) != len(items):
+                _complain_in_place(items, rows)
+            raise
+        return [hashes[place] for place in places]
 
     def _check_parameters(self) -> None:
         """Refuse early what scikit-learn's constraints cannot tell."""
@@ -960,12 +968,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self,
         checkpoint: FitCheckpoint,
         seed: int,
-        items: Sequence[Any],
+        hashes: Sequence[str],
         weighed: WeighedRows,
         labels: NDArray[Any],
     ) -> int:
         """Say which fit a checkpoint is of; return the seed that it goes on with."""
-        hashes = content_hashes((items[row] for row in weighed.rows), n_workers=self.n_jobs)
         return checkpoint.begin(
             seed,
             self.get_params(deep=False),
@@ -1249,12 +1256,16 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         preprocess: Preprocess,
         items: list[Any],
         rows: NDArray[np.intp],
+        hashes: Sequence[str],
     ) -> list[NDArray[np.uint8]]:
-        """Fill the cache with these rows of the given images; return their thumbnails."""
+        """Fill the cache with these rows of the given images; return their thumbnails.
+
+        The hashes are asked for where `memory` is given.
+        """
         store = self._feature_store(network, preprocess, cache)
         chosen = [items[row] for row in rows]
         try:
-            return self._fill_from(store, cache, network, preprocess, chosen)
+            return self._fill_from(store, cache, network, preprocess, chosen, hashes)
         except ImageReadError:
             if len(rows) != len(items) or (np.diff(rows) != 1).any():
                 _complain_in_place(items, rows)
@@ -1267,12 +1278,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         network: DefectCAMNetwork,
         preprocess: Preprocess,
         items: list[Any],
+        hashes: Sequence[str],
     ) -> list[NDArray[np.uint8]]:
         """Fill the cache, by the trunk with what the store does not have; return thumbnails."""
-        hashes: list[str] = []
         thumbnails: dict[int, NDArray[np.uint8]] = {}
         if store is not None:
-            hashes += content_hashes(items, n_workers=self.n_jobs)
             for row, image in enumerate(hashes):
                 if (kept := store.read(image)) is not None:
                     cache.put(row, kept.features)

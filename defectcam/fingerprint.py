@@ -11,14 +11,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from defectcam.images import content_hashes
 from defectcam.labels import as_labels
 from defectcam.plain_labels import plain_label
 from defectcam.sources import labelled_sources
 
-__all__ = ["Fingerprint", "fingerprint", "fingerprint_of"]
+__all__ = ["Fingerprint", "fingerprint", "fingerprint_of_rows"]
 
 _BITS = 128
 
@@ -90,28 +91,31 @@ def fingerprint(
     {'good': 2, 'dent': 1}
     """
     sources, labels = labelled_sources(X, y, good_label)
-    return fingerprint_of(sources.items, as_labels(labels).tolist(), n_jobs)
+    hashes = list(content_hashes(sources.items, n_workers=n_jobs))
+    return fingerprint_of_rows(hashes, as_labels(labels), np.arange(len(hashes)))
 
 
-def fingerprint_of(items: Sequence[Any], labels: Sequence[Any], n_jobs: int | None) -> Fingerprint:
-    """Make the fingerprint of images that are listed already.
+def fingerprint_of_rows(
+    hashes: Sequence[str], labels: NDArray[Any], rows: NDArray[np.intp]
+) -> Fingerprint:
+    """Make the fingerprint of images that are hashed already, each counted once.
 
     Parameters
     ----------
-    items : sequence
-        What `read_image` takes. Files are hashed as they are, all else by its pixels.
-    labels : sequence of labels
-        One per image.
-    n_jobs : int or None
-        Threads that read.
+    hashes : sequence of str
+        One per row, as `defectcam.images.content_hashes` gives them.
+    labels : ndarray of shape (n_rows,)
+    rows : ndarray of shape (n_rows,)
+        Which image each row is; one that counts more has several rows.
 
     Returns
     -------
     Fingerprint
     """
-    named = [str(plain_label(label)) for label in labels]
+    _, first = np.unique(rows, return_index=True)
+    named = [str(plain_label(label)) for label in labels[first].tolist()]
     total = 0
-    for image, label in zip(content_hashes(items, n_workers=n_jobs), named, strict=True):
+    for image, label in zip((hashes[i] for i in first), named, strict=True):
         pair = hashlib.blake2b(f"{image} {label}".encode(), digest_size=_BITS // 8)
         total += int.from_bytes(pair.digest(), "big")
     return Fingerprint(_digits(total), dict(Counter(named)))

@@ -38,6 +38,7 @@ from defectcam.checkpoints import FitCheckpoint
 from defectcam.classifier import DefectCAMClassifier, _Batch
 from defectcam.diagnostics import rank_suspects, warn_if_chance
 from defectcam.exceptions import warn_caller
+from defectcam.fingerprint import fingerprint_of_rows
 from defectcam.images import ImageReadError
 from defectcam.incremental import Trained, first_classes
 from defectcam.labels import as_labels
@@ -337,7 +338,8 @@ def fit_on_tiles(
     (trained, folds) = kept[0]
     rows = weigh_rows(weights, len(chosen)).rows
     _calibrate(clf, images, tile, trained, [image_of[rows[held_out]] for _, held_out in folds])
-    clf.training_data_ = clf._fingerprint(images.items, images.labels[images.used], images.used)
+    hashes = clf._hashes(images.items, images.used)
+    clf.training_data_ = fingerprint_of_rows(hashes, images.labels[images.used], images.used)
     train_ends(clf.callbacks, clf)
     return clf
 

@@ -24,6 +24,7 @@ from defectcam.duplicates import duplicate_groups, duplicate_pairs
 from defectcam.exceptions import warn_caller
 from defectcam.feature_cache import VIEWS
 from defectcam.feature_store import folder_of_memory
+from defectcam.fingerprint import fingerprint_of_rows
 from defectcam.images import check_readable
 from defectcam.incremental import (
     Course,
@@ -78,14 +79,15 @@ def learn_more(
     seed = int(check_random_state(clf.random_state).randint(np.iinfo(np.int32).max))
     seed = (seed + clf.n_images_seen_) % np.iinfo(np.int32).max  # another one each day
     train_begins(clf.callbacks, clf)
-    data = clf._fingerprint(new.sources.items, new.labels, new.weighed.rows)
+    hashes = clf._hashes(new.sources.items, new.weighed.rows)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        learned = _learn(clf, new, memory, seed)
+        learned = _learn(clf, new, hashes, memory, seed)
     if learned.trained is not None:
         _take_over(clf, learned, learned.trained, new.weighed)
     clf.n_images_seen_ += new.weighed.n_used
     if clf.training_data_ is not None:  # else earlier images are not known
+        data = fingerprint_of_rows(hashes, new.labels, new.weighed.rows)
         clf.training_data_ = clf.training_data_.joined(data)
     clf._replay = learned.memory if clf._replay_places() else None
     train_ends(clf.callbacks, clf)
@@ -114,13 +116,21 @@ def _remembered(clf: DefectCAMClassifier) -> ReplayMemory | None:
     return memory
 
 
-def _learn(clf: DefectCAMClassifier, new: _New, memory: ReplayMemory | None, seed: int) -> _Learned:
+def _learn(
+    clf: DefectCAMClassifier,
+    new: _New,
+    hashes: list[str],
+    memory: ReplayMemory | None,
+    seed: int,
+) -> _Learned:
     """Learn on a copy of the network."""
     network, n_new = copy.deepcopy(clf.network_), len(new.targets)
     views = VIEWS[clf.augmentation] if memory is None else memory.views
     n_images = n_new + (0 if memory is None else len(memory))
     with clf._feature_cache(n_images, views, network) as cache:
-        thumbnails = clf._fill(cache, network, clf._preprocess, new.sources.items, new.weighed.rows)
+        thumbnails = clf._fill(
+            cache, network, clf._preprocess, new.sources.items, new.weighed.rows, hashes
+        )
         records = new_records(new.labels, new.targets, new.weighed.weights, thumbnails, seed)
         seen = Counter(new.labels.tolist())
         if memory is not None:  # the new images come first

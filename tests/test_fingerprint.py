@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import defectcam.classifier as classifier_module
 from defectcam import load
 from defectcam.fingerprint import Fingerprint, fingerprint
-from defectcam.images import ImageReadError
+from defectcam.images import ImageReadError, content_hashes
 
 IMAGES = np.random.default_rng(0).integers(0, 255, size=(4, 8, 8), dtype=np.uint8)
 LABELS = ["good", "good", "dent", "scratch"]
@@ -93,3 +94,30 @@ def test_learning_in_calls_gives_that_of_all_images(tiny_classifier, parts: Path
 def test_with_tiles_it_is_that_of_the_whole_images(tiny_classifier, parts: Path) -> None:
     clf = tiny_classifier(max_epochs=1, tile=32, image_size=32).fit(parts)
     assert clf.training_data_ == fingerprint(parts)
+
+
+def test_each_image_is_hashed_once_for_all_that_asks(
+    tiny_classifier, fitted_parts: Path, tmp_path: Path, monkeypatch
+) -> None:
+    hashed: list[str] = []
+
+    def counted(sources, **options):
+        given = list(sources)
+        hashed.extend(given)
+        return content_hashes(given, **options)
+
+    monkeypatch.setattr(classifier_module, "content_hashes", counted)
+    weights = [0.0, 2.0] + [1.0] * 12
+    clf = tiny_classifier(max_epochs=1, memory=tmp_path / "features")
+    clf.fit(fitted_parts, sample_weight=weights, resume=tmp_path / "fit.checkpoint")
+    assert len(hashed) == len(set(hashed)) == 13
+    assert sum(clf.training_data_.labels.values()) == 13
+
+
+def test_an_update_names_an_unreadable_image_by_its_place_among_all(tiny_classifier) -> None:
+    images = list(np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8))
+    labels = np.array(["good", "dent"] * 4)
+    clf = tiny_classifier(max_epochs=1, replay_size=8).fit(images, labels)
+    images[3] = np.full((32, 32, 3), np.nan)
+    with pytest.raises(ImageReadError, match="index 3"):
+        clf.partial_fit(images, labels, sample_weight=[0.0] + [1.0] * 7)
