@@ -17,10 +17,13 @@ from defectcam.calibration import calm_novelty
 from defectcam.cam import signed_cam
 from defectcam.heads import EvidenceHead
 
-__all__ = ["Describer", "choose_queries"]
+__all__ = ["Describer", "choose_queries", "uncertainties"]
 
 #: Share of the familiarity limit from which an image counts as new; at the limit, fully so.
 UNFAMILIAR_FROM = 0.5
+
+#: Among how many of the most uncertain images each query chooses.
+CANDIDATES_PER_QUERY = 2
 
 
 class Describer:
@@ -34,13 +37,22 @@ class Describer:
         Index of the good class.
     familiarity_limit : float or None
         The `calm_novelty` above which an image is unlike all training images.
+    defect_share : float or None
+        Share of defective images to expect, None if it is not known.
     """
 
-    def __init__(self, head: EvidenceHead, good: int, familiarity_limit: float | None) -> None:
+    def __init__(
+        self,
+        head: EvidenceHead,
+        good: int,
+        familiarity_limit: float | None,
+        defect_share: float | None = None,
+    ) -> None:
         self._head = head
         self._good = good
         self._limit = familiarity_limit
-        self._uncertainty: list[NDArray[np.float64]] = []
+        self._defect_share = defect_share
+        self._margins: list[NDArray[np.float64]] = []
         self._unfamiliarity: list[NDArray[np.float64]] = []
         self._descriptions: list[NDArray[np.float64]] = []
 
@@ -63,7 +75,7 @@ class Describer:
             Evidence.
         novelty : Tensor of shape (n, height', width') or None
         """
-        self._uncertainty.append(2 * expit(-np.abs(margin)))
+        self._margins.append(margin)
         unfamiliarity = np.zeros(len(margin))
         if novelty is not None and self._limit is not None:
             share = calm_novelty(novelty) / self._limit
@@ -79,10 +91,33 @@ class Describer:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Uncertainty, unfamiliarity and descriptions of all images, as `choose_queries` takes."""
         return (
-            np.concatenate(self._uncertainty),
+            uncertainties(np.concatenate(self._margins), self._defect_share),
             np.concatenate(self._unfamiliarity),
             np.concatenate(self._descriptions),
         )
+
+
+def uncertainties(margins: NDArray[np.float64], defect_share: float | None) -> NDArray[np.float64]:
+    """Say how near each image is to where good and defective ones part.
+
+    Few labels tell the order of new images better than their level: a threshold from the images
+    that were learned lies off for others, the more so where those were chosen for being difficult.
+    So it is put where the expected share of these images lies above it.
+
+    Parameters
+    ----------
+    margins : ndarray of shape (n_images,)
+        Log-odds of a defect above those of the threshold.
+    defect_share : float or None
+        Expected share of defective images; None: the threshold holds.
+
+    Returns
+    -------
+    ndarray of shape (n_images,)
+        From 0 to 1, which is at the border.
+    """
+    border = 0.0 if defect_share is None else np.quantile(margins, 1 - defect_share)
+    return 2 * expit(-np.abs(margins - border))
 
 
 def _pool_where_hot(features: Tensor, cam: Tensor) -> Tensor:
@@ -101,11 +136,10 @@ def choose_queries(
 ) -> NDArray[np.int64]:
     """Choose images that are uncertain or unfamiliar, and different from one another.
 
-    Each image's description is multiplied by its uncertainty, or by its unfamiliarity if that is
-    larger, and k-means++ seeding draws images far from each other and from the origin, where the
-    images lie from which nothing is to be learned. With features pooled where the evidence is, the
-    product is, but for a constant, the gradient that the label would give the head: BADGE for two
-    classes. Unfamiliarity is added because a network is often sure of what it has never seen.
+    Of the images with the largest uncertainty, or unfamiliarity where that is larger, twice as many
+    as wanted are candidates. Among them k-means++ seeding, weighted by it, draws images far from
+    each other: filtering, then diversity (Wei et al.). Unfamiliarity is added because a network is
+    often sure of what it has never seen.
 
     Parameters
     ----------
@@ -119,30 +153,31 @@ def choose_queries(
     Returns
     -------
     ndarray of shape (n,)
-        Indices, in the order in which they were drawn; the first has the longest product.
+        Indices, in the order in which they were drawn; the first is the most uncertain.
 
     References
     ----------
-    Ash et al., "Deep batch active learning by diverse, uncertain gradient lower bounds", ICLR 2020.
+    Wei, Iyer and Bilmes, "Submodularity in data subset selection and active learning", ICML 2015.
     Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
     """
     n_images = len(descriptions)
     if not 1 <= n <= n_images:
         raise ValueError(f"n={n!r}: expected a number from 1 to {n_images}, the images in X.")
     weight = np.maximum(uncertainty, unfamiliarity)
-    points = weight[:, None] * descriptions
-    norms = np.square(points).sum(1)
-    # scikit-learn's kmeans_plusplus can neither start from the origin nor promise that no image is
+    candidates = np.argsort(-weight, kind="stable")[: CANDIDATES_PER_QUERY * n]
+    points = descriptions[candidates]
+    # scikit-learn's kmeans_plusplus can neither start from a given image nor promise that none is
     # drawn twice, which copies of one picture would be.
-    chosen = [int(np.argmax(norms))]
-    distances = norms.copy()
+    chosen = [0]
+    distances = np.full(len(points), np.inf)
     while len(chosen) < n:
-        to_last = np.square(points - points[chosen[-1]]).sum(1)
-        distances = np.minimum(distances, to_last)
+        distances = np.minimum(distances, np.square(points - points[chosen[-1]]).sum(1))
         distances[chosen] = 0
-        total = distances.sum()
-        if total <= 0:  # what is left are copies: the most uncertain ones first
-            left = np.setdiff1d(np.argsort(-weight, kind="stable"), chosen, assume_unique=True)
-            return np.array(chosen + left.tolist()[: n - len(chosen)], dtype=np.int64)
-        chosen.append(int(random_state.choice(n_images, p=distances / total)))
-    return np.array(chosen, dtype=np.int64)
+        chances = weight[candidates] * distances
+        total = chances.sum()
+        if total <= 0:  # what is left are copies, or sure: the most uncertain ones first
+            left = np.setdiff1d(np.arange(len(points)), chosen)
+            chosen.extend(left[: n - len(chosen)].tolist())
+        else:
+            chosen.append(int(random_state.choice(len(points), p=chances / total)))
+    return candidates[chosen].astype(np.int64)

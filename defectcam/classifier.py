@@ -1631,8 +1631,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def query(self, X: Any, n: int) -> NDArray[np.int64]:
         """Choose which of these unlabelled images to label next.
 
-        Those from which most is to be learned: near the decision or unlike all training images, and
-        different from one another; see `defectcam.active.choose_queries` for the method.
+        Those from which most is to be learned: near the border between good and defective ones, or
+        unlike all training images, and different from one another; see
+        `defectcam.active.choose_queries` for the method. The border is put where the share of
+        defective images among those of ``X`` is that of the training images.
 
         Parameters
         ----------
@@ -1649,11 +1651,21 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self._refuse_tiles("query")
-        describer = Describer(self.network_.head, self._classes.good, self._familiarity_limit)
+        describer = Describer(
+            self.network_.head, self._classes.good, self._familiarity_limit, self._defect_share()
+        )
         for batch, description in self._described(_many(X)):
             margin = self._log_odds_of(batch) - _log_odds(self.threshold_)
             describer.add(margin, description.level_features, batch.levels, batch.novelty)
         return choose_queries(*describer.summary(), n, check_random_state(self.random_state))
+
+    def _defect_share(self) -> float | None:
+        """Share of defective images among those learned; None if there are none, or not known."""
+        data = self.training_data_
+        if data is None or len(data.labels) < 2:
+            return None
+        n_good = data.labels.get(str(plain_label(self.good_label_)), 0)
+        return 1 - n_good / sum(data.labels.values())
 
     def drift(self, X: Any, *, alpha: float = 0.05, n_examples: int = 5) -> Drift:
         """Tell whether new images differ from training's as a whole: light, focus, place, product.

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logit
 from sklearn.utils.validation import check_is_fitted
 
 from defectcam.backbones import weights_licence
@@ -101,9 +102,10 @@ def export(
     overwrite : bool, default=True
         Whether existing files may be replaced.
     int8 : images, optional
-        Training images, as `fit` takes them without labels, to which int8 ranges of the
-        convolutions' inputs and outputs are fitted (post-training static quantisation); at most 100
-        of them are used. None: float32. Not for ``.pt2``.
+        Training images, as `fit` takes them without labels, to which int8 ranges of what the
+        backbone's layers take and give are fitted (post-training static quantisation), and so that
+        probabilities stay where they were on the median; at most 100 of them are used. None:
+        float32. Not for ``.pt2``.
     X, y : images and labels, optional
         On which the loss by int8 is measured, as `DefectCAMClassifier.evaluate` takes them. By
         default the images `int8`, whose labels are known if they are a folder.
@@ -491,8 +493,17 @@ def _chosen(images: list[Any]) -> list[Any]:
     return [images[i] for i in np.linspace(0, len(images) - 1, n).round().astype(int)]
 
 
+#: What is computed in int8, and what else passes on what a convolution has made.
+_QUANTISED = ("Conv", "Relu", "Clip", "Add", "MaxPool")
+_PASSING = (
+    *_QUANTISED,
+    *("Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul"),  # other activations
+    *("AveragePool", "GlobalAveragePool", "ReduceMean"),
+)
+
+
 def _quantised(model: Any, images: list[Any], clf: DefectCAMClassifier, is_padded: bool) -> Any:
-    """Quantise the convolutions, activations by the ranges that the images show."""
+    """Quantise the backbone, activations by the ranges that the images show."""
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -505,16 +516,61 @@ def _quantised(model: Any, images: list[Any], clf: DefectCAMClassifier, is_padde
             target,
             _Calibration(images, clf.image_size_, is_padded),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
+            op_types_to_quantize=list(_QUANTISED),
+            nodes_to_quantize=_of_backbone(model.graph),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
         quantised = onnx.load(target)
-    onnx.helper.set_model_props(quantised, description)
+        onnx.helper.set_model_props(quantised, description)
+        target.write_bytes(quantised.SerializeToString())
+        bias = float(np.median(_log_odds(target, images) - _log_odds(source, images)))
+    _shift_intercept(quantised, -bias)
     onnx.checker.check_model(quantised)
     return quantised
+
+
+def _of_backbone(graph: Any) -> list[str]:
+    """Names of the nodes that are computed in int8.
+
+    Not among them are the first convolution, whose three channels are slower in int8, the heads,
+    and what novelty is computed by: they take little time, and decide.
+    """
+    weights = {value.name for value in graph.initializer}
+    made: set[str] = set()  # by the backbone
+    names = []
+    for node in graph.node:
+        if node.op_type not in _PASSING or (
+            node.op_type == "Conv" and node.input[1] not in weights
+        ):
+            continue
+        inputs = [name for name in node.input if name and name not in weights]
+        follows = bool(inputs) and made.issuperset(inputs)
+        is_first = not made and node.op_type == "Conv"
+        if follows and node.op_type in _QUANTISED:
+            names.append(node.name)
+        if follows or is_first:
+            made.update(node.output)
+    return names
+
+
+def _log_odds(path: Path, images: list[Any]) -> NDArray[np.float64]:
+    probability = np.array([found.probability for found in Inspector(path).localize_iter(images)])
+    return logit(probability.clip(1e-6, 1 - 1e-6))
+
+
+def _shift_intercept(model: Any, by: float) -> None:
+    """Move the log-odds of a defect.
+
+    Rounding makes all patches a little less familiar, so novelty rises everywhere alike.
+    """
+    import onnx
+
+    (intercept,) = (value for value in model.graph.initializer if value.name == "intercept")
+    moved = onnx.numpy_helper.to_array(intercept) + np.float32(by)
+    intercept.CopyFrom(onnx.numpy_helper.from_array(moved, "intercept"))
 
 
 class _Calibration:

@@ -60,7 +60,14 @@ class DeployedNetwork(nn.Module):
     preprocess : Preprocess
     heat_model : HeatModel
     decision : Decision
+
+    Attributes
+    ----------
+    intercept : Tensor of float32, shape (1,)
+        Of the probability's log-odds.
     """
+
+    intercept: Tensor
 
     def __init__(
         self,
@@ -79,6 +86,8 @@ class DeployedNetwork(nn.Module):
         self.preprocess = copy.deepcopy(preprocess).cpu()
         self.heat_model = heat_model
         self.decision = decision
+        # a tensor with a name: int8 moves it in the file
+        self.register_buffer("intercept", torch.tensor([decision.probability.intercept]).float())
 
     @property
     def takes_original_size(self) -> bool:
@@ -144,7 +153,7 @@ class DeployedNetwork(nn.Module):
         seen = novelty if self.heat_model.kind == "fused" else None
         scores = defect_scores_tensor(logits, seen, good)
         weights = torch.tensor(self.decision.probability.coefficients, dtype=torch.float32)
-        defect = ((scores * weights).sum(1) + self.decision.probability.intercept).sigmoid()
+        defect = ((scores * weights).sum(1) + self.intercept).sigmoid()
         types = logits[:, defects].softmax(1) * defect[:, None]
         columns = list(types.unbind(1))
         columns.insert(good, 1 - defect)

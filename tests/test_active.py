@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from conftest import draw_part
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defectcam.active import choose_queries
+from defectcam.active import choose_queries, uncertainties
 
 N = 40
 
@@ -38,13 +40,30 @@ def test_unfamiliar_images_are_chosen_however_sure_the_network_is() -> None:
 
 
 def test_images_that_differ_are_chosen() -> None:
-    """Three kinds of images, all as uncertain: one of each, though most are of one kind."""
-    kinds = np.repeat([0, 1, 2], [36, 2, 2])
-    points = np.eye(3)[kinds] + 0.001 * described(N)[:, :3]
+    """Of the uncertain images most are of one kind, some of two others: one of each is chosen."""
+    kinds = np.repeat([0, 1, 2, 3], [4, 1, 1, 34])
+    uncertainty = np.where(kinds == 3, 0.1, 0.9)
+    points = np.eye(4)[kinds] + 0.001 * described(N)[:, :4]
     for seed in range(10):
         state = np.random.RandomState(seed)
-        chosen = choose_queries(np.ones(N), np.zeros(N), points, 3, state)
+        chosen = choose_queries(uncertainty, np.zeros(N), points, 3, state)
         assert set(kinds[chosen]) == {0, 1, 2}
+
+
+def test_the_border_parts_off_the_expected_share() -> None:
+    margins = np.random.default_rng(2).normal(size=101)
+    order = np.argsort(margins)
+    assert np.argmax(uncertainties(margins, 0.3)) == order[70]
+    assert np.argmax(uncertainties(margins, 0.0)) == order[-1]
+    assert np.argmax(uncertainties(margins, None)) == np.argmin(np.abs(margins))
+
+
+@given(offset=st.floats(-20, 20), share=st.floats(0, 1))
+def test_the_level_of_all_scores_does_not_matter(offset: float, share: float) -> None:
+    margins = np.random.default_rng(4).normal(size=30)
+    expected = uncertainties(margins, share)
+    np.testing.assert_allclose(uncertainties(margins + offset, share), expected, atol=1e-9)
+    assert expected.min() >= 0 and expected.max() <= 1
 
 
 @given(n=st.integers(1, 12), copies=st.integers(1, 4), seed=st.integers(0, 100))
@@ -80,6 +99,16 @@ def test_all_images_can_be_asked_for_and_no_more(fitted, fitted_parts) -> None:
     assert sorted(fitted.query(fitted_parts, 14)) == list(range(14))
     with pytest.raises(ValueError, match="n=15: expected a number from 1 to 14"):
         fitted.query(fitted_parts, 15)
+
+
+def test_the_expected_share_is_that_of_the_training_images(fitted, fitted_parts) -> None:
+    labels = fitted.training_data_.labels
+    assert fitted._defect_share() == pytest.approx(6 / 14)
+    assert labels == {"good": 8, "scratch": 6}
+    of_earlier_release = copy.copy(fitted)
+    of_earlier_release.training_data_ = None
+    assert of_earlier_release._defect_share() is None
+    assert len(of_earlier_release.query(fitted_parts, 3)) == 3
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -307,6 +307,33 @@ def test_int8_reports_what_it_costs(quick: Exported, folder: Path, tmp_path: Pat
     assert np.mean(changes) == pytest.approx(loss.mean_change, abs=1e-6)
 
 
+def test_int8_leaves_the_first_layer_and_the_heads_in_float32(quick: Exported) -> None:
+    graph = onnx.load(quick.onnx).graph
+    chosen = exporting._of_backbone(graph)
+    kinds = {node.name: node for node in graph.node}
+    convolutions = [kinds[name] for name in chosen if kinds[name].op_type == "Conv"]
+    shapes = {value.name: list(value.dims) for value in graph.initializer}
+    network = quick.clf.network_
+    layers = [*network.trunk.modules(), *network.tail.modules()]
+    n_layers = sum(isinstance(layer, torch.nn.Conv2d) for layer in layers)
+    assert len(convolutions) == n_layers - 1
+    assert all(shapes[node.input[1]][1] != 3 for node in convolutions)
+
+
+def test_int8_keeps_probabilities_where_they_were(
+    quick: Exported, folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    path, limits = tmp_path / "int8.onnx", {"max_auroc_loss": 1.0, "max_probability_change": 1.0}
+    export(quick.clf, path, int8=folder, **limits)
+    images = find_images(folder)
+    moved = exporting._log_odds(path, images) - exporting._log_odds(quick.onnx, images)
+    assert np.median(moved) == pytest.approx(0, abs=1e-3)
+    monkeypatch.setattr(exporting, "_shift_intercept", lambda model, by: None)
+    export(quick.clf, path, int8=folder, **limits)
+    moved = exporting._log_odds(path, images) - exporting._log_odds(quick.onnx, images)
+    assert abs(np.median(moved)) > 0.01
+
+
 def test_int8_that_costs_too_much_is_refused(
     fast: Exported, folder: Path, tmp_path: Path, monkeypatch
 ) -> None:
