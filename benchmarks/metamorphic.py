@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
             train, test = data.split(seed, options.test_size)
             name = f"{data.name} {seed}" if len(options.splits) > 1 else data.name
             model = options.models and options.models / f"{data.name}-{seed}.safetensors"
-            clf = fitted(data.images[train], data.labels(train), model, options.parameters)
+            clf = fitted(data.images[train], data.types[train], model, options.parameters)
             tables[name] = measure(clf, [read_image(path) for path in data.images[test]])
             print(f"\n{name}\n")
             print_table(tables[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+
+from defectcam.images import find_images
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -43,6 +46,34 @@ def test_solar_cells(tmp_path: Path) -> None:
     assert "confusion matrix" in printed
     assert (tmp_path / "solar_cells.safetensors").is_file()
     assert len(list((tmp_path / "overlays").glob("*.png"))) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
+    reason="needs the package pyspark, and Java",
+)
+def test_spark_images(fitted, tmp_path: Path) -> None:
+    import pandas
+
+    folder = write_spotted_squares(tmp_path / "squares")
+    (folder / "broken.png").write_text("broken")
+    fitted.save(tmp_path / "part.safetensors")
+    printed = run("spark_images.py", tmp_path / "part.safetensors", folder, tmp_path / "found")
+    assert "1 of them could not be read" in printed
+    table = pandas.read_parquet(tmp_path / "found").set_index("image").sort_index()
+    paths = find_images(folder)
+    assert table.index.tolist() == sorted(map(str, paths))
+    assert "broken.png" in table.error.dropna().item()
+    table = table[table.error.isna()]
+    expected = [fitted.localize(path) for path in table.index]
+    assert table.label.tolist() == [found.label for found in expected]
+    np.testing.assert_allclose(
+        table.probability, [found.probability for found in expected], atol=1e-5
+    )
+    assert [[box.tolist() for box in boxes] for boxes in table.boxes] == [
+        found.boxes.tolist() for found in expected
+    ]
 
 
 @pytest.mark.slow
