@@ -57,6 +57,10 @@ MAX_CALIBRATION_IMAGES = 100
 #: Size of the images that the graph is traced with: no side is that of a usual input.
 _TRACED_SIZE = (70, 90)
 
+#: Of a batch and of its images' sides. Without a bound, torch 2.6 takes its own largest integer for
+#: a size and refuses that.
+_MAX_SIDE = 2**31 - 1
+
 _CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "")  # the last is the root logger
 _OUTPUTS = (
     "probability",
@@ -355,7 +359,7 @@ def _named_failure(clf: DefectCAMClassifier) -> Iterator[None]:
 
 def _traced(module: DeployedNetwork) -> torch.export.ExportedProgram:
     """Follow the module once, for any number of images of any size."""
-    n, height, width = (torch.export.Dim(name) for name in ("n", "height", "width"))
+    n, height, width = (torch.export.Dim(name, max=_MAX_SIDE) for name in ("n", "height", "width"))
     shapes: dict[str, Any] = {"pixels": {0: n, 1: height, 2: width}}
     inputs: tuple[torch.Tensor, ...] = (torch.zeros(2, *_TRACED_SIZE, 3, dtype=torch.uint8),)
     if module.takes_original_size:
