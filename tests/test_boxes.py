@@ -335,8 +335,13 @@ def steepest_level(heatmap, region, min_area):
 
 
 @settings(COMMON, max_examples=30)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 9]), st.sampled_from([0.1, 0.5]))
-def test_tightened_regions_are_those_of_a_slow_reference(seed, min_area, threshold):
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 2, 9]),
+    st.sampled_from([0.125, 0.5]),
+    st.sampled_from([0.0, -8.0]),
+)
+def test_tightened_regions_are_those_of_a_slow_reference(seed, min_area, threshold, offset):
     rng = np.random.default_rng(seed)
     heatmap = np.zeros((28, 36), dtype=np.float64)
     for sigma in (0.8, 1.5, 2.5):  # steep and gentle, some across the edges
@@ -344,7 +349,8 @@ def test_tightened_regions_are_those_of_a_slow_reference(seed, min_area, thresho
         spots[rng.integers(0, 28, size=4), rng.integers(0, 36, size=4)] = rng.uniform(1, 3, size=4)
         heatmap += sigma**2 * ndimage.gaussian_filter(spots, sigma, mode="nearest")
     heatmap += rng.uniform(0, 1e-3, size=heatmap.shape)  # no two slopes are equal
-    heatmap = heatmap.astype(np.float32).astype(np.float64)
+    heatmap = (heatmap + offset).astype(np.float32).astype(np.float64)
+    threshold += offset
     expected = np.zeros(heatmap.shape, dtype=bool)
     for _, score, region in reference_components(heatmap, threshold, min_area):
         if region.sum() > heatmap.size / 12:
