@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.metrics import accuracy_score
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedKFold
 from sklearn.utils import Tags, check_random_state, compute_class_weight
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -69,6 +69,7 @@ from defectcam.explorer import Explorer, explore
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.feature_store import FeatureStore, StoredImage, fingerprint, folder_of_memory
 from defectcam.fingerprint import Fingerprint, fingerprint_of_rows
+from defectcam.folds import stratified_group_folds
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
 from defectcam.images import (
@@ -1182,15 +1183,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         _, strata, counts = np.unique(labels, return_inverse=True, return_counts=True)
         rare = counts[strata] < n_splits
         strata = np.where(rare, len(counts) + targets, strata)
-        options = {"n_splits": n_splits, "shuffle": True, "random_state": seed}
         with warnings.catch_warnings():  # rare types together may still be fewer than the folds
             warnings.filterwarnings("ignore", message="The least populated class")
             if n_splits <= len(np.unique(groups)) < len(groups):
-                folds = list(StratifiedGroupKFold(**options).split(targets, strata, groups))
+                folds = stratified_group_folds(strata, groups, n_splits, seed)
                 n_present = [len(np.unique(targets[rows])) for fold in folds for rows in fold]
                 if min(n_present) == len(per_class):
                     return folds
-            return list(StratifiedKFold(**options).split(targets, strata))
+            shuffled = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
+            return list(shuffled.split(targets, strata))
 
     def _folds_of_images(
         self,

@@ -29,12 +29,13 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
+from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.utils import Bunch
 
 from defectcam.coco import CocoImage, read_coco
 from defectcam.defects import make_defects
 from defectcam.folders import find_good_label, labelled_folder
+from defectcam.folds import stratified_group_folds
 from defectcam.images import ImageReadError, find_images
 
 __all__ = [
@@ -608,7 +609,7 @@ def _grouped(
     share = Fraction(test_size).limit_denominator(max(2, min(_MAX_FOLDS, n_groups)))
     if n_groups < 2 or not 0 < share < 1:
         raise ValueError(f"{n_groups} groups cannot be split with test_size={test_size}.")
-    folds = StratifiedGroupKFold(share.denominator, shuffle=True, random_state=random_state)
-    tests = [test for _, test in folds.split(types, types, groups)][: share.numerator]
+    folds = stratified_group_folds(types, groups, share.denominator, random_state)
+    tests = [test for _, test in folds[: share.numerator]]
     test = np.sort(np.concatenate(tests))
     return np.setdiff1d(np.arange(len(types)), test), test

@@ -36,6 +36,7 @@ from defectcam.runtime import METADATA_KEY, SCHEMA_VERSION, Inspector
 from defectcam.sources import as_sources
 
 __all__ = [
+    "LEAST_TORCH",
     "OPSET",
     "SUFFIXES",
     "ExportError",
@@ -55,8 +56,15 @@ SUFFIXES = {".onnx": "ONNX", ".xml": "OpenVINO IR", ".pt2": "torch.export progra
 #: Images that the ranges of int8 activations are learned from, at most.
 MAX_CALIBRATION_IMAGES = 100
 
+#: The oldest torch that is known to write all of the graph to ONNX; 2.6 lacks some of its operators.
+LEAST_TORCH = (2, 8)
+
 #: Size of the images that the graph is traced with: no side is that of a usual input.
 _TRACED_SIZE = (70, 90)
+
+#: Of a batch and of its images' sides. Without a bound, torch 2.6 takes its own largest integer for
+#: a size and refuses that.
+_MAX_SIDE = 2**31 - 1
 
 _CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "")  # the last is the root logger
 _OUTPUTS = (
@@ -125,7 +133,8 @@ def export(
         If the classifier is not fitted.
     ExportError
         If the model has parts that cannot be written: preprocessing steps of a pipeline, or layers
-        of a backbone that ONNX does not have.
+        of a backbone that ONNX does not have. If the installed torch is older than `LEAST_TORCH`;
+        ``.pt2`` needs no newer one.
     Int8LossError
         If int8 costs more than allowed. Nothing is written.
     FileExistsError
@@ -141,6 +150,7 @@ def export(
     if target.suffix == ".pt2":
         write_atomically(target, _as_pt2(_traced(module), description))
         return None
+    _check_torch(target)
     with _named_failure(clf):
         model = _as_onnx(_traced(module), description)
     loss = None
@@ -332,6 +342,15 @@ def _check_target(target: Path, overwrite: bool, is_int8: bool) -> None:
         _import("onnxruntime", "int8")
 
 
+def _check_torch(target: Path) -> None:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < LEAST_TORCH:
+        raise ExportError(
+            f"{target}: {SUFFIXES[target.suffix]} is written by torch {LEAST_TORCH[0]}."
+            f"{LEAST_TORCH[1]} and later, this is {torch.__version__}: "
+            "pip install --upgrade torch torchvision."
+        )
+
+
 def _import(package: str, what: str) -> Any:
     try:
         return importlib.import_module(package)
@@ -357,7 +376,7 @@ def _named_failure(clf: DefectCAMClassifier) -> Iterator[None]:
 
 def _traced(module: DeployedNetwork) -> torch.export.ExportedProgram:
     """Follow the module once, for any number of images of any size."""
-    n, height, width = (torch.export.Dim(name) for name in ("n", "height", "width"))
+    n, height, width = (torch.export.Dim(name, max=_MAX_SIDE) for name in ("n", "height", "width"))
     shapes: dict[str, Any] = {"pixels": {0: n, 1: height, 2: width}}
     inputs: tuple[torch.Tensor, ...] = (torch.zeros(2, *_TRACED_SIZE, 3, dtype=torch.uint8),)
     if module.takes_original_size:

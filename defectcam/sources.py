@@ -73,6 +73,8 @@ def _listed(y: Any) -> Any:
         raise TypeError(
             f"y is a {type(y).__name__}: expected a list or an array of labels, one per image."
         )
+    if any(n != n for n in getattr(y, "shape", ())):
+        y = np.asarray(y)  # a lazy array, of Dask for one, that a mask has left without a length
     return y
 
 

@@ -224,14 +224,17 @@ def as_overlap(overlap: Any, tile: tuple[int, int]) -> tuple[int, int]:
     ValueError
         If it is negative or leaves no step between tiles.
     """
-    is_share = not isinstance(overlap, Integral)
-    height, width = (round(overlap * side) if is_share else int(overlap) for side in tile)
-    if not (0 <= height < tile[0] and 0 <= width < tile[1]):
+    pixels = (-1, -1)
+    if isinstance(overlap, Integral):
+        pixels = int(overlap), int(overlap)
+    elif 0 <= overlap < 1:  # infinity and NaN are no pixels
+        pixels = round(overlap * tile[0]), round(overlap * tile[1])
+    if not all(0 <= n < side for n, side in zip(pixels, tile, strict=True)):
         raise ValueError(
             f"overlap={overlap!r}: expected a share of the tile, a float from 0 to less than 1, or "
             f"an integer of pixels less than the tile's {tile[0]} x {tile[1]}."
         )
-    return height, width
+    return pixels
 
 
 def choose_tile(

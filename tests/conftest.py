@@ -120,3 +120,14 @@ def fitted(
 ) -> DefectCAMClassifier:
     """Return a small classifier fitted on `fitted_parts`; deepcopy it to change it."""
     return tiny_classifier().fit(fitted_parts)
+
+
+@pytest.fixture(scope="session")
+def torch_writes_onnx() -> None:
+    """Skip where the installed torch is too old to write ONNX files."""
+    import torch
+
+    from defectcam.export import LEAST_TORCH
+
+    if tuple(map(int, torch.__version__.split(".")[:2])) < LEAST_TORCH:
+        pytest.skip("ONNX files are written by torch {}.{} and later".format(*LEAST_TORCH))

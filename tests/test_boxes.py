@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from defectcam.boxes import component_labels, component_mask, find_boxes, find_boxes_at, merge_boxes
+from defectcam.boxes import (
+    _HIGHEST_CONTOUR,
+    _N_CONTOURS,
+    component_labels,
+    component_mask,
+    find_boxes,
+    find_boxes_at,
+    merge_boxes,
+)
 
 COMMON = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -309,6 +317,51 @@ def test_tightening_loses_no_region_and_adds_no_pixel(heatmap, threshold, min_ar
             & (bottom <= loose[:, 3])
         )
         assert inside.any()
+
+
+def steepest_level(heatmap, region, min_area):
+    """Look at each contour pixel by pixel, with SciPy's slope of the whole map."""
+    slope = np.hypot(*(ndimage.sobel(heatmap, axis, mode="nearest") for axis in (0, 1)))
+    around = np.pad(np.where(region, heatmap, -np.inf), 1, constant_values=-np.inf)
+    low, peak = heatmap[region].min(), heatmap[region].max()
+    means = {}
+    for share in np.linspace(0, _HIGHEST_CONTOUR, _N_CONTOURS):
+        level = low + share * (peak - low)
+        reached = np.argwhere(region & (heatmap >= level))
+        if len(reached) >= min_area:
+            contour = [(y, x) for y, x in reached if around[y : y + 3, x : x + 3].min() < level]
+            means[level] = np.mean([slope[y, x] for y, x in contour])
+    return max(means, key=means.get, default=low)
+
+
+@settings(COMMON, max_examples=30)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 2, 9]),
+    st.sampled_from([0.125, 0.5]),
+    st.sampled_from([0.0, -8.0]),
+)
+def test_tightened_regions_are_those_of_a_slow_reference(seed, min_area, threshold, offset):
+    rng = np.random.default_rng(seed)
+    heatmap = np.zeros((28, 36), dtype=np.float64)
+    for sigma in (0.8, 1.5, 2.5):  # steep and gentle, some across the edges
+        spots = np.zeros_like(heatmap)
+        spots[rng.integers(0, 28, size=4), rng.integers(0, 36, size=4)] = rng.uniform(1, 3, size=4)
+        heatmap += sigma**2 * ndimage.gaussian_filter(spots, sigma, mode="nearest")
+    heatmap += rng.uniform(0, 1e-3, size=heatmap.shape)  # no two slopes are equal
+    heatmap = (heatmap + offset).astype(np.float32).astype(np.float64)
+    threshold += offset
+    expected = np.zeros(heatmap.shape, dtype=bool)
+    for _, score, region in reference_components(heatmap, threshold, min_area):
+        if region.sum() > heatmap.size / 12:
+            expected |= region
+            continue
+        kept = region & (heatmap >= steepest_level(heatmap, region, min_area))
+        for _, _, part in reference_components(kept, 0.5, 1):
+            if part.sum() >= min_area or heatmap[part].max() == score:
+                expected |= part
+    marked = component_mask(heatmap, threshold, min_area=min_area, tighten=True)
+    np.testing.assert_array_equal(marked, expected)
 
 
 def test_tightening_keeps_a_region_of_one_pixel():

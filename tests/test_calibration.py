@@ -9,13 +9,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from defectcam.calibration import (
+    AUROC_TOLERANCE,
     GOOD_PIXEL_QUANTILE,
+    INVERSE_REGULARISATION,
     LEAST_FAMILIARITY_LIMIT,
+    NOVELTY_SHARES,
     NOVELTY_TRUST,
+    PEAK_FRACTION,
     DefectProbability,
     HeatModel,
     HeatScale,
@@ -115,6 +120,43 @@ def test_weights_of_scores_are_repetition():
     plain = fit_defect_probability(scores, is_defect)
     assert ones == plain
     assert not np.allclose(weighted.log_odds(scores), plain.log_odds(scores), rtol=1e-3, atol=1e-3)
+
+
+def penalised_log_odds(scores: np.ndarray, is_defect: np.ndarray, weights: np.ndarray) -> Any:
+    """Minimise what ridge logistic regression minimises; return the log-odds' slopes, intercept."""
+    mean = (weights @ scores) / weights.sum()
+    scale = np.sqrt((weights @ (scores - mean) ** 2) / weights.sum())
+    standardised = (scores - mean) / scale
+    side = np.where(is_defect, 1.0, -1.0)
+
+    def cost(parameters: np.ndarray) -> float:
+        margin = side * (standardised @ parameters[1:] + parameters[0])
+        fit = weights @ np.logaddexp(0, -margin)
+        return INVERSE_REGULARISATION * fit + parameters[1:] @ parameters[1:] / 2
+
+    found = minimize(cost, np.zeros(1 + scores.shape[1]), tol=1e-9).x
+    slopes = np.maximum(found[1:], 0) / scale
+    return slopes, found[0] - mean @ slopes
+
+
+@pytest.mark.parametrize("novelty", ["helps", "misleads"])
+def test_the_probability_is_that_of_a_slow_reference(novelty):
+    """Few images of little weight, scores of different units: penalty and scale matter."""
+    rng = np.random.default_rng(1)
+    is_defect = np.arange(24) % 4 == 0
+    towards = {"helps": 30.0, "misleads": -30.0}[novelty]
+    scores = rng.normal(size=(24, 2)) * [0.02, 40.0] + [5.0, -300.0]
+    scores += is_defect[:, None] * [0.02, towards]
+    weights = rng.uniform(0.01, 0.1, size=24) * np.where(scores[:, 0] > 5.0, 9, 1)
+    slopes, _ = penalised_log_odds(scores, is_defect, weights)
+    assert (slopes[1] > 0) == (novelty == "helps")
+    slopes = slopes * [1, NOVELTY_TRUST]
+    (slope,), intercept = penalised_log_odds(scores @ slopes[:, None], is_defect, weights)
+    expected = scores @ slopes * slope + intercept
+    model = fit_defect_probability(scores, is_defect, weights)
+    np.testing.assert_allclose(model.log_odds(scores), expected, rtol=1e-2, atol=1e-2)
+    if novelty == "misleads":
+        assert model.coefficients[1] == 0
 
 
 def test_equal_scores_give_the_share_of_defects():
@@ -503,6 +545,36 @@ def test_the_largest_share_is_taken_that_costs_no_more_than_the_tolerance(wrong,
     assert (share == 1) == lasts
     if not lasts:
         assert 0 < share < 1
+
+
+def area_under_curve(is_defect: np.ndarray, peaks: list[float]) -> float:
+    """Share of the pairs of a defective and a good image that the peaks order rightly."""
+    pairs = [
+        (peaks[d] > peaks[g]) + (peaks[d] == peaks[g]) / 2
+        for d in np.flatnonzero(is_defect)
+        for g in np.flatnonzero(~is_defect)
+    ]
+    return sum(pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("size", [(4, 5), (12, 14), (20, 24)])
+@pytest.mark.parametrize("seed", range(12))
+def test_no_larger_share_of_novelty_than_the_chosen_one_is_borne_out(size, seed):
+    """Of 7 x 9 pairs, one is less than the tolerance and two are more."""
+    is_defect = np.arange(16) >= 9
+    cams = torch.from_numpy(normal(16, 2, *size, seed=seed))
+    novelty = torch.from_numpy(normal(16, *size, seed=100 + seed))
+    cams[9:, :, 1:3, 1:3] += 2.5
+    novelty[9:, 1:3, 1:3] += seed % 3
+    n_peak = max(1, round(PEAK_FRACTION * size[0] * size[1]))
+    areas = {}
+    for share in NOVELTY_SHARES:
+        fused = fuse(cams, novelty, share).reshape(16, -1).double().tolist()
+        peaks = [sum(sorted(values)[-n_peak:]) / n_peak for values in fused]
+        areas[share] = area_under_curve(is_defect, peaks)
+    best = max(areas.values())
+    borne_out = [share for share, area in areas.items() if best - area < AUROC_TOLERANCE]
+    assert choose_novelty_share(cams, novelty, is_defect) == max(borne_out)
 
 
 def test_novelty_keeps_half_of_its_weight_and_the_sum_is_calibrated_again():

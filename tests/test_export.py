@@ -64,7 +64,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def exported(request, folder: Path, tiny_classifier, tmp_path_factory) -> Exported:
+def exported(
+    request, folder: Path, tiny_classifier, tmp_path_factory, torch_writes_onnx
+) -> Exported:
     """Return a classifier and its graph, traced and translated once: that takes seconds."""
     clf = tiny_classifier(**KINDS[request.param]).fit(folder)
     path = tmp_path_factory.mktemp("exported") / "part.onnx"
@@ -277,6 +279,21 @@ def test_a_missing_package_is_named(fitted, tmp_path: Path, monkeypatch) -> None
         export(fitted, tmp_path / "part.xml")
 
 
+def test_a_torch_that_is_too_old_is_named_and_writes_nothing_but_its_own_program(
+    fitted, fitted_parts, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
+    for name in ("part.onnx", "part.xml"):
+        with pytest.raises(ExportError, match=r"torch 2\.8 and later, this is 2\.6\.0\+cpu: pip"):
+            export(fitted, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    export(fitted, tmp_path / "part.pt2")
+    parity = verify_file(fitted, tmp_path / "part.pt2", fitted_parts)
+    assert parity.is_same, str(parity)
+
+
+@pytest.mark.usefixtures("torch_writes_onnx")
 def test_a_network_that_cannot_be_translated_is_named(fitted, tmp_path: Path, monkeypatch) -> None:
     def fail(module: Any) -> None:
         raise torch.onnx.OnnxExporterError("no such operator")

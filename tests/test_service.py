@@ -627,6 +627,7 @@ def test_the_suffix_decides_what_loads_a_file(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("torch_writes_onnx")
 def test_an_exported_model_is_served_as_its_runtime_answers(
     fitted: DefectCAMClassifier, fitted_parts: Path, tmp_path: Path
 ) -> None:

@@ -265,7 +265,6 @@ def test_metadata_routing_of_sample_weight(quick, arrays):
         pipeline.fit(arrays, NAMES, sample_weight=weights)
         probability = pipeline.predict_proba(arrays)
         score = pipeline.score(arrays, NAMES, sample_weight=weights)
-        scores = cross_val_score(pipeline, arrays, NAMES, cv=2, params={"sample_weight": weights})
         with pytest.raises(TypeError, match="sample_weight"):  # who does not ask gets an error
             Pipeline([("clf", quick().set_fit_request(sample_weight=False))]).fit(
                 arrays, NAMES, sample_weight=weights
@@ -274,6 +273,19 @@ def test_metadata_routing_of_sample_weight(quick, arrays):
     np.testing.assert_array_equal(probability, alone.predict_proba(arrays))
     right = alone.predict(arrays) == NAMES
     assert score == pytest.approx(np.average(right, weights=weights))
+
+
+@pytest.mark.skipif(
+    tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8),
+    reason="scikit-learn before 1.8 does not ask a pipeline's steps what its own score takes",
+)
+def test_metadata_routing_reaches_a_pipeline_that_is_cross_validated(quick, arrays):
+    weights = np.array([2, 0] * 4 + [1] * 8)
+    with sklearn.config_context(enable_metadata_routing=True):
+        classifier = quick().set_fit_request(sample_weight=True)
+        classifier.set_score_request(sample_weight=True)
+        pipeline = Pipeline([("as is", FunctionTransformer()), ("clf", classifier)])
+        scores = cross_val_score(pipeline, arrays, NAMES, cv=2, params={"sample_weight": weights})
     assert scores.shape == (2,)
 
 

@@ -127,7 +127,7 @@ def test_a_tile_is_one_number_or_two() -> None:
 def test_an_overlap_is_a_share_or_pixels() -> None:
     assert as_overlap(0.25, (40, 80)) == (10, 20)
     assert as_overlap(10, (40, 80)) == (10, 10)
-    for wrong in (1.0, 40, -1, -0.5):
+    for wrong in (1.0, 40, -1, -0.5, 1e308, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="expected a share of the tile"):
             as_overlap(wrong, (40, 80))
 

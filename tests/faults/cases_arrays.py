@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from defectcam.images import ImageReadError, read_image, read_images
@@ -135,6 +136,59 @@ group.works(
     "a tensor in bfloat16",
     (8, 9, 3),
     lambda b: read_image(torch.zeros(8, 9).bfloat16()).shape,
+)
+
+
+def dask_array(array: Any, **options: Any) -> Any:
+    """Return an array that is computed when it is asked for, in chunks; skip without Dask."""
+    return pytest.importorskip("dask.array").from_array(np.asarray(array), **options)
+
+
+def odd(images: Any) -> Any:
+    """Leave each second image, so that a Dask array does not know how many it has."""
+    return images[dask_array(np.arange(len(images)) % 2 == 1)]
+
+
+group.works(
+    "a Dask array of images and one of labels: as of NumPy",
+    True,
+    lambda b: np.array_equal(
+        b.fit(dask_array(b.images, chunks=(3, 32, 32)), dask_array(b.labels)).predict_proba(
+            dask_array(b.images, chunks=(2, 16, 32))
+        ),
+        b.fit().predict_proba(b.images),
+    ),
+)
+group.works(
+    "Dask arrays of unknown length, as masks leave them",
+    True,
+    lambda b: np.array_equal(
+        b.fit(odd(dask_array(b.images)), odd(dask_array(b.labels))).predict_proba(b.images),
+        b.fit(b.images[1::2], b.labels[1::2]).predict_proba(b.images),
+    ),
+)
+group.works("a list of Dask arrays", PIXELS, lambda b: next(read_images([dask_array(PIXELS)])))
+group.refused(
+    "a Dask array of more labels than images",
+    ValueError,
+    "8 images and 16 labels",
+    lambda b: b.fit(b.images, dask_array(b.labels * 2)),
+)
+
+
+def failing_chunks(bench: Bench) -> Any:
+    def fail(block: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    images = dask_array(bench.images, chunks=(2, 32, 32))
+    return bench.model.predict(images.map_blocks(fail, dtype=np.uint8, meta=np.zeros((), np.uint8)))
+
+
+group.refused(
+    "a Dask array whose chunks cannot be loaded",
+    ImageReadError,
+    "Input/output error",
+    failing_chunks,
 )
 group.works("a generator of images", 2, lambda b: len(b.model.predict(x for x in b.images[:2])))
 group.works("an empty stream", [], lambda b: list(b.model.localize_iter(iter([]))))

@@ -6,17 +6,25 @@ import errno
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from PIL import Image
+from sklearn.model_selection import cross_val_score
 
 import defectcam
+from defectcam.watch import Watcher
 from faults.catalogue import Bench, Group
 
 group = Group("cases_environment")
@@ -223,11 +231,118 @@ group.works(
 
 
 def clock_jumps(bench: Bench) -> Any:
-    import time
-
     times = iter(range(10**6, 0, -1000))
     bench.patch.setattr(time, "time", lambda: float(next(times)))
     return min(bench.fit().history_["seconds"]) >= 0
 
 
+def clock_jumps_while_watching(bench: Bench) -> Any:
+    """Judge files from the past and the future; return how many, and how many a second time."""
+    times = iter(range(10**6, 0, -1000))
+    bench.patch.setattr(time, "time", lambda: float(next(times)))
+    (bench.tmp / "in").mkdir()
+    for number, stamp in enumerate((0, 1_000_000_000, 7_000_000_000)):
+        path = bench.tmp / "in" / f"{number}.png"
+        Image.fromarray(bench.images[number]).save(path)
+        os.utime(path, (stamp, stamp))
+    counts = []
+    for _ in range(2):
+        judge = bench.model.localize_iter
+        with Watcher(bench.tmp / "in", bench.tmp / "out", judge, settle=0) as watcher:
+            watcher.judge(watcher.look())
+            counts.append(watcher.tally.n_done)
+    return counts
+
+
 group.works("a clock that goes backwards", True, clock_jumps)
+group.works(
+    "a clock that goes backwards while a folder is watched, and files from the future",
+    [3, 0],
+    clock_jumps_while_watching,
+)
+
+
+# --- Workers of joblib --------------------------------------------------------------------------
+
+
+def in_workers(bench: Bench, work: Callable[[], Any]) -> Any:
+    """Let joblib start workers of its own; return or raise what comes, once none of them is left.
+
+    Whatever they leave behind in the folder of temporary files is an error.
+    """
+    room = bench.tmp / "room"
+    room.mkdir()
+    for variable in ("TMPDIR", "JOBLIB_TEMP_FOLDER"):
+        bench.patch.setenv(variable, str(room))
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
+    try:
+        return work()
+    finally:
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        left = [path.name for path in room.rglob("*") if not path.is_dir()]
+        assert left == []
+
+
+class Killed:
+    """A callback that kills the process of its training in the middle, as the kernel does."""
+
+    def __call__(self, estimator: Any, record: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_worker(bench: Bench) -> Any:
+    clf = bench.new(callbacks=[Killed()], cache_size=0)
+    return in_workers(
+        bench,
+        lambda: cross_val_score(clf, bench.images, bench.labels, cv=2, n_jobs=2),
+    )
+
+
+if hasattr(signal, "SIGKILL"):
+    group.refused(
+        "a worker of a cross-validation that is killed",
+        TerminatedWorkerError,
+        "A worker process managed by the executor was unexpectedly terminated",
+        killed_worker,
+    )
+
+
+def read_with_little_memory(path: str) -> Any:
+    import resource
+
+    from defectcam.images import read_image
+
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**26, resource.RLIM_INFINITY))
+    return read_image(path).shape
+
+
+def worker_without_memory(bench: Bench) -> Any:
+    path = str(bench.tmp / "large.png")
+    Image.new("RGB", (9000, 9000)).save(path, compress_level=1)
+    tasks = [joblib.delayed(read_with_little_memory)(path)] * 2
+    return in_workers(bench, lambda: joblib.Parallel(n_jobs=2)(tasks))
+
+
+if sys.platform == "linux":
+    group.refused(
+        "a worker whose memory does not suffice for an image",
+        MemoryError,
+        "",
+        worker_without_memory,
+    )
+
+
+def no_shared_memory(bench: Bench) -> Any:
+    """Cross-validate on images large enough to be shared, where there is no /dev/shm."""
+    from joblib import _memmapping_reducer
+
+    bench.patch.setattr(_memmapping_reducer, "SYSTEM_SHARED_MEM_FS", str(bench.tmp / "none"))
+    images = np.repeat(np.repeat(bench.images, 16, 1), 16, 2)
+    clf = bench.new(image_size=32)
+    return in_workers(
+        bench, lambda: len(cross_val_score(clf, images, bench.labels, cv=2, n_jobs=2))
+    )
+
+
+group.works("no /dev/shm", 2, no_shared_memory)

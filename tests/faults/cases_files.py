@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import shutil
@@ -304,10 +305,41 @@ group.works(
     PIXELS,
     lambda b: read_image(b.file("icc.png", encoded(icc_profile=b"no profile"))),
 )
+
+#: A ramp of 16 x 24 pixels, `cjpeg -arithmetic -quality 95`: Pillow does not write such files.
+ARITHMETIC = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAIBAQEBAQIBAQECAgICAgQDAgICAgUEBAMEBgUGBgYFBgYGBwkIBgcJ"
+    "BwYGCAsICQoKCgoKBggLDAsKDAkKCgr/2wBDAQICAgICAgUDAwUKBwYHCgoKCgoKCgoKCgoKCgoKCgoKCgoKCgoK"
+    "CgoKCgoKCgoKCgoKCgoKCgoKCgoKCgoKCgr/yQARCAAQABgDASIAAhEBAxEB/8wACgAQEAUBEBEF/9oADAMBAAIR"
+    "AxEAPwD/AO8AxOhIKpfe9VI61M2bF71/jJAQNW8V9FpHmejMpsum/DH2y4O641h3ixL++80nIaVZ2oikXY26K+0S"
+    "J/HEVbj0O9oCFipxHMD/2Q=="
+)
+RAMP = np.dstack([*(np.indices((16, 24))[::-1] * [[[8]], [[12]]]), np.full((16, 24), 90)])
+
+
+def worst_of_ramp(content: bytes) -> Callable[[Bench], Any]:
+    """Whether no pixel is further from the ramp than JPEG's loss explains."""
+    return lambda b: bool(np.abs(read_image(b.file("r.jpg", content)) - RAMP).max() <= 8)
+
+
+group.works("a JPEG file with arithmetic coding", True, worst_of_ramp(ARITHMETIC))
 group.works(
-    "a progressive JPEG file",
-    (20, 24, 3),
-    lambda b: read_image(b.file("p.jpg", encoded(kind="JPEG", progressive=True))).shape,
+    "a progressive JPEG file: its last scan",
+    True,
+    worst_of_ramp(
+        encoded(Image.fromarray(RAMP.astype(np.uint8)), "JPEG", quality=95, progressive=True)
+    ),
+)
+
+
+def cut_scan(bench: Bench) -> Any:
+    content = encoded(Image.fromarray(RAMP.astype(np.uint8)), "JPEG", progressive=True)
+    at = content.rindex(b"\xff\xda")  # the last scan: a decoder has a whole, blurred picture
+    return read_image(bench.file("scan.jpg", content[:at]))
+
+
+group.refused(
+    "a progressive JPEG file cut off before its last scan", ImageReadError, "scan.jpg", cut_scan
 )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import threading
@@ -20,6 +21,7 @@ from faults.conftest import images_of_parts, new_classifier
 from PIL import Image
 
 import defectcam.export
+import defectcam.persistence
 import defectcam.service
 from defectcam import DefectCAMClassifier, Localization, cli, cli_options
 from defectcam.configuration import ConfigurationError, read_configuration
@@ -81,7 +83,9 @@ class Configuration(Target):
 class CommandLine(Target):
     """The arguments of a command, with gaps between, in a folder with images and a model.
 
-    Nothing is trained, exported or served: the command comes to that point and ends.
+    Nothing is trained, exported or served: the command comes to that point and ends. A model file
+    that has been loaded is not loaded again, which takes longer than most commands; what is wrong
+    with model files, `ModelBytes` looks for.
     """
 
     ALLOWED = frozenset(
@@ -107,6 +111,7 @@ class CommandLine(Target):
         model.save(self.pristine / "m.safetensors")
         (self.pristine / "fit.toml").write_text('max_epochs = 2\nbackbone = "vgg16"\n')
         (self.pristine / "token").write_text("secret\n")
+        self.loaded: dict[tuple[bytes, str], bytes] = {}
 
     def __call__(self, data: bytes) -> None:
         arguments = [
@@ -119,10 +124,32 @@ class CommandLine(Target):
         with contextlib.ExitStack() as stack:
             stack.enter_context(_in_folder(self.work))
             stack.enter_context(_no_long_work())
+            stack.enter_context(self._loading_once())
             stack.enter_context(contextlib.redirect_stdout(printed))
             stack.enter_context(contextlib.redirect_stderr(printed))
             code = cli.main(arguments)
         assert code in self.ALLOWED, f"{arguments} gave {code}:\n{printed.getvalue()}"
+
+
+    @contextlib.contextmanager
+    def _loading_once(self) -> Iterator[None]:
+        """Give copies of models that were loaded from the same bytes before."""
+        original = defectcam.persistence.load
+
+        def load_once(path: Any, **options: Any) -> Any:
+            try:
+                key = Path(path).read_bytes(), repr(options)
+            except (OSError, ValueError):
+                return original(path, **options)
+            if key not in self.loaded:
+                self.loaded[key] = pickle.dumps(original(path, **options))
+            return pickle.loads(self.loaded[key])
+
+        defectcam.persistence.load = load_once
+        try:
+            yield
+        finally:
+            defectcam.persistence.load = original
 
 
 class Requests(Target):
