@@ -56,7 +56,7 @@ SUFFIXES = {".onnx": "ONNX", ".xml": "OpenVINO IR", ".pt2": "torch.export progra
 #: Images that the ranges of int8 activations are learned from, at most.
 MAX_CALIBRATION_IMAGES = 100
 
-#: The oldest torch that is known to write all of the graph to ONNX; 2.6 lacks some of its operators.
+#: The oldest torch that is known to write all of the graph to ONNX; 2.6 lacks some operators.
 LEAST_TORCH = (2, 8)
 
 #: Size of the images that the graph is traced with: no side is that of a usual input.

@@ -130,7 +130,6 @@ class CommandLine(Target):
             code = cli.main(arguments)
         assert code in self.ALLOWED, f"{arguments} gave {code}:\n{printed.getvalue()}"
 
-
     @contextlib.contextmanager
     def _loading_once(self) -> Iterator[None]:
         """Give copies of models that were loaded from the same bytes before."""
