@@ -42,7 +42,7 @@ coverage: $(VENV)/.extra-dev ## Run all tests and say which lines and branches n
 test-lowest: $(VENV)/.extra-dev ## Tests that are not slow, with the oldest dependencies allowed
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(LOWEST)
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
-	$(LOWEST)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m "not slow" --numprocesses logical --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: fuzz
 fuzz: $(VENV)/.extra-dev ## Give every reader bytes that nobody thought of (FUZZ_ARGS="--seconds 300 image")

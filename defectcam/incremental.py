@@ -38,7 +38,7 @@ __all__ = [
 SHARE_OF_EPOCHS = 0.2
 
 #: An update's learning rates, in terms of the fit's: the tails have arrived near a good place.
-SHARE_OF_RATE = 0.5
+SHARE_OF_RATE = 2.0
 
 
 class Course(NamedTuple):

@@ -141,7 +141,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("defectcam-*")) == []  # torch may leave files of its own
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is counted otherwise there")

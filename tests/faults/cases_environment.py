@@ -279,8 +279,15 @@ def in_workers(bench: Bench, work: Callable[[], Any]) -> Any:
         return work()
     finally:
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
-        left = [path.name for path in room.rglob("*") if not path.is_dir()]
-        assert left == []
+        deadline = time.monotonic() + 20  # joblib's resource tracker removes files in its own time
+        while left := [path.name for path in room.rglob("*") if _is_left(path)]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
+
+
+def _is_left(path: Path) -> bool:
+    """Whether it is a file, and not one that torch before 2.8 writes when it is imported."""
+    return not path.is_dir() and path.name != "_remote_module_non_scriptable.py"
 
 
 class Killed:
