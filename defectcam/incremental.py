@@ -37,7 +37,7 @@ __all__ = [
 #: Share of a fit's epochs that an update takes, over new and remembered images together.
 SHARE_OF_EPOCHS = 0.2
 
-#: An update's learning rates, in terms of the fit's: the tails have arrived near a good place.
+#: An update's learning rates, in terms of the fit's: it has few epochs to reach new images in.
 SHARE_OF_RATE = 2.0
 
 
@@ -127,7 +127,7 @@ def are_usable(folds: Sequence[Fold], targets: NDArray[np.int64]) -> bool:
 
 
 def options_of_update(options: TrainingOptions) -> TrainingOptions:
-    """Turn the options of a fit into those of an update: fewer epochs, lower learning rates."""
+    """Turn the options of a fit into those of an update: fewer epochs, higher learning rates."""
     head_rate = options.head_learning_rate
     return dataclasses.replace(
         options,

@@ -100,7 +100,7 @@ def test_an_update_goes_on_from_where_the_tails_are(going, monkeypatch):
         assert all(torch.equal(start[name], tail[name]) for name in tail)
 
 
-def test_an_update_is_shorter_than_a_fit_and_its_rates_are_lower(going, monkeypatch):
+def test_an_update_is_shorter_than_a_fit_and_its_rates_are_higher(going, monkeypatch):
     options = []
     run = TailTraining.run
     monkeypatch.setattr(
@@ -110,7 +110,7 @@ def test_an_update_is_shorter_than_a_fit_and_its_rates_are_lower(going, monkeypa
     )
     going.set_params(max_epochs=10).partial_fit(*SECOND)
     assert {(o.max_epochs, o.learning_rate, o.head_learning_rate) for o in options} == {
-        (2, 5e-3, 5e-3)
+        (2, 2e-2, 2e-2)
     }
 
 
