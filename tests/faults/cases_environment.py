@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -157,26 +156,42 @@ group.works(
 )
 
 
-def answer_of(pickled: bytes, images: np.ndarray) -> bytes:
-    import torch
+IN_POOL = """
+import multiprocessing, pickle, sys
+import numpy as np
+import torch
+from defectcam import load
 
+def answer_of(pickled, images):
     torch.set_num_threads(1)  # sums in another order are other bits
     return pickle.loads(pickled).predict_proba(images).tobytes()
 
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # a forked child has no threads of its parent's pools
+    method, model, images = sys.argv[1], pickle.dumps(load(sys.argv[2])), np.load(sys.argv[3])
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        found = pool.apply_async(answer_of, (model, images)).get(timeout=200)
+    print(found == answer_of(model, images))
+"""
+
 
 def in_process(method: str) -> Callable[[Bench], Any]:
-    def act(bench: Bench) -> Any:
-        import torch
+    """Let a program do it whose threads are its own: those of the tests must not be forked."""
 
-        n_threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # a forked child has no threads of its parent's pools
-        try:
-            with multiprocessing.get_context(method).Pool(1) as pool:
-                job = pool.apply_async(answer_of, (pickle.dumps(bench.model), bench.images))
-                found = job.get(timeout=250)
-            return found == answer_of(pickle.dumps(bench.model), bench.images)
-        finally:
-            torch.set_num_threads(n_threads)
+    def act(bench: Bench) -> Any:
+        bench.model.save(bench.tmp / "part.safetensors")
+        np.save(bench.tmp / "images.npy", bench.images)
+        (bench.tmp / "pool.py").write_text(IN_POOL)
+        arguments = [bench.tmp / "pool.py", method, "part.safetensors", "images.npy"]
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=bench.tmp,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=250,
+        )
+        return done.stdout.strip() == "True"
 
     return act
 
