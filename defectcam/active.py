@@ -46,7 +46,7 @@ class Describer:
         head: EvidenceHead,
         good: int,
         familiarity_limit: float | None,
-        defect_share: float | None = None,
+        defect_share: float | None,
     ) -> None:
         self._head = head
         self._good = good

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.utils import check_random_state
 
+__all__ = ["stratified_group_folds"]
+
 
 def stratified_group_folds(
     strata: ArrayLike,

@@ -141,7 +141,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert list(tmp_path.rglob("defectcam-*")) == []  # torch may leave files of its own
+    of_torch = "_remote_module_non_scriptable.py"  # written when it is imported, before 2.8
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != of_torch]
+    assert left == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is counted otherwise there")

@@ -1,3 +1,5 @@
+"""Folds of whole groups."""
+
 from __future__ import annotations
 
 import numpy as np
