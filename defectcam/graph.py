@@ -82,6 +82,7 @@ class DeployedNetwork(nn.Module):
         network.tail = nn.ModuleList(fold_batch_norm(stage) for stage in stages)
         if network.codebook is not None:
             network.codebook = _of_whole_batches(network.codebook)
+        network.splits_batches = False  # the graph is for any number of images
         self.network = network.requires_grad_(False)
         self.preprocess = copy.deepcopy(preprocess).cpu()
         self.heat_model = heat_model

@@ -19,6 +19,10 @@ from defectcam.novelty import Codebook, describe_patches
 from defectcam.precision import mixed_precision
 from defectcam.student import StudentHead, draw
 
+#: Images go through the trunk together on a processor as long as one channel of them all takes no
+#: more than this. The largest feature map takes 24 (EfficientNet-Lite0) to 64 (VGG16) times that.
+PASS_BYTES = 2**20
+
 
 class TrunkFeatures(NamedTuple):
     """What the frozen trunk leaves behind for the rest of the network.
@@ -145,6 +149,8 @@ class DefectCAMNetwork(nn.Module):
         self.codebook: Codebook | None = None
         self.students = nn.ModuleList()
         self.dtype = torch.float32
+        #: Whether a large batch goes through the trunk in parts where that is quicker.
+        self.splits_batches = True
         self.weights_source = backbone.weights_source
         for parameter in self.trunk.parameters():
             parameter.requires_grad_(False)
@@ -202,6 +208,28 @@ class DefectCAMNetwork(nn.Module):
         TrunkFeatures
             In float32, whatever the trunk computes in.
         """
+        n_passes = self._n_passes(pixels)
+        if n_passes == 1:
+            return self._trunk_pass(pixels)
+        parts = [self._trunk_pass(part) for part in pixels.tensor_split(n_passes)]
+        deep = [torch.cat(level) for level in zip(*(part.deep for part in parts), strict=True)]
+        patches = [part.patches for part in parts if part.patches is not None]
+        return TrunkFeatures(deep, torch.cat(patches) if patches else None)
+
+    def _n_passes(self, pixels: Tensor) -> int:
+        """In how many parts a batch goes through the frozen stages: several on a processor.
+
+        Their feature maps are large. Above 32 MiB the C library gets the memory of each of them
+        from the system and gives it back, and its pages are zeroed every time; and what one layer
+        has written is still in the processor's cache when the next one reads it if it is small.
+        """
+        on_processor = pixels.device.type == "cpu"
+        if not (self.splits_batches and on_processor) or torch.is_grad_enabled():
+            return 1
+        largest = max(1, PASS_BYTES // (self.dtype.itemsize * math.prod(pixels.shape[2:])))
+        return max(1, -(-len(pixels) // largest))
+
+    def _trunk_pass(self, pixels: Tensor) -> TrunkFeatures:
         x, levels = pixels.to(self.dtype), []
         for stage in self.trunk:
             x = stage(x)

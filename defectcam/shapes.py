@@ -196,10 +196,18 @@ def mask_outlines(mask: ArrayLike, tolerance: float = 0.0) -> tuple[list[Outline
 
 
 def joined(outlines: Sequence[Outline]) -> Outline:
-    """Join polygons into one, over bridges without width, for formats with one per object."""
+    """Join polygons into one, over bridges without width, for formats with one per object.
+
+    What lies within another's hole is left out: that hole is filled already, and readers take what
+    a polygon surrounds twice for outside.
+    """
     from scipy.spatial import KDTree  # found regions are drawn without SciPy too
 
-    path, *others = outlines
+    path, *others = [
+        outline
+        for outline in outlines
+        if not any(_is_within(outline, other) for other in outlines if other is not outline)
+    ]
     for other in others:
         distances, nearest = KDTree(path).query(other)
         end = int(np.argmin(distances))
@@ -207,6 +215,12 @@ def joined(outlines: Sequence[Outline]) -> Outline:
         loop = np.roll(other, -end, axis=0)
         path = np.concatenate([path[: start + 1], loop, loop[:1], path[start:]])
     return path
+
+
+def _is_within(outline: Outline, other: Outline) -> bool:
+    """Whether the first corner is surrounded: regions do not touch, so the others are then too."""
+    x, y = outline[0].tolist()
+    return cv2.pointPolygonTest(other.astype(np.float32), (x, y), False) > 0
 
 
 def box_around(points: ArrayLike, size: tuple[int, int], place: str) -> Box:

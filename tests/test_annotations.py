@@ -15,7 +15,7 @@ import globox
 import numpy as np
 import pytest
 import supervision
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lxml import etree
 from PIL import Image
@@ -107,6 +107,7 @@ marks_of = st.tuples(st.integers(4, 40), st.integers(4, 40), st.integers(0, 10**
 
 
 @pytest.mark.parametrize("format", FORMATS)
+@example(specs=[(18, 35, 970338)], merge=0)  # regions within holes of others
 @settings(max_examples=15, deadline=None)
 @given(specs=st.lists(marks_of, min_size=1, max_size=3), merge=st.sampled_from([None, 0, 3]))
 def test_written_and_imported_are_the_same(format: str, specs: list[Any], merge: Any) -> None:

@@ -200,6 +200,57 @@ def test_an_image_alone_gives_what_it_gives_in_a_batch():
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
 
 
+def counted_passes(net: DefectCAMNetwork) -> list[int]:
+    """How many images enter the trunk together, from now on."""
+    passes: list[int] = []
+    net.trunk[0].register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    return passes
+
+
+@pytest.mark.parametrize(
+    ("dtype", "n", "expected"),
+    [
+        (torch.float32, 7, [3, 2, 2]),
+        (torch.bfloat16, 7, [4, 3]),
+        (torch.float32, 3, [3]),
+        (torch.float32, 0, [0]),
+    ],
+)
+def test_a_batch_whose_maps_are_large_goes_through_the_trunk_in_parts(
+    dtype, n, expected, monkeypatch
+):
+    monkeypatch.setattr("defectcam.network.PASS_BYTES", 3 * 4 * 64 * 96)  # 3 images in float32
+    net = network(trainable=1, novelty_strides=(4, 8)).eval().set_dtype(dtype)
+    passes = counted_passes(net)
+    with torch.inference_mode():
+        got = net.trunk_features(pixels(n))
+        assert passes == expected
+        net.splits_batches = False
+        whole = net.trunk_features(pixels(n))
+    assert passes == [*expected, n]
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for part, level in zip([*got.deep, got.patches], [*whole.deep, whole.patches], strict=True):
+        torch.testing.assert_close(part, level, rtol=tolerance, atol=tolerance)
+
+
+def test_an_image_larger_than_a_part_goes_through_the_trunk_alone(monkeypatch):
+    monkeypatch.setattr("defectcam.network.PASS_BYTES", 1)
+    net = network(trainable=1).eval()
+    passes = counted_passes(net)
+    with torch.inference_mode():
+        net.trunk_features(pixels(3))
+    assert passes == [1, 1, 1]
+
+
+def test_a_batch_is_whole_where_gradients_are_recorded(monkeypatch):
+    """Methods that hook a frozen layer must see all images at once."""
+    monkeypatch.setattr("defectcam.network.PASS_BYTES", 1)
+    net = network(trainable=1).eval()
+    passes = counted_passes(net)
+    net.trunk_features(pixels(3))
+    assert passes == [3]
+
+
 def test_a_stage_without_children_can_be_the_first_trained_one():
     backbone = Backbone(
         [nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), nn.Sequential(nn.MaxPool2d(2))],
