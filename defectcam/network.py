@@ -102,6 +102,9 @@ class DefectCAMNetwork(nn.Module):
         Empty for a network without novelty.
     """
 
+    #: Whether a large batch goes through the trunk in parts where that is quicker.
+    splits_batches = True
+
     def __init__(
         self,
         backbone: Backbone,
@@ -149,8 +152,6 @@ class DefectCAMNetwork(nn.Module):
         self.codebook: Codebook | None = None
         self.students = nn.ModuleList()
         self.dtype = torch.float32
-        #: Whether a large batch goes through the trunk in parts where that is quicker.
-        self.splits_batches = True
         self.weights_source = backbone.weights_source
         for parameter in self.trunk.parameters():
             parameter.requires_grad_(False)
