@@ -200,8 +200,6 @@ def medians(
     functions: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float]
 ) -> dict[str, float]:
     """Median seconds of functions that are run in turn, so that all meet the same disturbances."""
-    for function in functions.values():
-        function()  # warm-up
     seconds = []
     for _ in range(repeats):
         row = []

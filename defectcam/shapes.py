@@ -218,9 +218,9 @@ def joined(outlines: Sequence[Outline]) -> Outline:
 
 
 def _is_within(outline: Outline, other: Outline) -> bool:
-    """Whether the first corner is surrounded: regions do not touch, so the others are then too."""
-    x, y = outline[0].tolist()
-    return cv2.pointPolygonTest(other.astype(np.float32), (x, y), False) > 0
+    """Whether all corners are surrounded: polygons that only overlap are both drawn."""
+    around = other.astype(np.float32)
+    return all(cv2.pointPolygonTest(around, (x, y), False) > 0 for x, y in outline.tolist())
 
 
 def box_around(points: ArrayLike, size: tuple[int, int], place: str) -> Box:

@@ -43,6 +43,22 @@ def test_outlines_enclose_exactly_the_pixels(mask: np.ndarray) -> None:
         np.testing.assert_array_equal(np.asarray(CocoMask(mask.shape, [bridged])), filled)
 
 
+def test_a_part_within_the_hole_of_another_is_joined_to_nothing() -> None:
+    """Drawn a second time it would be outside for those who count crossings."""
+    ring = np.pad(np.pad([[True]], 2), 1, constant_values=True)
+    outlines, _ = mask_outlines(ring)
+    assert len(outlines) == 2
+    bridged = [joined(outlines).ravel().tolist()]
+    np.testing.assert_array_equal(
+        np.asarray(CocoMask(ring.shape, [bridged])), binary_fill_holes(ring)
+    )
+    overlapping = [
+        np.array([[0, 0], [0, 4], [4, 4], [4, 0.0]]),
+        np.array([[3, 3], [3, 9], [9, 9.0]]),
+    ]
+    assert len(joined(overlapping)) > 4 + 3
+
+
 @given(masks)
 def test_run_lengths_are_those_of_cocos_tools(mask: np.ndarray) -> None:
     counts = {"size": list(mask.shape), "counts": run_lengths(mask)}
