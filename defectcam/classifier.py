@@ -92,7 +92,7 @@ from defectcam.novelty import Codebook
 from defectcam.plain_labels import plain_label
 from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
-from defectcam.replay import Keeper, ReplayMemory, in_folds, new_records
+from defectcam.replay import Keeper, ReplayMemory, judged_in_folds, new_records
 from defectcam.results import Localization
 from defectcam.sample_weights import WeighedRows, weigh_rows
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
@@ -104,9 +104,11 @@ from defectcam.training import (
     TailTraining,
     TrainingOptions,
     add_codebook,
+    judge_then_train,
     result_of_good_only,
     student_features_of,
     train_with_folds,
+    update_codebook,
 )
 from defectcam.validation import (
     check_class_weight,
@@ -716,12 +718,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     ) -> DefectCAMClassifier:
         """Learn from more images, as they arrive, without forgetting the earlier ones.
 
-        The first call is a `fit` that also remembers. In a later one, the codebooks and each fold's
-        tail go on from where they are, with a fifth of a fit's epochs over the new images and those
-        of a bounded memory (``replay_size``). An image stays for good in the fold that it was put
-        into, whose tail has never seen it: calibration, thresholds and the heatmap's scale are
-        learned anew from held-out scores of new and remembered images. After good images alone, the
-        first defective ones are learned by a full fit on both.
+        The first call is a `fit` that also remembers. In a later one, the present network first
+        judges the new images, which it has not seen; then codebook, tail and head go on from where
+        they are, with three fifths of a fit's epochs over the new images and those of a bounded
+        memory (``replay_size``). Calibration and thresholds are learned anew from what was said of
+        images when they were new, as far as the network that said it had learned from half as many
+        images as the latest. After good images alone, the first defective ones are learned by a
+        full fit on both.
 
         Parameters
         ----------
@@ -765,6 +768,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         References
         ----------
         Chaudhry et al., "On tiny episodic memories in continual learning", 2019: experience replay.
+        Gama, Sebastião and Rodrigues, "On evaluating stream learning algorithms", Machine Learning
+        90, 2013: test, then train.
         """
         self._refuse_tiles("partial_fit")
         if hasattr(self, "network_"):
@@ -830,7 +835,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 keeper = None
                 if n_kept:
                     records = new_records(labels, targets, weighed.weights, thumbnails, seed)
-                    keeper = Keeper(cache, in_folds(records, folds), is_defect, n_kept)
+                    keeper = Keeper(cache, judged_in_folds(records, folds), is_defect, n_kept)
                 trained = self._train(
                     network,
                     cache,
@@ -853,7 +858,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.history_ = result.history
         self._calibrate(trained, targets, weighed.weights, calibrated=bool(folds))
         if keeper is not None:
-            self._replay = keeper.memory(Counter(labels.tolist()), result.tails, trained.codebooks)
+            held_out = trained.held_out if folds and not result.interrupted else None
+            self._replay = keeper.memory(Counter(labels.tolist()), held_out)
         if folds and images is None and not (only_good or result.interrupted):
             warn_if_chance(is_defect, self.held_out_probability_)
             warn_if_suspects(
@@ -904,9 +910,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         novelty: torch.Tensor | None = None
         codebooks: list[Codebook] = []
         if network.novelty_levels:
-            novelty, codebooks = add_codebook(
-                network, cache, is_good, folds, self.codebook_size, seed, course.codebooks
-            )
+            if course.judges_first:
+                novelty, codebooks = update_codebook(
+                    network, cache, is_good, course.known, self.codebook_size, seed
+                )
+            else:
+                novelty, codebooks = add_codebook(
+                    network, cache, is_good, folds, self.codebook_size, seed
+                )
         if is_good.all():
             result = result_of_good_only(network, cache)
             return Trained(
@@ -931,9 +942,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             if checkpoint is not None:
                 training.checkpoint, training.history = checkpoint, checkpoint.history
                 bar.update(len(training.history.get("epoch", ())))
-            if folds and (course.is_update or course.is_warm):
+            if course.holds_out and (course.is_update or course.is_warm):
                 training.uncentre_scores()
-            result = train_with_folds(training, folds, course.tails)
+            if course.judges_first:
+                result = judge_then_train(training, course.known)
+            else:
+                result = train_with_folds(training, folds)
         heat_model = self._fit_heat_model(classes, input_size, result, novelty, ~is_good)
         network.students = torch.nn.ModuleList()
         if self.self_training and heat_model.kind == "fused" and novelty is not None:
@@ -1067,16 +1081,22 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         targets: NDArray[np.int64],
         weights: NDArray[np.float64],
         calibrated: bool,
+        current: NDArray[np.bool_] | slice = slice(None),
     ) -> None:
-        """Learn from the training images' scores what a score and a map value mean."""
+        """Learn from the training images' scores what a score and a map value mean.
+
+        ``current`` tells which images' scores count.
+        """
         result, novelty, good = trained.result, trained.novelty, self._classes.good
         is_defect = targets != good
         scores = defect_scores(result.logits, novelty if self.heatmap == "fused" else None, good)
         only_good = not is_defect.any()
         if only_good:
-            self._defect_probability = fit_novelty_probability(scores)
+            self._defect_probability = fit_novelty_probability(scores[current])
         elif calibrated:
-            self._defect_probability = fit_defect_probability(scores, is_defect, weights)
+            self._defect_probability = fit_defect_probability(
+                scores[current], is_defect[current], weights[current]
+            )
         else:
             uncalibrated = (1.0,) + (0.0,) * (scores.shape[1] - 1)
             self._defect_probability = DefectProbability(uncalibrated, 0.0)
@@ -1086,24 +1106,32 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         is_half = self.threshold == "balanced" and (only_good or not calibrated)
         threshold = 0.5 if is_half else self.threshold
         self.threshold_ = choose_threshold(
-            threshold, is_defect, self.held_out_probability_, weights
+            threshold,
+            is_defect[current],
+            self.held_out_probability_[current],
+            weights[current],
         )
-        self._keep_drift_reference(trained, scores if calibrated else scores[:0])
+        self._keep_drift_reference(trained, scores, current if calibrated else slice(0))
         classes = self._class_probabilities(self.held_out_probability_, result.logits)
         self.suspects_ = rank_suspects(np.take_along_axis(classes, targets[:, None], 1)[:, 0])
         self._familiarity_limit = None if novelty is None else fit_familiarity_limit(novelty)
         self._heat_model = trained.heat_model
 
-    def _keep_drift_reference(self, trained: Trained, scores: NDArray[np.float64]) -> None:
-        """Keep held-out answers to the training images, and what novelty was measured with."""
-        if not len(scores):
+    def _keep_drift_reference(
+        self,
+        trained: Trained,
+        scores: NDArray[np.float64],
+        rows: NDArray[np.bool_] | slice,
+    ) -> None:
+        """Keep held-out answers to some training images, and what novelty was measured with."""
+        if not len(scores[rows]):
             self.drift_reference_ = np.empty((0, 0), dtype=np.float32)
             self._drift_codebooks = []
             return
-        novelty = None if trained.novelty is None else trained.novelty.numpy()
-        described = describe_images(scores, novelty)
+        novelty = None if trained.novelty is None else trained.novelty.numpy()[rows]
+        described = describe_images(scores[rows], novelty)
         self.drift_reference_ = np.column_stack(
-            (self.held_out_probability_, described)  # the one a vector, the other a matrix
+            (self.held_out_probability_[rows], described)  # the one a vector, the other a matrix
         ).astype(np.float32)
         self._drift_codebooks = list(trained.codebooks)
 

@@ -1,4 +1,4 @@
-"""How `partial_fit` goes on from what there is: classes, folds, epochs and rates of an update.
+"""How `partial_fit` goes on from what there is: classes, epochs, and which answers still count.
 
 Owns these rules. It trains nothing, and which earlier images there are is the replay memory's
 matter.
@@ -19,26 +19,24 @@ from defectcam.labels import Classes, as_labels, find_classes
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
 from defectcam.plain_labels import ANOMALY
-from defectcam.replay import Records
-from defectcam.training import FitResult, Fold, TailState, TrainingOptions
+from defectcam.training import FitResult, Fold, HeldOut, TrainingOptions
 
 __all__ = [
     "Course",
     "Trained",
-    "are_usable",
+    "are_current",
     "first_classes",
     "has_evidence",
-    "more_folds",
     "options_of_update",
     "start_from",
     "targets_of_known",
 ]
 
 #: Share of a fit's epochs that an update takes, over new and remembered images together.
-SHARE_OF_EPOCHS = 0.2
+SHARE_OF_EPOCHS = 0.6
 
-#: An update's learning rates, in terms of the fit's: it has few epochs to reach new images in.
-SHARE_OF_RATE = 2.0
+#: Share of the latest network's experience that one whose answers still count must have had.
+CURRENT_SHARE = 0.5
 
 
 class Course(NamedTuple):
@@ -47,14 +45,13 @@ class Course(NamedTuple):
     Attributes
     ----------
     folds : list of (train rows, held-out rows)
-        Each image belongs to one fold for good. So the tail of that fold has never seen it, on
-        whatever day it came, and its score is held out.
-    tails : sequence of dict of Tensor
-        What each fold's tail starts from; empty: all from the network's weights.
-    codebooks : sequence of Codebook
-        Likewise; empty: made anew.
+        Of a fit; empty: no image is held out, or new ones are by being judged first.
     is_update : bool
-        Whether it takes the few epochs of an update, not those of a fit.
+        Whether it goes on from the present weights and takes the epochs of an update.
+    judges_first : bool
+        Whether an update has the present network judge new images before it learns from them.
+    known : HeldOut or None
+        What was said of the last images of the cache when they were new; None: all are new.
     is_anew : bool
         Whether the present tail has to be replaced by an untrained one: it has seen all images, so
         none could be held out.
@@ -63,11 +60,16 @@ class Course(NamedTuple):
     """
 
     folds: list[Fold]
-    tails: Sequence[TailState] = ()
-    codebooks: Sequence[Codebook] = ()
     is_update: bool = False
+    judges_first: bool = False
+    known: HeldOut | None = None
     is_anew: bool = False
     is_warm: bool = False
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether scores of images come from networks that have not seen them."""
+        return bool(self.folds) or self.judges_first
 
 
 class Trained(NamedTuple):
@@ -79,7 +81,7 @@ class Trained(NamedTuple):
     novelty : Tensor of shape (n_images, height, width) or None
         Maps of the training images, from codebooks that have not seen them.
     codebooks : list of Codebook
-        Of the folds.
+        Of the folds, or that which judged new images.
     heat_model : HeatModel
     """
 
@@ -88,52 +90,40 @@ class Trained(NamedTuple):
     codebooks: list[Codebook]
     heat_model: HeatModel
 
+    @property
+    def held_out(self) -> HeldOut:
+        """What was said of the training images by networks that had not seen them."""
+        return HeldOut(self.result.logits, self.result.cams, self.novelty)
 
-def more_folds(records: Records, groups: NDArray[np.int64], n_folds: int) -> list[Fold]:
-    """Put images that are in no fold yet into one, evenly by label; the others stay where they are.
+
+def are_current(experience: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which held-out answers still speak of the present network.
+
+    A network that had learned from few images was less sure, and more often wrong.
 
     Parameters
     ----------
-    records : Records
-    groups : ndarray of shape (n_images,)
-        Copies of one picture have one number, and go into one fold: that of a remembered copy, if
-        there is one.
-    n_folds : int
+    experience : ndarray of shape (n_images,), int64
+        Images that the network which judged each one had learned from; 0: it was not held out.
+    targets : ndarray of shape (n_images,)
+
+    Returns
+    -------
+    ndarray of bool, shape (n_images,)
+        Of each class those judged by a network with at least `CURRENT_SHARE` of the highest
+        experience; all, where none was held out.
     """
-    fold_of = records.folds.copy()
-    filled: dict[Any, NDArray[np.int64]] = {}
-    for label in np.unique(records.labels).tolist():
-        chosen = fold_of[(records.labels == label) & (fold_of >= 0)]
-        filled[label] = np.bincount(chosen, minlength=n_folds)
-    for row in np.flatnonzero(fold_of < 0):
-        if fold_of[row] >= 0:
-            continue
-        members = np.flatnonzero(groups == groups[row])
-        known = fold_of[members][fold_of[members] >= 0]
-        label = records.labels[row].item()
-        fold = int(known[0] if len(known) else np.argmin(filled[label]))
-        new = members[fold_of[members] < 0]
-        fold_of[new] = fold
-        for other in records.labels[new].tolist():
-            filled[other][fold] += 1
-    numbers = range(n_folds)
-    return [(np.flatnonzero(fold_of != f), np.flatnonzero(fold_of == f)) for f in numbers]
-
-
-def are_usable(folds: Sequence[Fold], targets: NDArray[np.int64]) -> bool:
-    """Whether every tail has images of all classes to learn from."""
-    n_classes = len(np.unique(targets))
-    return all(len(np.unique(targets[train_rows])) == n_classes for train_rows, _ in folds)
+    current = np.zeros(len(targets), dtype=bool)
+    for target in np.unique(targets):
+        own = targets == target
+        current |= own & (experience >= CURRENT_SHARE * experience[own].max())
+    return current
 
 
 def options_of_update(options: TrainingOptions) -> TrainingOptions:
-    """Turn the options of a fit into those of an update: fewer epochs, higher learning rates."""
-    head_rate = options.head_learning_rate
+    """Turn the options of a fit into those of an update, which has fewer epochs."""
     return dataclasses.replace(
-        options,
-        max_epochs=max(1, round(SHARE_OF_EPOCHS * options.max_epochs)),
-        learning_rate=SHARE_OF_RATE * options.learning_rate,
-        head_learning_rate=None if head_rate is None else SHARE_OF_RATE * head_rate,
+        options, max_epochs=max(1, round(SHARE_OF_EPOCHS * options.max_epochs))
     )
 
 

@@ -1,4 +1,4 @@
-"""What `partial_fit` remembers of earlier images: trunk features, labels, folds and their tails.
+"""What `partial_fit` remembers of earlier images: features, labels, and how they were judged.
 
 Owns which images are kept when there are more than places, what each of them stands for, and the
 way into and out of a feature cache. It trains nothing, calibrates nothing and reads no image.
@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from defectcam.feature_cache import FeatureCache
 from defectcam.network import TrunkFeatures
-from defectcam.novelty import Codebook
-from defectcam.training import Fold, TailState
+from defectcam.training import Fold, HeldOut
 
 __all__ = [
     "Keeper",
@@ -27,7 +26,7 @@ __all__ = [
     "choose_rows",
     "features_of",
     "importance",
-    "in_folds",
+    "judged_in_folds",
     "new_records",
 ]
 
@@ -45,9 +44,8 @@ class Records(NamedTuple):
         Sample weights.
     keys : ndarray of shape (n,), float64
         Drawn once per image, uniformly: the images with the lowest keys are kept.
-    folds : ndarray of shape (n,), int64
-        Number of the fold that the image belongs to, for good: its tail never trains on the image.
-        -1: none yet.
+    experience : ndarray of shape (n,), int64
+        Images that the network which judged each one had learned from; 0: it was not held out.
     thumbnails : ndarray of shape (n, height, width), uint8
         For finding copies.
     """
@@ -56,7 +54,7 @@ class Records(NamedTuple):
     targets: NDArray[np.int64]
     weights: NDArray[np.float64]
     keys: NDArray[np.float64]
-    folds: NDArray[np.int64]
+    experience: NDArray[np.int64]
     thumbnails: NDArray[np.uint8]
 
     def take(self, rows: NDArray[np.intp]) -> Records:
@@ -80,15 +78,15 @@ def new_records(
     """Make records of images that have come for the first time."""
     n = len(labels)
     keys = np.random.RandomState(seed).uniform(size=n)
-    return Records(labels, targets, weights, keys, np.full(n, -1), np.stack(thumbnails))
+    return Records(labels, targets, weights, keys, np.zeros(n, np.int64), np.stack(thumbnails))
 
 
-def in_folds(records: Records, folds: Sequence[Fold]) -> Records:
-    """Note in the records which fold each image belongs to."""
-    numbers = np.full(len(records.labels), -1)
-    for fold, (_, held_out_rows) in enumerate(folds):
-        numbers[held_out_rows] = fold
-    return records._replace(folds=numbers)
+def judged_in_folds(records: Records, folds: Sequence[Fold]) -> Records:
+    """Note in the records how many images the network that judged each one had learned from."""
+    experience = np.zeros(len(records.labels), np.int64)
+    for train_rows, held_out_rows in folds:
+        experience[held_out_rows] = len(train_rows)
+    return records._replace(experience=experience)
 
 
 @dataclass(frozen=True)
@@ -105,10 +103,9 @@ class ReplayMemory:
         Of the features.
     seen : Counter
         Images seen per label, kept or not.
-    tails : tuple of dict of Tensor
-        Weights of tail and head of each fold.
-    codebooks : tuple of Codebook
-        Of each fold.
+    held_out : HeldOut or None
+        What was said of the images when they were new; None: none was held out, or nothing is
+        learned yet.
     is_learned : bool
         Whether the network was trained on these images.
     """
@@ -117,14 +114,8 @@ class ReplayMemory:
     features: TrunkFeatures
     views: tuple[tuple[int, ...], ...]
     seen: Counter[Any]
-    tails: tuple[TailState, ...]
-    codebooks: tuple[Codebook, ...]
+    held_out: HeldOut | None
     is_learned: bool
-
-    @property
-    def n_folds(self) -> int:
-        """Number of folds that a training can go on from."""
-        return max(len(self.tails), len(self.codebooks))
 
     def __len__(self) -> int:
         return len(self.records.labels)
@@ -161,28 +152,17 @@ class Keeper:
     def __init__(
         self, cache: FeatureCache, records: Records, is_defect: NDArray[np.bool_], size: int
     ) -> None:
-        rows = choose_rows(records.labels, is_defect, records.keys, size)
-        self._records = records.take(rows)
-        self._features = features_of(cache, rows)
+        self._rows = choose_rows(records.labels, is_defect, records.keys, size)
+        self._records = records.take(self._rows)
+        self._features = features_of(cache, self._rows)
         self._views = tuple(cache.views)
 
     def memory(
-        self,
-        seen: Counter[Any],
-        tails: Sequence[TailState],
-        codebooks: Sequence[Codebook],
-        is_learned: bool = True,
+        self, seen: Counter[Any], held_out: HeldOut | None, is_learned: bool = True
     ) -> ReplayMemory:
-        """Make the memory, with what the training has made of each fold."""
-        return ReplayMemory(
-            self._records,
-            self._features,
-            self._views,
-            seen,
-            tuple(tails),
-            tuple(codebooks),
-            is_learned,
-        )
+        """Make the memory, with what was said of all images of the training, if it was."""
+        chosen = None if held_out is None else held_out.take(self._rows)
+        return ReplayMemory(self._records, self._features, self._views, seen, chosen, is_learned)
 
 
 def importance(labels: NDArray[Any], seen: Counter[Any]) -> NDArray[np.float64]:

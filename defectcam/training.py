@@ -132,9 +132,29 @@ Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 TailState = dict[str, Tensor]
 
 
-def train_with_folds(
-    training: TailTraining, folds: Sequence[Fold], starts: Sequence[TailState] = ()
-) -> FitResult:
+class HeldOut(NamedTuple):
+    """What networks said about some images before they learned from them.
+
+    Attributes
+    ----------
+    logits : Tensor of shape (n_images, n_classes)
+    cams : Tensor of shape (n_images, 1 + n_levels, height, width)
+        As `FitResult` has them.
+    novelty : Tensor of shape (n_images, height', width') or None
+    """
+
+    logits: Tensor
+    cams: Tensor
+    novelty: Tensor | None
+
+    def take(self, rows: NDArray[np.intp]) -> HeldOut:
+        """Return some rows, copied."""
+        chosen = torch.as_tensor(rows)
+        novelty = None if self.novelty is None else self.novelty[chosen]
+        return HeldOut(self.logits[chosen], self.cams[chosen], novelty)
+
+
+def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult:
     """Train a tail on everything, and from the same start one per fold, which scores what it lacks.
 
     Networks differ by a constant, and one that has seen more is surer: each network's scores and
@@ -149,9 +169,6 @@ def train_with_folds(
         and records; the others count from 1.
     folds : sequence of (train rows, held-out rows)
         Empty: the scores are those of the training images themselves, as they are.
-    starts : sequence of dict of Tensor, optional
-        Where each fold's tail starts from, if not from the network's weights: the tail of the same
-        fold of an earlier training.
     """
     network, cache = training.network, training.cache
     everything = np.arange(cache.n_images)
@@ -170,8 +187,6 @@ def train_with_folds(
         if training.interrupted:
             break
         network.load_state_dict(start)
-        if starts:
-            network.load_state_dict(starts[fold], strict=False)  # the trunk's are not among them
         try:
             training.run_and_measure(train_rows, fold=1 + fold)
         except KeyboardInterrupt:
@@ -198,6 +213,43 @@ def train_with_folds(
     order = np.argsort(np.concatenate(rows))
     result = training.result(torch.cat(all_logits)[order], torch.cat(all_cams)[order], scores)
     return result._replace(tails=tuple(tails), biases=tuple(biases))
+
+
+def judge_then_train(training: TailTraining, known: HeldOut | None) -> FitResult:
+    """Judge new images with the present network, then train it on all (test, then train).
+
+    As in `train_with_folds`, scores and maps are shifted to have median 0 on the good images that
+    the network that judged was trained on, and the network is scaled to keep good and defective
+    training images as far apart as it did before. So what earlier networks have said about
+    remembered images goes on being comparable.
+
+    Parameters
+    ----------
+    training : TailTraining
+        Its network has learned from the last images of its cache and from none of the others.
+    known : HeldOut or None
+        What was said of the last images when they were new; None: all are new.
+
+    References
+    ----------
+    Gama, Sebastião and Rodrigues, "On evaluating stream learning algorithms", Machine Learning
+    90, 2013: prequential evaluation.
+    """
+    everything = np.arange(training.cache.n_images)
+    n_new = len(everything) - (0 if known is None else len(known.logits))
+    new, learned = everything[:n_new], everything[n_new:]
+    before = training.scores(learned if training.has_good(learned) else everything)
+    logits, cams = before.logits[new].clone(), before.centred_cams(new)
+    logits[:, training.good] += before.typical_margin
+    if known is not None:
+        logits, cams = torch.cat((logits, known.logits)), torch.cat((cams, known.cams))
+    training.run_and_measure(everything, fold=0)
+    scores = training.centre_scores(everything)
+    if min(before.class_distance, scores.class_distance) > 0:  # not so where one class is missing
+        factor = before.class_distance / scores.class_distance
+        training.network.head.scale_(factor)
+        scores = scores.scaled(factor)
+    return training.result(logits, cams, scores)
 
 
 def tail_state(state: dict[str, Tensor]) -> TailState:
@@ -424,6 +476,10 @@ class TailTraining:
                     scores.typical_margin + scores.class_distance / 2
                 )
 
+    def has_good(self, rows: NDArray[np.intp]) -> bool:
+        """Whether any of these rows is of the good class."""
+        return len(self._good_among(rows)) > 0
+
     def result(self, logits: Tensor, cams: Tensor, final: CachedScores) -> FitResult:
         """Sum up the fit: the training images' scores and maps, and the final network's."""
         return FitResult(logits, cams, final.typical_cams, self.history, self.interrupted)
@@ -548,13 +604,11 @@ def add_codebook(
     folds: Sequence[Fold],
     n_centres: int,
     seed: int,
-    starts: Sequence[Codebook] = (),
 ) -> tuple[Tensor, list[Codebook]]:
     """Give the network its codebook and the cache its novelty maps.
 
-    The cached patches are forgotten, unless students will read them.
-
-    A codebook that the network has is updated, and so are those in ``starts``, one per fold.
+    The cached patches are forgotten, unless students will read them. A codebook that the network
+    has is updated.
 
     Returns
     -------
@@ -570,15 +624,46 @@ def add_codebook(
     cache.novelty = novelty_of_cached(network.codebook, cache)
     maps = cache.novelty.clone()
     codebooks = []
-    for fold, (train_rows, held_out_rows) in enumerate(folds):
-        start = starts[fold] if starts else None
-        codebook = fit_codebook(cache, train_rows[is_good[train_rows]], n_centres, seed, start)
+    for train_rows, held_out_rows in folds:
+        codebook = fit_codebook(cache, train_rows[is_good[train_rows]], n_centres, seed)
         if len(held_out_rows):
             maps[torch.as_tensor(held_out_rows)] = novelty_of_cached(codebook, cache, held_out_rows)
         codebooks.append(codebook)
     if not network.students_read_patches:
         cache.patches = None
     return maps, codebooks
+
+
+def update_codebook(
+    network: DefectCAMNetwork,
+    cache: FeatureCache,
+    is_good: NDArray[np.bool_],
+    known: HeldOut | None,
+    n_centres: int,
+    seed: int,
+) -> tuple[Tensor, list[Codebook]]:
+    """Do as `add_codebook` where new images are held out by being judged first.
+
+    Parameters
+    ----------
+    known : HeldOut or None
+        As `judge_then_train` takes it.
+
+    Returns
+    -------
+    maps : Tensor of shape (n_images, height, width)
+        Novelty maps, of new images from the codebook as it was.
+    codebooks : list of Codebook
+        It alone.
+    """
+    before = network.codebook
+    assert before is not None
+    n_new = cache.n_images - (0 if known is None else len(known.logits))
+    maps = novelty_of_cached(before, cache, np.arange(n_new))
+    if known is not None and known.novelty is not None:
+        maps = torch.cat((maps, known.novelty))
+    add_codebook(network, cache, is_good, (), n_centres, seed)
+    return maps, [before]
 
 
 def student_features_of(

@@ -29,17 +29,22 @@ from defectcam.images import check_readable
 from defectcam.incremental import (
     Course,
     Trained,
-    are_usable,
+    are_current,
     has_evidence,
-    more_folds,
     targets_of_known,
 )
 from defectcam.labels import as_labels
 from defectcam.network import DefectCAMNetwork
-from defectcam.replay import Keeper, Records, ReplayMemory, importance, in_folds, new_records
+from defectcam.replay import (
+    Keeper,
+    Records,
+    ReplayMemory,
+    importance,
+    judged_in_folds,
+    new_records,
+)
 from defectcam.sample_weights import WeighedRows, weigh_rows
 from defectcam.sources import Sources, labelled_sources, paths_of
-from defectcam.training import tail_state
 
 __all__ = ["learn_more"]
 
@@ -58,7 +63,7 @@ class _Learned(NamedTuple):
 
     network: DefectCAMNetwork
     records: Records
-    weights: NDArray[np.float64]
+    seen: Counter[Any]
     course: Course | None
     trained: Trained | None
     memory: ReplayMemory
@@ -142,7 +147,7 @@ def _learn(
         warn_if_duplicates(new_pairs, is_defect[:n_new], new.sources.items, new.weighed.rows)
         course = _course(clf, network, records, memory, duplicate_groups(pairs, n_images), seed)
         if course is not None:
-            records = in_folds(records, course.folds)
+            records = _judged(records, course, pairs, clf.n_images_seen_)
         keeper = Keeper(cache, records, is_defect, clf._replay_places())
         weights = records.weights * importance(records.labels, seen)
         trained: Trained | None = None
@@ -163,10 +168,25 @@ def _learn(
             if trained.result.interrupted:
                 raise KeyboardInterrupt
     if trained is None:
-        kept = keeper.memory(seen, (), [], is_learned=False)
+        kept = keeper.memory(seen, None, is_learned=False)
     else:
-        kept = keeper.memory(seen, trained.result.tails, trained.codebooks, is_learned=True)
-    return _Learned(network, records, weights, course, trained, kept)
+        is_held_out = course is not None and course.holds_out
+        kept = keeper.memory(seen, trained.held_out if is_held_out else None)
+    return _Learned(network, records, seen, course, trained, kept)
+
+
+def _judged(records: Records, course: Course, pairs: NDArray[np.intp], n_learned: int) -> Records:
+    """Note in the records how much the networks that judge new images have learned from.
+
+    A copy of an image that was learned is not held out.
+    """
+    if not course.judges_first:
+        return judged_in_folds(records, course.folds)
+    n_new = len(records.labels) - (0 if course.known is None else len(course.known.logits))
+    experience = records.experience.copy()
+    experience[:n_new] = n_learned
+    experience[pairs[(pairs < n_new).any(1) & (pairs >= n_new).any(1)].min(1)] = 0
+    return records._replace(experience=experience)
 
 
 def _untrained(clf: DefectCAMClassifier, present: DefectCAMNetwork) -> DefectCAMNetwork:
@@ -198,17 +218,15 @@ def _course(
         )
         return None
     is_first_defect = n_classes > 1 and not is_trained
-    if memory is not None and memory.n_folds and not is_first_defect:
-        folds = more_folds(records, groups, memory.n_folds)
-        if are_usable(folds, records.targets):
-            return Course(folds, memory.tails, memory.codebooks, is_update=True)
+    has_learned = memory is not None and memory.is_learned
+    if not is_first_defect and clf.cv is not None:
+        if memory is None or not has_learned:  # the network has seen none of these images
+            return Course([], is_update=True, judges_first=True)
+        if memory.held_out is not None:
+            return Course([], is_update=True, judges_first=True, known=memory.held_out)
+    if is_trained and clf.cv is None:  # nothing is held out
+        return Course([], is_update=True)
     folds = clf._folds(records.labels, records.targets, groups, seed)
-    is_all_new = memory is None or not memory.is_learned
-    if is_trained and (is_all_new or clf.cv is None):
-        # The network has seen nothing of what is held out, or nothing is held out.
-        state = tail_state(copy.deepcopy(network.state_dict()))
-        codebooks = [network.codebook] * len(folds) if network.codebook is not None else ()
-        return Course(folds, [state] * len(folds), codebooks, is_update=True)
     return Course(folds, is_anew=n_classes > 1)
 
 
@@ -217,8 +235,12 @@ def _take_over(
 ) -> None:
     """Set the fitted attributes; those of single images are about the new ones."""
     clf.network_, clf.history_ = learned.network, trained.result.history
-    is_held_out = bool(learned.course and learned.course.folds)
-    clf._calibrate(trained, learned.records.targets, learned.weights, is_held_out)
+    records = learned.records
+    current = are_current(records.experience, records.targets)
+    weights = records.weights.copy()
+    weights[current] *= importance(records.labels[current], learned.seen)
+    is_held_out = learned.course is not None and learned.course.holds_out
+    clf._calibrate(trained, records.targets, weights, is_held_out, current)
     n_new = len(weighed.rows)
     clf.held_out_probability_ = weighed.per_given(clf.held_out_probability_[:n_new])
     clf.suspects_ = weighed.given(clf.suspects_[clf.suspects_ < n_new])

@@ -20,9 +20,9 @@ from sklearn.base import clone
 from defectcam import DefectCAMClassifier, load
 from defectcam.callbacks import Callback, Checkpoint, TimeLimit
 from defectcam.classifier import AUTO_REPLAY_SIZE
-from defectcam.incremental import are_usable, more_folds
+from defectcam.incremental import are_current
 from defectcam.network import DefectCAMNetwork
-from defectcam.replay import Records, choose_rows, importance, new_records
+from defectcam.replay import choose_rows, importance
 from defectcam.training import TailTraining
 
 pytestmark = pytest.mark.filterwarnings("ignore:The label of")
@@ -81,7 +81,7 @@ def test_the_first_call_is_a_fit(started, tiny_classifier):
     np.testing.assert_array_equal(started.held_out_probability_, fitted.held_out_probability_)
 
 
-def test_an_update_goes_on_from_where_the_tails_are(going, monkeypatch):
+def test_an_update_goes_on_from_the_present_tail_and_trains_no_other(going, monkeypatch):
     starts = []
     run = TailTraining.run
 
@@ -89,18 +89,15 @@ def test_an_update_goes_on_from_where_the_tails_are(going, monkeypatch):
         starts.append({k: v.clone() for k, v in self.network.state_dict().items()})
         run(self, rows, fold)
 
-    tails = going._replay.tails
     present = {k: v.clone() for k, v in going.network_.state_dict().items()}
     monkeypatch.setattr(TailTraining, "run", watched)
     going.partial_fit(*SECOND)
-    final, *of_folds = starts
-    weights = [k for k in final if k.startswith(("tail", "head")) and k != "head.bias"]
-    assert all(torch.equal(final[k], present[k]) for k in weights)
-    for start, tail in zip(of_folds, tails, strict=True):
-        assert all(torch.equal(start[name], tail[name]) for name in tail)
+    (start,) = starts
+    weights = [k for k in start if k.startswith(("tail", "head")) and k != "head.bias"]
+    assert all(torch.equal(start[k], present[k]) for k in weights)
 
 
-def test_an_update_is_shorter_than_a_fit_and_its_rates_are_higher(going, monkeypatch):
+def test_an_update_is_shorter_than_a_fit(going, monkeypatch):
     options = []
     run = TailTraining.run
     monkeypatch.setattr(
@@ -109,9 +106,7 @@ def test_an_update_is_shorter_than_a_fit_and_its_rates_are_higher(going, monkeyp
         lambda self, rows, fold: (options.append(self.options), run(self, rows, fold)),
     )
     going.set_params(max_epochs=10).partial_fit(*SECOND)
-    assert {(o.max_epochs, o.learning_rate, o.head_learning_rate) for o in options} == {
-        (2, 2e-2, 2e-2)
-    }
+    assert [(o.max_epochs, o.learning_rate) for o in options] == [(6, going.learning_rate)]
 
 
 def test_the_trunk_sees_new_images_alone(going, monkeypatch):
@@ -127,23 +122,40 @@ def test_the_trunk_sees_new_images_alone(going, monkeypatch):
     assert sum(seen) == 4 * len(SECOND[0])  # each in four views
 
 
-def test_no_tail_ever_trains_on_an_image_of_its_own_fold(going, monkeypatch):
-    trained: list[tuple[int, set[float]]] = []
-    run = TailTraining.run
+def test_new_images_are_judged_by_the_network_that_has_not_seen_them(going, started):
+    """Held-out log-odds of new images are the earlier network's, but for calibration."""
+    X, y = SECOND
+    before = started.decision_function(X)
+    going.partial_fit(X, y)
+    held_out = going.held_out_probability_
+    assert np.argsort(held_out).tolist() == np.argsort(before).tolist()
+    (codebook,) = going._drift_codebooks
+    assert torch.equal(codebook.centres, started.network_.codebook.centres)
 
-    def watched(self: TailTraining, rows: np.ndarray, fold: int) -> None:
-        # An image is known again by its features.
-        trained.append((fold - 1, {float(self.cache.deep[0][row].double().sum()) for row in rows}))
-        run(self, rows, fold)
 
-    monkeypatch.setattr(TailTraining, "run", watched)
+def test_what_was_said_of_an_image_when_it_was_new_is_remembered(going):
+    said: dict[float, torch.Tensor] = {}  # an image is known again by its key
     for seed in (2, 3, 4):
         going.partial_fit(*parts(4, 3, seed))
-    folds = going._replay.records.folds
-    sums = going._replay.features.deep[0].double().flatten(1).sum(1).tolist()
-    assert set(folds) == {0, 1} and len(trained) == 9
-    for fold, images in trained:  # -1: the final tail, trained on everything
-        assert not images & {s for s, own in zip(sums, folds, strict=True) if own == fold}
+        memory = going._replay
+        for key, logits in zip(memory.records.keys, memory.held_out.logits, strict=True):
+            assert torch.equal(said.setdefault(key, logits), logits)
+    assert set(memory.records.experience.tolist()) == {5, 10, 17, 24}
+
+
+def test_a_copy_of_a_learned_image_is_not_held_out(going):
+    X, y = SECOND
+    going.partial_fit(np.concatenate([X, FIRST[0][:2]]), np.concatenate([y, FIRST[1][:2]]))
+    experience = going._replay.records.experience
+    assert sorted(experience.tolist()) == [0, 0] + [5] * 10 + [10] * 7
+
+
+def test_answers_of_networks_that_knew_little_count_no_more():
+    experience = np.array([30, 70, 100, 0, 20, 41, 0])
+    targets = np.array([0, 0, 0, 0, 1, 1, 1])
+    expected = [False, True, True, False, False, True, False]
+    assert are_current(experience, targets).tolist() == expected
+    assert are_current(np.array([0, 0, 9]), np.array([1, 1, 0])).all()  # none of the 1 held out
 
 
 def test_what_is_known_of_new_images_is_held_out(going):
@@ -175,11 +187,11 @@ def test_the_codebook_learns_what_new_good_parts_look_like(started):
     assert not any(found.unfamiliar for found in after.localize(255 - unlike))
 
 
-def test_the_history_grows_by_a_fold_for_each_tail(going, started):
+def test_the_history_grows_by_a_fold_for_each_update(going, started):
     going.partial_fit(*SECOND)
     n = len(started.history_["epoch"])
     assert {k: v[:n] for k, v in going.history_.items()} == started.history_
-    assert going.history_["fold"][n:] == [3, 4, 5]
+    assert set(going.history_["fold"][n:]) == {3}
     assert going.n_images_seen_ == going.info()["n_training_images"] == 17
 
 
@@ -248,7 +260,7 @@ def test_good_images_alone_then_defects(tiny_classifier):
     assert set(clf.history_["fold"]) == {0, 1, 2}  # a full fit, on remembered and new images
     assert clf.score(*SECOND) == 1
     clf.partial_fit(*SECOND)
-    assert set(clf.history_["fold"]) == {0, 1, 2, 3, 4, 5}
+    assert set(clf.history_["fold"]) == {0, 1, 2, 3}
 
 
 def test_a_type_that_comes_later_is_refused_with_advice(going):
@@ -313,7 +325,7 @@ def test_an_interrupt_leaves_the_classifier_as_it_was(going, monkeypatch):
 
     def watched(self: TailTraining, *args: torch.Tensor) -> torch.Tensor:
         calls["loss"] += 1
-        if calls["loss"] == 6:  # in the second tail
+        if calls["loss"] == 2:  # after the first step
             raise KeyboardInterrupt
         return loss(self, *args)
 
@@ -398,24 +410,6 @@ def test_kept_images_stand_for_all_that_were_seen():
     assert importance(labels, Counter(good=10, dent=1)).tolist() == [5, 5, 1]
 
 
-def records_of(labels: list[str], folds: list[int]) -> Records:
-    names = np.array(labels)
-    thumbnails = list(np.zeros((len(names), 2, 2), np.uint8))
-    targets = (names == "good").astype(int)
-    records = new_records(names, targets, np.ones(len(names)), thumbnails, seed=0)
-    return records._replace(folds=np.array(folds))
-
-
-def test_new_images_go_where_their_label_is_rare_and_copies_to_their_like():
-    records = records_of(["good", "good", "good", "dent", "dent"], [-1, -1, 0, 1, -1])
-    folds = more_folds(records, np.arange(5), 2)
-    assert [held_out.tolist() for _, held_out in folds] == [[1, 2, 4], [0, 3]]
-    copies = more_folds(records, np.array([0, 2, 2, 3, 3]), 2)
-    assert [held_out.tolist() for _, held_out in copies] == [[1, 2], [0, 3, 4]]
-    assert are_usable(folds, records.targets)
-    assert not are_usable(copies, records.targets)  # the first tail... sees dents alone
-
-
 # --- warm_start -----------------------------------------------------------------------------------
 
 
@@ -468,7 +462,7 @@ def test_hooks_are_called_in_order_and_may_end_a_fold(tiny_classifier):
     first = [("begin", False), *itertools.product(range(3), (1, 2)), ("end", 10)]
     assert diary.entries == first
     clf.set_params(callbacks=[diary, lambda classifier, record: None]).partial_fit(*SECOND)
-    later = [("begin", True), (3, 1), (4, 1), (5, 1), ("end", 17)]
+    later = [("begin", True), (3, 1), (3, 2), ("end", 17)]
     assert diary.entries[len(first) :] == later
 
 

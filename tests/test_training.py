@@ -15,10 +15,12 @@ from defectcam.cam import signed_cam, signed_cams
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.network import DefectCAMNetwork
 from defectcam.training import (
+    HeldOut,
     TailTraining,
     TrainingDivergedError,
     TrainingOptions,
     add_codebook,
+    judge_then_train,
     predict_cached,
     result_of_good_only,
     student_features_of,
@@ -446,6 +448,28 @@ def test_the_final_network_keeps_the_classes_as_far_apart_as_the_folds_tails_do(
     run.network.load_state_dict(start)
     train_with_folds(run, FOLDS)
     assert run.scores(ROWS).class_distance == pytest.approx(np.mean(distances), rel=1e-3)
+
+
+@pytest.mark.parametrize("n_known", [0, 4])
+def test_new_images_are_judged_before_they_are_learned_from(n_known):
+    run = tail_training()
+    run.run(ROWS, fold=0)  # which tells the classes apart
+    n_new = len(ROWS) - n_known
+    learned = ROWS[n_new:] if n_known else ROWS
+    before = run.scores(learned)
+    margin = before.logits[:, 1 - run.good] - before.logits[:, run.good] - before.typical_margin
+    known = HeldOut(torch.zeros(n_known, 2), torch.ones(n_known, *before.cams.shape[1:]), None)
+    start = weights(run.network)
+    result = judge_then_train(run, known if n_known else None)
+    assert not torch.equal(weights(run.network), start)
+    said = result.logits[:, 1 - run.good] - result.logits[:, run.good]
+    torch.testing.assert_close(said[:n_new], margin[:n_new])
+    torch.testing.assert_close(result.cams[:n_new], before.centred_cams(ROWS[:n_new]))
+    assert not result.logits[n_new:].any() and bool((result.cams[n_new:] == 1).all())
+    after = run.scores(ROWS)
+    assert after.class_distance == pytest.approx(before.class_distance, rel=1e-3)
+    assert after.typical_margin == pytest.approx(0, abs=1e-4)
+    assert result.typical_cams == pytest.approx(after.typical_cams, abs=1e-4)
 
 
 def test_a_centred_network_is_put_back_between_the_classes():
