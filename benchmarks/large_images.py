@@ -80,7 +80,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--boards", type=int, default=3, help="in a row of a mosaic")
     parser.add_argument("--train", type=int, default=8, help="images")
     parser.add_argument("--test", type=int, default=8, help="images")
-    parser.add_argument("--tile", type=int, default=768)
+    parser.add_argument("--tile", type=int, default=320)
     parser.add_argument("--tile-deeppcb", type=int, default=320)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--iou", type=float, default=0.05)

@@ -11,6 +11,9 @@ oddities look like; of each defective image the tiles, up to four, that look mor
 tile of a good image. Where there are none, the four most novel ones are taken for defective: the
 defect is probably in one of them, and the others are like tiles that good images teach as good.
 Novelty is measured against a codebook that has seen nothing of the image.
+
+Where novelty could not tell, what was learned can: tiles are chosen a second time by the score of
+the network of the fold that has not seen the image, and learned from anew.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -28,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
+from sklearn.base import clone
 from sklearn.utils import check_random_state
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -284,8 +289,11 @@ class _Chosen(NamedTuple):
     """Tiles that are learned from."""
 
     image: int  # index among the given images
-    row: int
-    column: int
+    number: int  # in the order of its grid
+
+
+#: A score per tile, of each training image that is used.
+_OfTiles = list[NDArray[np.float64]]
 
 
 class _TrainingImages(NamedTuple):
@@ -296,6 +304,14 @@ class _TrainingImages(NamedTuple):
     used: NDArray[np.intp]
     is_defect: NDArray[np.bool_]  # of each used one
     weights: NDArray[np.float64]  # likewise
+
+
+class _Learned(NamedTuple):
+    """What the chosen tiles have taught."""
+
+    tile: tuple[int, int]
+    trained: Trained
+    held_out: list[NDArray[np.intp]]  # index of the image of each held-out tile, for each fold
 
 
 def fit_on_tiles(
@@ -318,12 +334,62 @@ def fit_on_tiles(
     grids = _grids(clf, tile, tile)
     with torch.inference_mode(False), torch.random.fork_rng():
         torch.manual_seed(seed)
-        chosen = _choose_tiles(clf, images, grids, seed)
+        novelty = _novelty(clf, images, grids, seed)
+        chosen = _choose_tiles(novelty, images, seed)
+    if clf.cv is not None and not _tells(novelty, images):
+        grids, chosen = _choose_again(clf, images, grids, chosen, sample_weight, seed)
+    learned = _learn(clf, images, grids, chosen, sample_weight, checkpoint)
+    _calibrate(clf, images, learned)
+    hashes = clf._hashes(images.items, images.used)
+    clf.training_data_ = fingerprint_of_rows(hashes, images.labels[images.used], images.used)
+    train_ends(clf.callbacks, clf)
+    return clf
+
+
+def _choose_again(
+    clf: DefectCAMClassifier,
+    images: _TrainingImages,
+    grid_of: Callable[[tuple[int, int]], TileGrid],
+    chosen: list[_Chosen],
+    sample_weight: ArrayLike | None,
+    seed: int,
+) -> tuple[Callable[[tuple[int, int]], TileGrid], list[_Chosen]]:
+    """Learn from tiles once, to choose better ones; return their grids too.
+
+    An interrupt, for which there is no network yet that should be kept, goes on.
+
+    References
+    ----------
+    Andrews, Tsochantaridis and Hofmann, "Support vector machines for multiple-instance learning",
+    NIPS 2002 (mi-SVM): choose instances and learn from them in turn.
+    """
+    first = clone(clf).set_params(callbacks=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the second time says it again
+        learned = _learn(first, images, grid_of, chosen, sample_weight)
+    if learned.trained.result.interrupted:
+        raise KeyboardInterrupt
+    if not learned.held_out:  # what was chosen scores highest because it was
+        return grid_of, chosen
+    scores, _ = _judge(first, images, learned)
+    return _grids(clf, learned.tile, _cells_of(first)), _choose_tiles(scores, images, seed)
+
+
+def _learn(
+    clf: DefectCAMClassifier,
+    images: _TrainingImages,
+    grid_of: Callable[[tuple[int, int]], TileGrid],
+    chosen: list[_Chosen],
+    sample_weight: ArrayLike | None,
+    checkpoint: FitCheckpoint | None = None,
+) -> _Learned:
+    """Fit a classifier to tiles; those of an image are in one fold."""
+    tile = grid_of((1, 1)).tile
     kept: list[tuple[Trained, list[Fold]]] = []
     image_of = np.array([one.image for one in chosen])
     weights = None if sample_weight is None else np.asarray(sample_weight)[image_of]
     with tempfile.TemporaryDirectory(prefix="defectcam-tiles-") as folder:
-        tiles = _cut(images, grids, chosen, tile, Path(folder))
+        tiles = _cut(images, grid_of, chosen, tile, Path(folder))
         clf._fit(
             list(tiles),
             images.labels[image_of],
@@ -337,11 +403,7 @@ def fit_on_tiles(
         del tiles  # before its file goes
     (trained, folds) = kept[0]
     rows = weigh_rows(weights, len(chosen)).rows
-    _calibrate(clf, images, tile, trained, [image_of[rows[held_out]] for _, held_out in folds])
-    hashes = clf._hashes(images.items, images.used)
-    clf.training_data_ = fingerprint_of_rows(hashes, images.labels[images.used], images.used)
-    train_ends(clf.callbacks, clf)
-    return clf
+    return _Learned(tile, trained, [image_of[rows[held_out]] for _, held_out in folds])
 
 
 def _training_images(
@@ -379,16 +441,15 @@ def _grids(
     return lambda size: TileGrid(size, tile, overlap, cells)
 
 
-def _choose_tiles(
+def _novelty(
     clf: DefectCAMClassifier,
     images: _TrainingImages,
     grid_of: Callable[[tuple[int, int]], TileGrid],
     seed: int,
-) -> list[_Chosen]:
-    """Choose the tiles that are learned from, by novelty."""
+) -> _OfTiles:
+    """Novelty of all tiles, against codebooks that have not seen the image."""
     network, preprocess = clf._build_network(2, 0)
-    tile = grid_of((1, 1)).tile
-    _refuse_padding(preprocess, tile)
+    _refuse_padding(preprocess, grid_of((1, 1)).tile)
     if not network.novelty_levels:
         raise ValueError(
             "tile needs novelty, to find the tiles of defective images that show the defect: use "
@@ -399,7 +460,7 @@ def _choose_tiles(
     scan = _Scan(clf, network, preprocess, images, grid_of)
     halves = [half for half in (good[0::2], good[1::2]) if len(half)]
     codebooks = [scan.codebook(half.tolist(), clf.codebook_size, rng) for half in halves]
-    novelty: dict[int, NDArray[np.float64]] = {}
+    novelty = []
     with tqdm(total=len(images.used), desc="tiles", unit="image", disable=not clf.verbose) as bar:
         for index in images.used.tolist():
             unseen = [
@@ -407,18 +468,33 @@ def _choose_tiles(
                 for half, codebook in zip(halves, codebooks, strict=True)
                 if index not in half or len(halves) == 1
             ]
-            novelty[index] = scan.novelty(index, unseen)
+            novelty.append(scan.novelty(index, unseen))
             bar.update()
-    limit = max(float(novelty[index].max()) for index in good.tolist())
-    per_good = int(np.clip(GOOD_TILES // len(good), *GOOD_TILES_PER_IMAGE))
+    return novelty
+
+
+def _limit(scores: _OfTiles, images: _TrainingImages) -> float:
+    """Highest score of a good image's tile."""
+    pairs = zip(scores, images.is_defect, strict=True)
+    return max(float(own.max()) for own, is_defect in pairs if not is_defect)
+
+
+def _tells(scores: _OfTiles, images: _TrainingImages) -> bool:
+    """Whether in each defective image a tile scores higher than any of a good one."""
+    limit = _limit(scores, images)
+    pairs = zip(scores, images.is_defect, strict=True)
+    return all(float(own.max()) > limit for own, is_defect in pairs if is_defect)
+
+
+def _choose_tiles(scores: _OfTiles, images: _TrainingImages, seed: int) -> list[_Chosen]:
+    """Choose the tiles that are learned from."""
+    rng = np.random.RandomState(seed)
+    limit, n_good = _limit(scores, images), int((~images.is_defect).sum())
+    per_good = int(np.clip(GOOD_TILES // n_good, *GOOD_TILES_PER_IMAGE))
     chosen = []
-    for index, is_defect in zip(images.used.tolist(), images.is_defect, strict=True):
-        if is_defect:
-            numbers = _defect_tiles(novelty[index], limit)
-        else:
-            numbers = _good_tiles(novelty[index], per_good, rng)
-        columns = scan.n_columns[index]
-        chosen += [_Chosen(index, int(n) // columns, int(n) % columns) for n in sorted(numbers)]
+    for index, is_defect, own in zip(images.used.tolist(), images.is_defect, scores, strict=True):
+        numbers = _defect_tiles(own, limit) if is_defect else _good_tiles(own, per_good, rng)
+        chosen += [_Chosen(index, int(number)) for number in sorted(numbers)]
     return chosen
 
 
@@ -453,7 +529,6 @@ class _Scan:
     ) -> None:
         self.clf, self.network, self.preprocess = clf, network, preprocess
         self.images, self.grid_of = images, grid_of
-        self.n_columns: dict[int, int] = {}
 
     def codebook(self, indices: list[int], n_centres: int, rng: np.random.RandomState) -> Codebook:
         """Make a codebook of random tiles of good images."""
@@ -481,7 +556,6 @@ class _Scan:
         peaks = []
         with _named(index, item), open_rows(item) as rows:
             grid = self.grid_of(rows.size)
-            self.n_columns[index] = grid.n_columns
             for patches in self._patches(_tiles_of(rows, grid)):
                 with torch.inference_mode():
                     maps = torch.stack([codebook(patches) for codebook in codebooks]).mean(0)
@@ -512,25 +586,22 @@ def _cut(
             grid = grid_of(rows.size)
             for place, one in enumerate(chosen):
                 if one.image == index:
-                    tiles[place] = next(read_tiles(rows, [grid.box(one.row, one.column)]))
+                    box = grid.box(*divmod(one.number, grid.n_columns))
+                    tiles[place] = next(read_tiles(rows, [box]))
     return tiles
 
 
-def _calibrate(
-    clf: DefectCAMClassifier,
-    images: _TrainingImages,
-    tile: tuple[int, int],
-    trained: Trained,
-    held_out: list[NDArray[np.intp]],
-) -> None:
-    """Learn the image's probability and threshold from all tiles, each held out.
+def _judge(
+    clf: DefectCAMClassifier, images: _TrainingImages, learned: _Learned
+) -> tuple[_OfTiles, list[Tensor]]:
+    """Log-odds of all tiles, each held out, and the scores per class of each image's worst tile.
 
     Without folds all networks are the final one. It has seen few of the tiles.
     """
-    grid_of = _grids(clf, tile, _cells_of(clf))
+    grid_of = _grids(clf, learned.tile, _cells_of(clf))
     judges: dict[int, DefectCAMClassifier] = {}
-    networks = held_out_networks(clf.network_, trained.result, trained.codebooks)
-    for tested, network in zip(held_out, networks, strict=False):
+    networks = held_out_networks(clf.network_, learned.trained.result, learned.trained.codebooks)
+    for tested, network in zip(learned.held_out, networks, strict=False):
         judge = copy.copy(clf)
         judge.network_ = network
         judges |= dict.fromkeys(tested.tolist(), judge)
@@ -543,6 +614,13 @@ def _calibrate(
             log_odds.append(scores)
             logits.append(worst.logits)
             bar.update()
+    return log_odds, logits
+
+
+def _calibrate(clf: DefectCAMClassifier, images: _TrainingImages, learned: _Learned) -> None:
+    """Learn the image's probability and threshold from all tiles, each held out."""
+    tile = learned.tile
+    log_odds, logits = _judge(clf, images, learned)
     overlap = as_overlap(clf.overlap, tile)
     model, of_images = fit_tile_model(tile, overlap, log_odds, images.is_defect, images.weights)
     batch = _batch_of(torch.stack(logits), of_images)
@@ -560,7 +638,8 @@ def _calibrate(
     targets = clf._classes.encode(images.labels[images.used])
     own = np.take_along_axis(clf._probabilities(batch), targets[:, None], 1)[:, 0]
     clf.suspects_ = images.used[rank_suspects(own)].astype(np.int64)
-    if judges and images.is_defect.any() and not trained.result.interrupted:
+    is_held_out = bool(learned.held_out) and not learned.trained.result.interrupted
+    if is_held_out and images.is_defect.any():
         warn_if_chance(images.is_defect, probability)
 
 

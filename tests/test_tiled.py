@@ -14,10 +14,12 @@ import tifffile
 from PIL import Image
 
 from defectcam import DefectCAMClassifier, OnlyGoodImagesWarning, cli, load, tiled
+from defectcam.callbacks import Callback
 from defectcam.images import ImageReadError
 from defectcam.preprocess import Preprocess
 from defectcam.steps import CropToPart
 from defectcam.tiled_results import TiledLocalization
+from defectcam.training import TailTraining
 from defectcam.views import ImageView
 
 SIZE = (150, 170)
@@ -165,6 +167,97 @@ def test_tiles_to_learn_from_are_the_most_novel_and_random_ones() -> None:
     chosen = tiled._good_tiles(novelty, 4, np.random.RandomState(0))
     assert chosen[:2] == [5, 1]
     assert len(set(chosen)) == 4
+
+
+def test_novelty_tells_where_each_defective_image_has_a_tile_beyond_all_good_ones() -> None:
+    images = tiled._TrainingImages(
+        [], np.array([]), np.arange(3), np.array([False, True, True]), np.ones(3)
+    )
+    scores = [np.array([1.0, 2.0]), np.array([0.0, 3.0]), np.array([2.5, 0.0])]
+    assert tiled._tells(scores, images)
+    assert not tiled._tells([scores[0], scores[1], scores[0]], images)
+    assert tiled._tells(scores[:1], images._replace(used=np.arange(1), is_defect=np.array([False])))
+
+
+def test_where_novelty_cannot_tell_what_was_learned_can(
+    tiny_classifier: Callable[..., DefectCAMClassifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All surfaces have harmless dots of many colours, which look more novel than a scratch."""
+    images, is_bad, scratches = surfaces(20, 0)
+    rng = np.random.default_rng(1)
+    for image, scratch in zip(images, scratches, strict=True):
+        for _ in range(6):
+            x, y = rng.integers(8, 140, size=2).tolist()
+            if scratch is None or max(abs(x - scratch[0]), abs(y - scratch[1])) > 30:
+                cv2.circle(image, (x, y), 6, rng.integers(0, 256, 3).tolist(), -1)
+    choices: list[list[tiled._Chosen]] = []
+    choose = tiled._choose_tiles
+
+    def watched(*args: Any) -> list[tiled._Chosen]:
+        choices.append(choose(*args))
+        return choices[-1]
+
+    monkeypatch.setattr(tiled, "_choose_tiles", watched)
+    rounds: list[str] = []
+    clf = tiny_classifier(**{**TINY, "max_epochs": 8, "callbacks": Rounds(rounds)})
+    clf.fit(images, np.where(is_bad, "scratch", "good"))
+    grid = tiled._grids(clf, (64, 64), (64, 64))(SIZE)
+
+    def share_of_scratches(chosen: list[tiled._Chosen]) -> float:
+        seen = []
+        for image, number in chosen:
+            scratch = scratches[image]
+            if scratch is not None:
+                left, top, right, bottom = grid.box(*divmod(number, grid.n_columns))
+                x, y = (scratch[0] + scratch[2]) // 2, (scratch[1] + scratch[3]) // 2
+                seen.append(left <= x < right and top <= y < bottom)
+        return float(np.mean(seen))
+
+    first, second = map(share_of_scratches, choices)
+    assert second > first
+    assert rounds == ["begin", "end"]  # one fit, whatever happens within
+
+
+class Rounds(Callback):
+    """Write down when trainings begin and end."""
+
+    def __init__(self, diary: list[str]) -> None:
+        self.diary = diary
+
+    def on_train_begin(self, classifier: Any) -> None:
+        self.diary.append("begin")
+
+    def on_train_end(self, classifier: Any) -> None:
+        self.diary.append("end")
+
+
+def test_without_folds_tiles_are_not_chosen_again(
+    tiny_classifier: Callable[..., DefectCAMClassifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled, "_tells", lambda *_: False)
+    monkeypatch.setattr(tiled, "_choose_again", lambda *_: pytest.fail("chosen again"))
+    images, is_bad, _ = surfaces(5, 0)
+    clf = tiny_classifier(**{**TINY, "cv": None, "max_epochs": 1})
+    clf.fit(images, np.where(is_bad, "scratch", "good"))
+
+
+def test_an_interrupt_of_the_first_choice_ends_the_fit(
+    tiny_classifier: Callable[..., DefectCAMClassifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch = TailTraining._epoch
+    epochs = []
+
+    def interrupted(self: TailTraining, *args: Any) -> tuple[float, float]:
+        epochs.append(args)
+        if len(epochs) == 2:  # after one there are weights
+            raise KeyboardInterrupt
+        return epoch(self, *args)
+
+    monkeypatch.setattr(tiled, "_tells", lambda *_: False)
+    monkeypatch.setattr(TailTraining, "_epoch", interrupted)
+    images, is_bad, _ = surfaces(10, 0)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_classifier(**TINY).fit(images, np.where(is_bad, "scratch", "good"))
 
 
 def test_good_images_alone_will_do(
