@@ -562,7 +562,7 @@ def test_days_are_compared_with_one_fit_and_kept(script, plates, capsys):
     assert "day 1" not in capsys.readouterr().out
 
 
-def test_labels_are_counted_until_the_target(script, plates, capsys):
+def test_labels_are_counted_and_compared(script, plates, capsys):
     kept = plates.parent / "active.json"
     common = [str(plates), "--splits", "10", "--start", "6", "--step", "4", "--most", "14"]
     arguments = [*common, "--json", str(kept), "--set", json.dumps(LEARNER), "--target", "1.1"]
@@ -571,7 +571,18 @@ def test_labels_are_counted_until_the_target(script, plates, capsys):
     assert [run["method"] for run in runs] == ["random", "query"]
     assert all([n for n, _ in run["curve"]] == [6, 10, 14] for run in runs)
     assert runs[0]["curve"][0] == runs[1]["curve"][0]
-    assert "| plates | 10 | inf | inf |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| plates | 10 | inf | inf |" in printed and "mean curves: inf and inf" in printed
+    script("active").main([*arguments[:-1], "0.0"])  # another target, of the curves that are kept
+    assert "mean curves: 6 and 6 labels, share 1.00" in capsys.readouterr().out
+
+
+def test_a_mean_curve_goes_as_far_as_all_curves(script):
+    curves = [[(10, 0.5), (20, 0.7), (30, 0.8)], [(10, 0.7), (20, 0.8)]]
+    assert script("active").mean_curve(curves) == [
+        (10, pytest.approx(0.6)),
+        (20, pytest.approx(0.75)),
+    ]
 
 
 def test_needed_labels_lie_between_two_rounds(script):
