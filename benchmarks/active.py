@@ -120,9 +120,7 @@ def print_table(runs: list[Run], target: float) -> None:
             totals[way].append(n)
         cells = [name, str(split), *(f"{n:.0f}" for n in labels), f"{labels[1] / labels[0]:.2f}"]
         print("| " + " | ".join(cells) + " |")
-    curves = [
-        mean_curve([run["curve"] for run in runs if run["method"] == way]) for way in WAYS
-    ]
+    curves = [mean_curve([run["curve"] for run in runs if run["method"] == way]) for way in WAYS]
     with np.errstate(invalid="ignore"):  # neither way may have reached the target
         share = np.mean(totals["query"]) / np.mean(totals["random"])
         labels = [needed(curve, target) for curve in curves]
