@@ -118,21 +118,23 @@ def print_table(runs: list[Run], target: float) -> None:
         labels = [found[name, split, way] for way in WAYS]
         for way, n in zip(WAYS, labels, strict=True):
             totals[way].append(n)
-        cells = [name, str(split), *(f"{n:.0f}" for n in labels), f"{labels[1] / labels[0]:.2f}"]
+        cells = [name, str(split), *(f"{n:.0f}" for n in labels), share_of(*labels)]
         print("| " + " | ".join(cells) + " |")
     curves = [mean_curve([run["curve"] for run in runs if run["method"] == way]) for way in WAYS]
-    with np.errstate(invalid="ignore"):  # neither way may have reached the target
-        share = np.mean(totals["query"]) / np.mean(totals["random"])
-        labels = [needed(curve, target) for curve in curves]
-        of_means = np.divide(labels[1], labels[0])
-    print(f"mean of the labels: share {share:.2f}")
+    labels = [needed(curve, target) for curve in curves]
+    print(f"mean of the labels: share {share_of(*(np.mean(totals[way]) for way in WAYS))}")
     print("\n| labels | " + " | ".join(WAYS) + " |\n|---|---|---|")
     for (n, first), (_, second) in zip(*curves, strict=True):
         print(f"| {n} | {first:.3f} | {second:.3f} |")
     print(
-        f"mean curves: {labels[0]:.0f} and {labels[1]:.0f} labels, share {of_means:.2f} "
+        f"mean curves: {labels[0]:.0f} and {labels[1]:.0f} labels, share {share_of(*labels)} "
         f"(aim: at most {MOST})"
     )
+
+
+def share_of(random: float, query: float) -> str:
+    """Say which share of random choice's labels is needed, if both ways reached the target."""
+    return f"{query / random:.2f}" if np.isfinite([random, query]).all() else "-"
 
 
 def mean_curve(curves: list[list[tuple[int, float]]]) -> list[tuple[int, float]]:
