@@ -164,6 +164,7 @@ def speed(
         "OpenVINO bfloat16": inspector(folder / "part.xml", options, precision="bfloat16"),
         "ONNX Runtime int8": inspector(folder / "int8.onnx", options),
         "OpenVINO int8": inspector(folder / "int8.xml", options),
+        "OpenVINO int8 and bfloat16": inspector(folder / "int8.xml", options, precision="bfloat16"),
     }
     seconds = medians(
         {name: lambda e=engine: list(e.localize_iter(images)) for name, engine in engines.items()},

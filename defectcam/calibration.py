@@ -19,7 +19,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-from defectcam.cam import class_cam, defect_evidence, fuse, min_max, signed_cam, signed_cams
+from defectcam.cam import (
+    class_cam,
+    defect_evidence,
+    fuse,
+    min_max,
+    of_classes,
+    signed_cam,
+    signed_cams,
+)
 from defectcam.novelty import novelty_peak, smooth_novelty
 
 #: Share of good pixels below the map's limit.
@@ -65,7 +73,7 @@ def defect_scores(logits: Tensor, novelty: Tensor | None, good: int) -> NDArray[
 def defect_scores_tensor(logits: Tensor, novelty: Tensor | None, good: int) -> Tensor:
     """Return the scores of `defect_scores` as a tensor, in the number type of the logits."""
     defects = [c for c in range(logits.shape[1]) if c != good]
-    scores = [logits[:, defects].logsumexp(1) - logits[:, good]]
+    scores = [of_classes(logits, defects).logsumexp(1) - logits[:, good]]
     if novelty is not None:
         scores.append(novelty_peak(novelty))
     return torch.stack(scores, dim=1)

@@ -55,10 +55,19 @@ def signed_cams(levels: Tensor, good: int) -> Tensor:
     return torch.stack([signed_cam(x, good) for x in (levels.sum(1), *levels.unbind(1))], dim=1)
 
 
+def of_classes(values: Tensor, classes: Sequence[int]) -> Tensor:
+    """Channels (axis 1) of these classes, in this order.
+
+    ``values[:, classes]``, but exported graphs then have a simple `Gather`: what lists as indices
+    become there is computed wrongly by OpenVINO for a fixed number of images.
+    """
+    return values.index_select(1, torch.tensor(classes, device=values.device))
+
+
 def defect_evidence(evidence: Tensor, good: int) -> Tensor:
     """Evidence of each defect class against the good one, ``(n, n_classes - 1, height, width)``."""
     defects = [c for c in range(evidence.shape[1]) if c != good]
-    return evidence[:, defects] - evidence[:, good : good + 1]
+    return of_classes(evidence, defects) - evidence[:, good : good + 1]
 
 
 def class_cam(evidence: Tensor, classes: Sequence[int]) -> Tensor:
@@ -74,7 +83,7 @@ def class_cam(evidence: Tensor, classes: Sequence[int]) -> Tensor:
     -------
     Tensor of shape (n, height, width)
     """
-    return evidence[:, list(classes)].amax(1)
+    return of_classes(evidence, classes).amax(1)
 
 
 def fuse(

@@ -470,37 +470,12 @@ def _write_openvino(target: Path, model: Any, description: dict[str, Any]) -> No
         source = folder / "model.onnx"
         source.write_bytes(model.SerializeToString())
         converted = openvino.Core().read_model(source)
-        _resize_as_torch(converted)
         converted.set_rt_info(json.dumps(description), METADATA_KEY)
         openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
         del converted
         target.unlink(missing_ok=True)  # a kill never leaves a graph beside another one's weights
         os.replace(folder / "model.bin", target.with_suffix(".bin"))
         os.replace(folder / "model.xml", target)
-
-
-def _resize_as_torch(converted: Any) -> None:
-    """Put the interpolation of torch and Pillow in the place of OpenVINO's for ONNX.
-
-    OpenVINO reads ONNX's antialiased `Resize` as an interpolation that does not average over all
-    pixels of a shrunk image; it also has the other one.
-    """
-    from openvino import opset13
-
-    for node in converted.get_ops():
-        if node.get_type_name() != "Interpolate" or not node.get_attributes().get("antialias"):
-            continue
-        height, width = (axis.get_length() for axis in list(node.get_output_partial_shape(0))[2:])
-        resized = opset13.interpolate(
-            node.input_value(0),
-            np.array([height, width], dtype=np.int64),
-            mode="bilinear_pillow",
-            shape_calculation_mode="sizes",
-            axes=np.array([2, 3], dtype=np.int64),
-            antialias=True,
-        )
-        for consumer in node.output(0).get_target_inputs():
-            consumer.replace_source_output(resized.output(0))
 
 
 # --- int8 -------------------------------------------------------------------------------------

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from defectcam.backbones import fold_batch_norm
 from defectcam.calibration import CALM_SHARE, DefectProbability, HeatModel, defect_scores_tensor
+from defectcam.cam import of_classes
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
 from defectcam.preprocess import Preprocess
+from defectcam.resizing import resize_padded, resize_stretched
 
 __all__ = ["Decision", "DeployedNetwork"]
 
@@ -81,7 +83,7 @@ class DeployedNetwork(nn.Module):
         stages = [cast(nn.Sequential, stage) for stage in network.tail]
         network.tail = nn.ModuleList(fold_batch_norm(stage) for stage in stages)
         if network.codebook is not None:
-            network.codebook = _of_whole_batches(network.codebook)
+            network.codebook = _CentredCodebook(network.codebook)
         network.splits_batches = False  # the graph is for any number of images
         self.network = network.requires_grad_(False)
         self.preprocess = copy.deepcopy(preprocess).cpu()
@@ -125,13 +127,10 @@ class DeployedNetwork(nn.Module):
             Evidence of each defect type, where there are several.
         """
         size = (pixels.shape[1], pixels.shape[2])
-        if original_size is None:
-            content = None
-            prepared = self.preprocess(pixels.permute(0, 3, 1, 2))
-        else:
+        content = None
+        if original_size is not None:
             content = _padded_content(size, original_size, self.preprocess.image_size)
-            prepared = self._padded(pixels, content)
-        output = self.network.infer(prepared)
+        output = self.network.infer(self._prepared(pixels, content))
         levels, novelty = output.levels, output.novelty
         probability, class_probability = self._probabilities(output.logits, novelty)
         grid = self.heat_model.grids(levels, novelty, output.students)
@@ -155,7 +154,7 @@ class DeployedNetwork(nn.Module):
         scores = defect_scores_tensor(logits, seen, good)
         weights = torch.tensor(self.decision.probability.coefficients, dtype=torch.float32)
         defect = ((scores * weights).sum(1) + self.intercept).sigmoid()
-        types = logits[:, defects].softmax(1) * defect[:, None]
+        types = of_classes(logits, defects).softmax(1) * defect[:, None]
         columns = list(types.unbind(1))
         columns.insert(good, 1 - defect)
         return defect, torch.stack(columns, dim=1)
@@ -166,34 +165,43 @@ class DeployedNetwork(nn.Module):
             return torch.zeros_like(like, dtype=torch.bool)
         return _quantile(novelty.flatten(1), CALM_SHARE) > limit
 
-    def _padded(self, pixels: Tensor, content: Tensor) -> Tensor:
-        """Resize as `Preprocess` does, to a size that depends on the image.
-
-        As two products with matrices of weights, whose shapes do not depend on it.
-        """
-        top, left, height, width = content.unbind()
-        n, n_rows, n_columns = pixels.shape[0], pixels.shape[1], pixels.shape[2]
-        rows, in_rows = _resize_weights(n_rows, self.preprocess.image_size[0], top, height)
-        columns, in_columns = _resize_weights(n_columns, self.preprocess.image_size[1], left, width)
-        lines = torch.matmul(rows, pixels.float().reshape(n, n_rows, n_columns * 3))
-        lines = lines.reshape(n, len(rows), n_columns, 3).permute(0, 3, 1, 2)
-        resized = torch.matmul(lines, columns.T)
-        normalised = (resized / 255 - self.preprocess.mean) / self.preprocess.std
-        return normalised * (in_rows[:, None] & in_columns).float()
+    def _prepared(self, pixels: Tensor, content: Tensor | None) -> Tensor:
+        """Resize and normalise as `Preprocess` does."""
+        preprocess = self.preprocess
+        mean, std = 255 * preprocess.mean, 255 * preprocess.std
+        if content is None:
+            return (resize_stretched(pixels, preprocess.image_size) - mean) / std
+        resized = resize_padded(pixels, content, preprocess.image_size)
+        return (resized - mean) / std * _is_within(content, preprocess.image_size)
 
 
-class _BatchCodebook(Codebook):
-    """Compares all images at once: an exported graph has no loop over them."""
+class _CentredCodebook(Codebook):
+    """A codebook that compares all images at once, and takes patches relative to its own middle.
 
-    def _least_brackets(self, scaled: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(scaled, weight, bias).amin(-1)
+    An exported graph has no loop over images. Distances are the same, but the products that they
+    are made of are smaller, and lose less where an engine rounds them to bfloat16 or int8.
+    """
 
+    middle: Tensor
+    weight: Tensor
+    bias: Tensor
 
-def _of_whole_batches(codebook: Codebook) -> Codebook:
-    n_centres, n_channels = codebook.centres.shape
-    whole = _BatchCodebook(n_channels, n_centres)
-    whole.load_state_dict(codebook.state_dict())
-    return whole
+    def __init__(self, codebook: Codebook) -> None:
+        n_centres, n_channels = codebook.centres.shape
+        super().__init__(n_channels, n_centres)
+        self.load_state_dict(codebook.state_dict())
+        middle = self.centres.mean(0)
+        centres = self.centres - middle
+        self.register_buffer("middle", middle)
+        self.register_buffer("weight", -2 * centres)
+        self.register_buffer("bias", centres.square().sum(1))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Novelty map of shape ``(n, height, width)``; see `Codebook.forward`."""
+        scaled = patches.permute(0, 2, 3, 1) / self.scale - self.middle
+        nearest = F.linear(scaled, self.weight, self.bias).amin(-1)
+        squared = (scaled.square().sum(-1) + nearest).clamp(min=0)
+        return (squared.sqrt() - self.typical) / (self.limit - self.typical)
 
 
 def _padded_content(
@@ -206,27 +214,16 @@ def _padded_content(
     room = torch.tensor(input_size, dtype=torch.float64)
     scale = (room / original).amin(0)
     sides = (original * scale).round().clamp(min=1).minimum(room)
-    return torch.cat([((room - sides) / 2).floor(), sides]).float()
+    return torch.cat([((room - sides) / 2).floor(), sides]).long()
 
 
-def _resize_weights(
-    n_pixels: int, size: int, start: Tensor, length: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Weights of a bilinear, antialiased resize along one axis, as torch and Pillow compute them.
-
-    Returns
-    -------
-    weights : Tensor of float32, shape (size, n_pixels)
-    is_inside : Tensor of bool, shape (size,)
-        Which places of the input lie within the image.
-    """
-    places, pixels = torch.arange(size).float(), torch.arange(n_pixels).float()
-    scale = torch.full((), n_pixels, dtype=torch.float32) / length
-    centres = (places - start + 0.5) * scale
-    distance = (pixels + 0.5 - centres[:, None]).abs() / scale.clamp(min=1)
-    weights = (1 - distance).clamp(min=0)
-    is_inside = (places >= start) & (places < start + length)
-    return weights / weights.sum(1, keepdim=True).clamp(min=1e-6), is_inside
+def _is_within(content: Tensor, input_size: tuple[int, int]) -> Tensor:
+    """Return 1.0 where the image lies in the input, 0.0 around it; shape ``(h, w)``."""
+    top, left, height, width = content.unbind()
+    rows, columns = (torch.arange(side) for side in input_size)
+    in_rows = (rows >= top) & (rows < top + height)
+    in_columns = (columns >= left) & (columns < left + width)
+    return (in_rows[:, None] & in_columns).float()
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:

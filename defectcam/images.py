@@ -2,8 +2,7 @@
 
 This module owns the rules that turn stored values into RGB (scale by dtype, transparency, EXIF
 orientation) and the wording of every complaint about an image. It never resizes (but for the
-reduced JPEG decoding of `read_reduced`), never guesses a scale from the values it finds, and
-imports nothing else of the package.
+reduced JPEG decoding of `read_reduced`) and never guesses a scale from the values it finds.
 
 The rules, the same for files and for arrays:
 
@@ -28,13 +27,13 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from defectcam.threads import ordered_map
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -60,7 +59,6 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | np.ndarray | Image.Image"
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 
-_MAX_DEFAULT_READERS = 8
 _MAX_FILES_NAMED = 10
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
@@ -185,7 +183,7 @@ def read_images(
         At the first image, in order, that cannot be read. The threads have ended by then, as they
         have when the generator is closed early.
     """
-    return _ordered_map(_read_numbered, enumerate(_not_one_path(sources)), n_workers)
+    return ordered_map(_read_numbered, enumerate(_not_one_path(sources)), n_workers)
 
 
 def read_reduced(
@@ -246,7 +244,7 @@ def read_reduced_images(
     def read(item: tuple[int, ImageSource]) -> tuple[np.ndarray, tuple[int, int]]:
         return _numbered(item, lambda source: read_reduced(source, min_size))
 
-    return _ordered_map(read, enumerate(_not_one_path(sources)), n_workers)
+    return ordered_map(read, enumerate(_not_one_path(sources)), n_workers)
 
 
 def check_readable(
@@ -269,7 +267,7 @@ def check_readable(
     """
     problems = [
         problem
-        for problem in _ordered_map(_header_problem, _not_one_path(paths), n_workers)
+        for problem in ordered_map(_header_problem, _not_one_path(paths), n_workers)
         if problem is not None
     ]
     if len(problems) == 1:
@@ -308,7 +306,7 @@ def content_hashes(
     def of_numbered(item: tuple[int, ImageSource]) -> str:
         return _numbered(item, _content_hash)
 
-    return _ordered_map(of_numbered, enumerate(_not_one_path(sources)), n_workers)
+    return ordered_map(of_numbered, enumerate(_not_one_path(sources)), n_workers)
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[str]:
@@ -708,41 +706,3 @@ def _numbered(item: tuple[int, ImageSource], read: Callable[[ImageSource], _T]) 
         if isinstance(source, (str, os.PathLike)):
             raise
         raise ImageReadError(f"Image at index {index}: {error}") from error
-
-
-def _ordered_map(
-    function: Callable[[_Item], _T], items: Iterable[_Item], n_workers: int | None
-) -> Generator[_T, None, None]:
-    """Map in threads, in order, with a bounded look-ahead; no thread outlives the generator."""
-    return _ordered_results(function, items, _n_threads(n_workers))
-
-
-def _n_threads(n_workers: int | None) -> int:
-    try:
-        import joblib
-    except ImportError:  # exported models run without it, by the same rule
-        n_processors = os.cpu_count() or 1
-        if n_workers is None:
-            return min(n_processors, _MAX_DEFAULT_READERS)
-        if n_workers == 0:
-            raise ValueError("n_jobs == 0 has no meaning: give a number of threads.") from None
-        return n_workers if n_workers > 0 else max(1, n_processors + 1 + n_workers)
-    if n_workers is None:
-        n_workers = min(joblib.cpu_count(), _MAX_DEFAULT_READERS)
-    return joblib.effective_n_jobs(n_workers)
-
-
-def _ordered_results(
-    function: Callable[[_Item], _T], items: Iterable[_Item], n_threads: int
-) -> Generator[_T, None, None]:
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="defectcam-reader")
-    pending: deque[Future[_T]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= 2 * n_threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

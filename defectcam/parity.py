@@ -138,7 +138,7 @@ class Int8Loss(NamedTuple):
 class TorchProgram(Inspector):
     """Runs a ``.pt2`` file, for comparison: who has torch has the classifier itself."""
 
-    def _open(self, file: Any, precision: str, n_threads: int | None) -> Any:
+    def _open(self, file: Any, precision: str, n_threads: int, n_streams: int) -> Any:
         return _Program(file)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +23,7 @@ from defectcam.geometry import Geometry
 from defectcam.images import read_reduced_images
 from defectcam.results import Localization
 from defectcam.sources import as_sources, is_stream
+from defectcam.threads import count_threads, ordered_map
 from defectcam.views import original_of, placed
 
 __all__ = ["METADATA_KEY", "SCHEMA_VERSION", "ExportedModelError", "Inspector"]
@@ -41,7 +44,7 @@ class ExportedModelError(ValueError):
 
 
 class Engine(Protocol):
-    """What runs a graph."""
+    """What runs a graph, called from several threads at once."""
 
     description: str | None  # JSON, None where the file has none
 
@@ -66,7 +69,8 @@ class Inspector:
         What convolutions compute in. ``"bfloat16"`` is for OpenVINO alone: faster on processors
         that have instructions for it, and less exact.
     n_threads : int or None, default=None
-        Threads of the engine; None: one per processor core.
+        Threads of the engine; None: one per processor, at most 8. They share the work on a single
+        image; of many images, each thread is at one of its own.
     n_jobs : int or None, default=None
         Threads that read images; None: one per processor, at most 8.
 
@@ -117,7 +121,9 @@ class Inspector:
             )
         self.path = os.fspath(path)
         self.n_jobs = n_jobs
-        self._engine = self._open(file, precision, n_threads)
+        self._n_threads = count_threads(n_threads)
+        self._open_for = partial(self._open, file, precision, self._n_threads)
+        self._engine = self._open_for(1)
         self.description = _read_description(self.path, self._engine.description)
         classes = self.description["classes"]
         self.classes_: list[Any] = classes["labels"]
@@ -151,7 +157,9 @@ class Inspector:
             If an image cannot be read; it is named.
         """
         sources = as_sources(X)
-        found = list(self.localize_iter(sources.items))
+        if len(sources.items) > 1:
+            return list(self.localize_iter(sources.items))
+        found = list(self._localized(sources.items, self._engine, n_at_once=1))
         return found[0] if sources.single else found
 
     def localize_iter(self, X: Iterable[Any]) -> Iterator[Localization]:
@@ -168,16 +176,7 @@ class Inspector:
             In order.
         """
         stream = X if is_stream(X) else as_sources(X).items
-        items: deque[Any] = deque()
-
-        def remembered() -> Iterator[Any]:
-            for item in stream:
-                items.append(item)
-                yield item
-
-        read = read_reduced_images(remembered(), self.image_size_, n_workers=self.n_jobs)
-        for pixels, size in read:
-            yield self._localization(items.popleft(), size, self._answers(pixels, size))
+        yield from self._localized(stream, self._engine_of_many, self._n_threads)
 
     def predict(self, X: Any) -> list[Any]:
         """Label each image.
@@ -192,22 +191,46 @@ class Inspector:
         """
         return [found.label for found in self.localize_iter(X)]
 
-    def _open(self, file: Path, precision: str, n_threads: int | None) -> Engine:
+    @cached_property
+    def _engine_of_many(self) -> Engine:
+        """The engine for many images: whole images side by side, none waits for another's rest."""
+        return self._engine if self._n_threads == 1 else self._open_for(self._n_threads)
+
+    def _open(self, file: Path, precision: str, n_threads: int, n_streams: int) -> Engine:
         if file.suffix == ".onnx":
             if precision != "float32":
                 raise ValueError(
                     f"precision={precision!r}: ONNX Runtime computes in what the file holds; "
                     "export to .xml and install openvino for bfloat16."
                 )
-            return _OnnxRuntime(file, n_threads)
+            return _OnnxRuntime(file, n_threads // n_streams)
         if file.suffix == ".xml":
-            return _OpenVino(file, precision, n_threads)
+            return _OpenVino(file, precision, n_threads, n_streams)
         raise ValueError(f"{self.path!r}: expected a file that ends with .onnx or .xml.")
 
-    def _answers(self, pixels: NDArray[np.uint8], size: tuple[int, int]) -> _Answers:
+    def _localized(
+        self, stream: Iterable[Any], engine: Engine, n_at_once: int
+    ) -> Iterator[Localization]:
+        items: deque[Any] = deque()
+
+        def remembered() -> Iterator[Any]:
+            for item in stream:
+                items.append(item)
+                yield item
+
+        def judged(image: tuple[NDArray[np.uint8], tuple[int, int]]) -> tuple[Any, _Answers]:
+            return image[1], self._answers(engine, *image)
+
+        read = read_reduced_images(remembered(), self.image_size_, n_workers=self.n_jobs)
+        for size, answers in ordered_map(judged, read, n_at_once):
+            yield self._localization(items.popleft(), size, answers)
+
+    def _answers(
+        self, engine: Engine, pixels: NDArray[np.uint8], size: tuple[int, int]
+    ) -> _Answers:
         names = [*_ANSWERS, *(["type_grids"] if len(self._defects) > 1 else [])]
         original_size = size if self._is_padded else None
-        outputs = self._engine.run(names, pixels[np.newaxis], original_size)
+        outputs = engine.run(names, pixels[np.newaxis], original_size)
         return _Answers(*(output[0] for output in outputs))
 
     def _localization(self, item: Any, size: tuple[int, int], answers: _Answers) -> Localization:
@@ -246,7 +269,7 @@ class _Answers(NamedTuple):
 class _OnnxRuntime:
     """Runs a graph on ONNX Runtime."""
 
-    def __init__(self, file: Path, n_threads: int | None) -> None:
+    def __init__(self, file: Path, n_threads: int) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -254,7 +277,7 @@ class _OnnxRuntime:
                 f"{file} needs ONNX Runtime: pip install onnxruntime (or 'defectcam[onnx]')."
             ) from error
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = n_threads or 0
+        options.intra_op_num_threads = n_threads
         options.log_severity_level = 3  # errors; what its optimiser would like is no user's concern
         try:
             self._session = onnxruntime.InferenceSession(
@@ -283,20 +306,20 @@ class _OnnxRuntime:
 
 
 class _OpenVino:
-    """Runs a graph on OpenVINO."""
+    """Runs a graph on OpenVINO, images in as many threads at once as there are streams."""
 
-    def __init__(self, file: Path, precision: str, n_threads: int | None) -> None:
+    def __init__(self, file: Path, precision: str, n_threads: int, n_streams: int) -> None:
         try:
             import openvino
         except ImportError as error:
             raise ImportError(
                 f"{file} needs OpenVINO: pip install openvino (or 'defectcam[openvino]')."
             ) from error
-        self._openvino = openvino
-        hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
-        self._options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint}
-        if n_threads is not None:
-            self._options["INFERENCE_NUM_THREADS"] = n_threads
+        self._options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+            "INFERENCE_NUM_THREADS": n_threads,
+            "NUM_STREAMS": n_streams,
+        }
         self._core = openvino.Core()
         try:
             self._model = self._core.read_model(os.fspath(file))
@@ -309,7 +332,9 @@ class _OpenVino:
         self.description = (
             str(self._model.get_rt_info(METADATA_KEY).value) if has_description else None
         )
-        self._compiled: dict[tuple[str, ...], Any] = {}
+        self._compiled: dict[tuple[str, ...], dict[tuple[int, ...] | None, Any]] = {}
+        self._compiling = threading.Lock()
+        self._requests = threading.local()
 
     def run(
         self,
@@ -317,22 +342,42 @@ class _OpenVino:
         pixels: NDArray[np.uint8],
         original_size: tuple[int, int] | None,
     ) -> list[NDArray[Any]]:
-        compiled = self._compiled_for(tuple(names))
+        request = self._request(self._compiled_for(tuple(names), pixels.shape))
         inputs: dict[str, NDArray[Any]] = {"pixels": pixels}
         if original_size is not None:
             inputs["original_size"] = np.asarray(original_size, dtype=np.int64)
-        outputs = compiled(inputs)
-        return [outputs[name].copy() for name in names]  # its buffers are used again
+        request.infer(inputs, share_inputs=True)
+        return [request.get_tensor(name).data.copy() for name in names]  # buffers are used again
 
-    def _compiled_for(self, names: tuple[str, ...]) -> Any:
+    def _request(self, compiled: Any) -> Any:
+        """Return this thread's request: one of its own, for its buffers."""
+        requests = vars(self._requests)
+        if compiled not in requests:
+            requests[compiled] = compiled.create_infer_request()
+        return requests[compiled]
+
+    def _compiled_for(self, names: tuple[str, ...], shape: tuple[int, ...]) -> Any:
+        """Compile for the first images' shape; should others come, once more for all shapes.
+
+        A camera gives one size, and a sixth of the time is spent on what depends on it.
+        """
+        with self._compiling:
+            compiled = self._compiled.setdefault(names, {})
+            if shape not in compiled:
+                shape_or_any = None if compiled else shape
+                if shape_or_any not in compiled:
+                    compiled[shape_or_any] = self._compile(names, shape_or_any)
+            return compiled.get(shape, compiled.get(None))
+
+    def _compile(self, names: tuple[str, ...], shape: tuple[int, ...] | None) -> Any:
         """Compile the graph for these outputs alone: OpenVINO computes all that there are."""
-        if names not in self._compiled:
-            model = self._model.clone()
-            for result in model.get_results():
-                if not set(names) & result.output(0).get_names():
-                    model.remove_result(result)
-            self._compiled[names] = self._core.compile_model(model, "CPU", self._options)
-        return self._compiled[names]
+        model = self._model.clone()
+        for result in model.get_results():
+            if not set(names) & result.output(0).get_names():
+                model.remove_result(result)
+        if shape is not None:
+            model.reshape({"pixels": list(shape)})
+        return self._core.compile_model(model, "CPU", self._options)
 
 
 def _read_description(name: str, text: str | None) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def grey(values: np.ndarray) -> np.ndarray:
 
 def reader_threads() -> list[str]:
     names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith("defectcam-reader")]
+    return [name for name in names if name.startswith("defectcam")]
 
 
 # Arrays: scale by dtype

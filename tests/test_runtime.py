@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from defectcam.images import find_images
+from defectcam.images import find_images, read_images
 from defectcam.plain_labels import plain_label
 from defectcam.runtime import METADATA_KEY, ExportedModelError, Inspector
 
@@ -182,16 +182,9 @@ def test_missing_engine_says_what_to_install(by_hand: Path, monkeypatch) -> None
 
 
 def test_images_are_read_in_threads_without_joblib(monkeypatch, fitted_parts: Path) -> None:
-    from defectcam import images
-
     monkeypatch.setitem(sys.modules, "joblib", None)
-    assert images._n_threads(3) == 3
-    assert 1 <= images._n_threads(None) <= 8
-    assert images._n_threads(-1) >= 1
-    with pytest.raises(ValueError, match="n_jobs"):
-        images._n_threads(0)
     paths = find_images(fitted_parts)
-    assert len(list(images.read_images(paths))) == len(paths)
+    assert len(list(read_images(paths))) == len(paths)
 
 
 def test_requirements_of_the_runtime_are_the_package_s() -> None:

@@ -1,0 +1,67 @@
+"""The resize of exported graphs against torch's, for images and contents of all sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from defectcam.geometry import Geometry
+from defectcam.resizing import resize_padded, resize_stretched
+
+SIDES = st.integers(1, 300)
+INPUT_SIZES = st.tuples(st.integers(1, 70), st.integers(1, 70))
+
+#: Of 255. torch finds the place of a pixel in float32, which is off by some 1e-5 pixels.
+TOLERANCE = 0.02
+
+
+def draw(height: int, width: int, n: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    size = (n, height, width, 3)
+    return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+
+
+def resized_by_torch(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    planes = pixels.permute(0, 3, 1, 2).float()
+    return F.interpolate(planes, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
+@given(SIDES, SIDES, INPUT_SIZES)
+def test_stretched_images_are_torch_s(height: int, width: int, input_size: tuple[int, int]) -> None:
+    pixels = draw(height, width)
+    resized = resize_stretched(pixels, input_size)
+    assert resized.shape == (1, 3, *input_size)
+    expected = resized_by_torch(pixels, input_size)
+    torch.testing.assert_close(resized, expected, atol=TOLERANCE, rtol=0)
+
+
+@given(SIDES, SIDES, INPUT_SIZES, st.sampled_from([1, 2, 4, 8]))
+def test_padded_images_are_torch_s(
+    height: int, width: int, input_size: tuple[int, int], reduction: int
+) -> None:
+    geometry = Geometry.pad((height, width), input_size)
+    pixels = draw(-(-height // reduction), -(-width // reduction))
+    resized = resize_padded(pixels, torch.tensor(geometry.content), input_size)
+    assert resized.shape == (1, 3, *input_size)
+    top, left, *size = geometry.content
+    content = resized[:, :, top : top + size[0], left : left + size[1]]
+    expected = resized_by_torch(pixels, (size[0], size[1]))
+    torch.testing.assert_close(content, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(3000, 20), (2, 5000), (1, 1)])
+def test_extreme_images_too(size: tuple[int, int]) -> None:
+    pixels = draw(*size, n=2)
+    expected = resized_by_torch(pixels, (64, 96))
+    resized = resize_stretched(pixels, (64, 96))
+    torch.testing.assert_close(resized, expected, atol=TOLERANCE, rtol=0)
+    assert resized.unique().numel() > 1
+
+
+def test_an_even_image_stays_even() -> None:
+    pixels = torch.full((1, 801, 333, 3), 200, dtype=torch.uint8)
+    resized = resize_stretched(pixels, (320, 320))
+    torch.testing.assert_close(resized, torch.full_like(resized, 200.0), atol=1e-3, rtol=0)
