@@ -497,11 +497,15 @@ _PASSING = (
 
 
 def _quantised(model: Any, images: list[Any], clf: DefectCAMClassifier, is_padded: bool) -> Any:
-    """Quantise the backbone, activations by the ranges that the images show."""
+    """Quantise backbone and codebook, activations by the ranges that the images show."""
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     description = {entry.key: entry.value for entry in model.metadata_props}
+    product = _codebook_product(model.graph)
+    nodes = [*_of_backbone(model.graph), *(node.name for node in product)]
+    # OpenVINO computes products in int8 only where 0 is 0.
+    symmetric = [{"quant_type": QuantType.QInt8, "symmetric": True}]
     with tempfile.TemporaryDirectory() as folder, _hushed():
         source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(model.SerializeToString())
@@ -510,12 +514,15 @@ def _quantised(model: Any, images: list[Any], clf: DefectCAMClassifier, is_padde
             target,
             _Calibration(images, clf.image_size_, is_padded),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_QUANTISED),
-            nodes_to_quantize=_of_backbone(model.graph),
+            op_types_to_quantize=[*_QUANTISED, "MatMul"],
+            nodes_to_quantize=nodes,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
+            extra_options={
+                "TensorQuantOverrides": {node.input[0]: symmetric for node in product},
+            },
         )
         quantised = onnx.load(target)
         onnx.helper.set_model_props(quantised, description)
@@ -529,8 +536,8 @@ def _quantised(model: Any, images: list[Any], clf: DefectCAMClassifier, is_padde
 def _of_backbone(graph: Any) -> list[str]:
     """Names of the nodes that are computed in int8.
 
-    Not among them are the first convolution, whose three channels are slower in int8, the heads,
-    and what novelty is computed by: they take little time, and decide.
+    Not among them are the first convolution, whose three channels are slower in int8, and the
+    heads, which take little time, and decide.
     """
     weights = {value.name for value in graph.initializer}
     made: set[str] = set()  # by the backbone
@@ -548,6 +555,19 @@ def _of_backbone(graph: Any) -> list[str]:
         if follows or is_first:
             made.update(node.output)
     return names
+
+
+def _codebook_product(graph: Any) -> list[Any]:
+    """Return the node that multiplies patches by centres, the largest product; none without it.
+
+    Its factors are relative to the centres' middle, so rounding moves novelty by little. The
+    lengths of patches and centres stay in float32.
+    """
+    weights = {value.name for value in graph.initializer}
+    sums = {node.input[0] for node in graph.node if node.op_type == "ReduceMin"}
+    sums |= {name for node in graph.node if node.output[0] in sums for name in node.input}
+    products = (node for node in graph.node if node.op_type == "MatMul" and node.output[0] in sums)
+    return [node for node in products if node.input[1] in weights]
 
 
 def _log_odds(path: Path, images: list[Any]) -> NDArray[np.float64]:

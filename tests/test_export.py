@@ -392,6 +392,16 @@ def test_int8_leaves_the_first_layer_and_the_heads_in_float32(quick: Exported) -
     assert all(shapes[node.input[1]][1] != 3 for node in convolutions)
 
 
+def test_int8_compares_patches_in_int8(quick: Exported) -> None:
+    graph = onnx.load(quick.onnx).graph
+    (product,) = exporting._codebook_product(graph)
+    shapes = {value.name: list(value.dims) for value in graph.initializer}
+    centres = quick.clf.network_.codebook.centres
+    assert shapes[product.input[1]] == list(centres.T.shape)
+    del graph.node[:]
+    assert exporting._codebook_product(graph) == []
+
+
 def test_int8_keeps_probabilities_where_they_were(
     quick: Exported, folder: Path, tmp_path: Path, monkeypatch
 ) -> None:
