@@ -10,7 +10,7 @@ from collections.abc import Callable
 #: No function of a list calls another one of it.
 FIT_STEPS = {
     "check that files can be read": ("images.py", "check_readable"),
-    "wait for decoded images": ("images.py", "_ordered_results"),
+    "wait for decoded images": ("threads.py", "_ordered_results"),
     "preprocess": ("preprocess.py", "batch"),
     "thumbnails, near-duplicates": ("duplicates.py", "thumbnail"),
     "trunk, all views": ("network.py", "trunk_features"),
@@ -22,7 +22,7 @@ FIT_STEPS = {
     "thresholds and scales": ("classifier.py", "_calibrate"),
 }
 LOCALIZE_STEPS = {
-    "wait for decoded images": ("images.py", "_ordered_results"),
+    "wait for decoded images": ("threads.py", "_ordered_results"),
     "preprocess": ("preprocess.py", "batch"),
     "trunk": ("network.py", "trunk_features"),
     "tail": ("network.py", "level_features"),
