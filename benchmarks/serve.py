@@ -34,8 +34,9 @@ import numpy as np
 from PIL import Image
 from printing import print_line
 
-from defectcam import DefectCAMClassifier, load
+from defectcam import DefectCAMClassifier
 from defectcam.datasets import make_defects
+from defectcam.service.models import load_model
 
 N_IMAGES = 64
 IMAGE_SIZE = 512  # pixels of a generated part's side, as JPEG
@@ -174,7 +175,7 @@ def measure_reloads(port: int, bodies: Sequence[bytes], model: Path, seconds: fl
 
 
 def measure_localize(model: Path, paths: Sequence[Path], seconds: float) -> float:
-    clf = load(model)
+    clf = load_model(model)
     clf.localize(paths[:8])
     start, n_images = time.perf_counter(), 0
     while time.perf_counter() - start < min(seconds, MOST_SECONDS):
@@ -189,7 +190,7 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", type=Path, help="default: one fitted on generated parts")
+    parser.add_argument("--model", type=Path, help=".safetensors or .onnx; default: fitted")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=10, help="of each load (default: 10)")
     args = parser.parse_args()
@@ -197,7 +198,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths, types = write_images(folder)
-        model = folder / "part.safetensors"
+        model = folder / f"part{args.model.suffix if args.model else '.safetensors'}"
         if args.model is None:
             DefectCAMClassifier(max_epochs=1, cv=2, random_state=0).fit(paths, types).save(model)
         else:

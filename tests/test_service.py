@@ -42,6 +42,7 @@ from defectcam.runtime import Inspector
 from defectcam.service import ServiceSettings, create_app, load_model
 from defectcam.service.batching import Batcher, ClosedError
 from defectcam.service.models import ModelStore
+from defectcam.service.server import _listening
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged files
 
@@ -616,9 +617,10 @@ def test_the_suffix_decides_what_loads_a_file(
 ) -> None:
     runtime = SimpleNamespace(Inspector=lambda path, **options: ("inspector", path, options))
     monkeypatch.setitem(sys.modules, "defectcam.runtime", runtime)
-    exported = tmp_path / "part.onnx"
-    exported.touch()
-    assert load_model(exported, n_jobs=2) == ("inspector", exported, {"n_jobs": 2})
+    for name in ("part.onnx", "part.xml"):
+        exported = tmp_path / name
+        exported.touch()
+        assert load_model(exported, n_jobs=2) == ("inspector", exported, {"n_jobs": 2})
     clf = load_model(model_file, batch_size=3, n_jobs=1)
     assert isinstance(clf, DefectCAMClassifier)
     assert (clf.batch_size, clf.n_jobs, clf.verbose) == (3, 1, 0)
@@ -628,14 +630,15 @@ def test_the_suffix_decides_what_loads_a_file(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("torch_writes_onnx")
+@pytest.mark.parametrize("name", ["part.onnx", "part.xml"])
 def test_an_exported_model_is_served_as_its_runtime_answers(
-    fitted: DefectCAMClassifier, fitted_parts: Path, tmp_path: Path
+    fitted: DefectCAMClassifier, fitted_parts: Path, tmp_path: Path, name: str
 ) -> None:
-    fitted.export(tmp_path / "part.onnx")
+    fitted.export(tmp_path / name)
     path = fitted_parts / "scratch" / "002.png"
-    with TestClient(create_app({"part": tmp_path / "part.onnx"})) as client:
+    with TestClient(create_app({"part": tmp_path / name})) as client:
         answer = client.post("/localize", content=path.read_bytes())
-    assert answer.json() == plain(Inspector(tmp_path / "part.onnx").localize(path))
+    assert answer.json() == plain(Inspector(tmp_path / name).localize(path))
 
 
 def test_a_file_that_is_no_exported_model_is_named(
@@ -872,6 +875,19 @@ def test_wrong_commands_say_what_is_wrong(
     arguments = [argument.format(model=model_file) for argument in arguments]
     assert cli.main(["serve", *arguments]) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_answer_is_sent_at_once_on_a_connection_that_stays_open(host: str) -> None:
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    with (
+        _listening(host, 0) as listener,
+        socket.create_connection(listener.getsockname()[:2], SECONDS),
+    ):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_port_that_is_taken_is_named(

@@ -50,7 +50,7 @@ def load_model(
     Parameters
     ----------
     path : str or PathLike
-        ``.onnx``: an exported model, run without torch. Any other: what
+        ``.onnx`` or ``.xml``: an exported model, run without torch. Any other: what
         `DefectCAMClassifier.save` has written.
     device : str, optional
         Of a classifier, in place of its own. Of no effect on an exported model.
@@ -76,7 +76,7 @@ def load_model(
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no model file {os.fspath(path)!r}: check the path.")
-    if Path(path).suffix.lower() == ".onnx":
+    if Path(path).suffix.lower() in (".onnx", ".xml"):
         from defectcam.runtime import Inspector
 
         return Inspector(path, n_jobs=n_jobs)
