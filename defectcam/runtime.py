@@ -332,6 +332,8 @@ class _OpenVino:
         self.description = (
             str(self._model.get_rt_info(METADATA_KEY).value) if has_description else None
         )
+        # Some releases (2026.4) compute it wrongly, and write past its buffer, for fixed shapes.
+        self._fixes_shapes = all(n.get_type_name() != "GatherND" for n in self._model.get_ops())
         self._compiled: dict[tuple[str, ...], dict[tuple[int, ...] | None, Any]] = {}
         self._compiling = threading.Lock()
         self._requests = threading.local()
@@ -364,7 +366,7 @@ class _OpenVino:
         with self._compiling:
             compiled = self._compiled.setdefault(names, {})
             if shape not in compiled:
-                shape_or_any = None if compiled else shape
+                shape_or_any = None if compiled or not self._fixes_shapes else shape
                 if shape_or_any not in compiled:
                     compiled[shape_or_any] = self._compile(names, shape_or_any)
             return compiled.get(shape, compiled.get(None))

@@ -181,6 +181,29 @@ def test_missing_engine_says_what_to_install(by_hand: Path, monkeypatch) -> None
         Inspector(by_hand)
 
 
+@pytest.mark.parametrize("has_gather_nd", [False, True])
+def test_openvino_fixes_no_shapes_of_what_it_then_computes_wrongly(
+    by_hand: Path, has_gather_nd: bool
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    from openvino import opset13
+
+    model = openvino.Core().read_model(by_hand)
+    if has_gather_nd:
+        (result,) = (r for r in model.get_results() if "unfamiliar" in r.output(0).get_names())
+        gathered = opset13.gather_nd(result.input_value(0), [[0]])
+        gathered.output(0).set_names({"unfamiliar"})
+        model.remove_result(result)
+        model.add_results([opset13.result(gathered)])
+    model.set_rt_info(json.dumps(DESCRIPTION), METADATA_KEY)
+    openvino.save_model(model, by_hand.with_suffix(".xml"))
+    inspector = Inspector(by_hand.with_suffix(".xml"))
+    assert inspector.localize(draw(120, 90)).probability == pytest.approx(11 * 120 / 255 / 64)
+    assert inspector._engine._fixes_shapes == (not has_gather_nd)
+    ((shape,),) = inspector._engine._compiled.values()
+    assert shape == (None if has_gather_nd else (1, 8, 8, 3))
+
+
 def test_images_are_read_in_threads_without_joblib(monkeypatch, fitted_parts: Path) -> None:
     monkeypatch.setitem(sys.modules, "joblib", None)
     paths = find_images(fitted_parts)
