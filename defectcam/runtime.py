@@ -7,6 +7,7 @@ writes no file, and what is in the graph is `export`'s matter.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -334,9 +335,8 @@ class _OpenVino:
         )
         # Some releases (2026.4) compute it wrongly, and write past its buffer, for fixed shapes.
         self._fixes_shapes = all(n.get_type_name() != "GatherND" for n in self._model.get_ops())
-        self._compiled: dict[tuple[str, ...], dict[tuple[int, ...] | None, Any]] = {}
+        self._compiled: dict[tuple[str, ...], dict[tuple[int, ...] | None, _Compiled]] = {}
         self._compiling = threading.Lock()
-        self._requests = threading.local()
 
     def run(
         self,
@@ -344,24 +344,18 @@ class _OpenVino:
         pixels: NDArray[np.uint8],
         original_size: tuple[int, int] | None,
     ) -> list[NDArray[Any]]:
-        request = self._request(self._compiled_for(tuple(names), pixels.shape))
         inputs: dict[str, NDArray[Any]] = {"pixels": pixels}
         if original_size is not None:
             inputs["original_size"] = np.asarray(original_size, dtype=np.int64)
-        request.infer(inputs, share_inputs=True)
-        return [request.get_tensor(name).data.copy() for name in names]  # buffers are used again
+        with self._compiled_for(tuple(names), pixels.shape).request() as request:
+            request.infer(inputs, share_inputs=True)
+            # Copied: the request's buffers are used again.
+            return [request.get_tensor(name).data.copy() for name in names]
 
-    def _request(self, compiled: Any) -> Any:
-        """Return this thread's request: one of its own, for its buffers."""
-        requests = vars(self._requests)
-        if compiled not in requests:
-            requests[compiled] = compiled.create_infer_request()
-        return requests[compiled]
-
-    def _compiled_for(self, names: tuple[str, ...], shape: tuple[int, ...]) -> Any:
+    def _compiled_for(self, names: tuple[str, ...], shape: tuple[int, ...]) -> _Compiled:
         """Compile for the first images' shape; should others come, once more for all shapes.
 
-        A camera gives one size, and a sixth of the time is spent on what depends on it.
+        A camera gives one size, and what depends on it is then computed once, not for each image.
         """
         with self._compiling:
             compiled = self._compiled.setdefault(names, {})
@@ -369,9 +363,9 @@ class _OpenVino:
                 shape_or_any = None if compiled or not self._fixes_shapes else shape
                 if shape_or_any not in compiled:
                     compiled[shape_or_any] = self._compile(names, shape_or_any)
-            return compiled.get(shape, compiled.get(None))
+            return compiled[shape if shape in compiled else None]
 
-    def _compile(self, names: tuple[str, ...], shape: tuple[int, ...] | None) -> Any:
+    def _compile(self, names: tuple[str, ...], shape: tuple[int, ...] | None) -> _Compiled:
         """Compile the graph for these outputs alone: OpenVINO computes all that there are."""
         model = self._model.clone()
         for result in model.get_results():
@@ -379,7 +373,25 @@ class _OpenVino:
                 model.remove_result(result)
         if shape is not None:
             model.reshape({"pixels": list(shape)})
-        return self._core.compile_model(model, "CPU", self._options)
+        return _Compiled(self._core.compile_model(model, "CPU", self._options))
+
+
+class _Compiled:
+    """A compiled OpenVINO model, and as many requests as threads have asked at once so far."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._idle: deque[Any] = deque()
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[Any]:
+        """Lend a request, which one thread alone may use."""
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._model.create_infer_request()
+        yield request
+        self._idle.append(request)  # not one that failed
 
 
 def _read_description(name: str, text: str | None) -> dict[str, Any]:

@@ -152,6 +152,9 @@ def test_openvino_compiles_for_the_first_size_and_once_for_all_others(
     inspector = Inspector(tmp_path / "part.xml", n_threads=1)
     found = list(inspector.localize_iter(images))
     assert shapes == [(1, 70, 90, 3), None]
+    list(inspector.localize_iter(images))
+    (compiled_for,) = inspector._engine._compiled.values()
+    assert [len(compiled._idle) for compiled in compiled_for.values()] == [1, 1]  # used again
     expected = Inspector(fast.onnx).localize(images)
     assert [f.probability for f in found] == pytest.approx(
         [e.probability for e in expected], abs=1e-5
