@@ -186,12 +186,9 @@ class Codebook(nn.Module):
         scaled = (patches / self.scale[:, None, None]).permute(0, 2, 3, 1)
         # |x - c|^2 = |x|^2 + (|c|^2 - 2 x.c): the bracket is one linear layer, which exports.
         weight, bias = -2 * self.centres, self.centres.square().sum(1)
-        bracket = self._least_brackets(scaled, weight, bias)
-        squared = scaled.square().sum(-1) + bracket
+        # One image at a time, so that the brackets of all centres stay in the processor's cache.
+        least = torch.stack([F.linear(image, weight, bias).amin(-1) for image in scaled])
+        squared = scaled.square().sum(-1) + least
         is_apart = squared > 0  # rounding may say less; the root of 0 has no finite gradient
         distance = torch.where(is_apart, torch.where(is_apart, squared, 1.0).sqrt(), 0.0)
         return (distance - self.typical) / (self.limit - self.typical)
-
-    def _least_brackets(self, scaled: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        # One image at a time, so that the brackets of all centres stay in the processor's cache.
-        return torch.stack([F.linear(image, weight, bias).amin(-1) for image in scaled])

@@ -12,8 +12,8 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -70,8 +70,8 @@ class Inspector:
         What convolutions compute in. ``"bfloat16"`` is for OpenVINO alone: faster on processors
         that have instructions for it, and less exact.
     n_threads : int or None, default=None
-        Threads of the engine; None: one per processor, at most 8. They share the work on a single
-        image; of many images, each thread is at one of its own.
+        Threads of the engine; None: one per processor, at most 8; -1: one per processor. They share
+        the work on a single image; of many images, each thread is at one of its own.
     n_jobs : int or None, default=None
         Threads that read images; None: one per processor, at most 8.
 
@@ -98,7 +98,7 @@ class Inspector:
     ImportError
         If the engine for this kind of file is not installed.
     ValueError
-        If the suffix or the precision is none of these.
+        If the suffix or the precision is none of these, or there are no threads.
 
     See Also
     --------
@@ -115,6 +115,8 @@ class Inspector:
     ) -> None:
         if precision not in _PRECISIONS:
             raise ValueError(f"precision={precision!r}: expected one of {_PRECISIONS}.")
+        if n_threads == 0:
+            raise ValueError("n_threads=0: give a number, -1 for one per processor, or None.")
         file = Path(path)
         if not file.is_file():
             raise FileNotFoundError(
@@ -122,9 +124,9 @@ class Inspector:
             )
         self.path = os.fspath(path)
         self.n_jobs = n_jobs
+        self._precision = precision
         self._n_threads = count_threads(n_threads)
-        self._open_for = partial(self._open, file, precision, self._n_threads)
-        self._engine = self._open_for(1)
+        self._engine = self._open(file, precision, self._n_threads, n_streams=1)
         self.description = _read_description(self.path, self._engine.description)
         classes = self.description["classes"]
         self.classes_: list[Any] = classes["labels"]
@@ -158,9 +160,7 @@ class Inspector:
             If an image cannot be read; it is named.
         """
         sources = as_sources(X)
-        if len(sources.items) > 1:
-            return list(self.localize_iter(sources.items))
-        found = list(self._localized(sources.items, self._engine, n_at_once=1))
+        found = list(self._localized_items(sources.items))
         return found[0] if sources.single else found
 
     def localize_iter(self, X: Iterable[Any]) -> Iterator[Localization]:
@@ -176,8 +176,7 @@ class Inspector:
         Localization
             In order.
         """
-        stream = X if is_stream(X) else as_sources(X).items
-        yield from self._localized(stream, self._engine_of_many, self._n_threads)
+        yield from self._localized_items(X if is_stream(X) else as_sources(X).items)
 
     def predict(self, X: Any) -> list[Any]:
         """Label each image.
@@ -195,7 +194,8 @@ class Inspector:
     @cached_property
     def _engine_of_many(self) -> Engine:
         """The engine for many images: whole images side by side, none waits for another's rest."""
-        return self._engine if self._n_threads == 1 else self._open_for(self._n_threads)
+        n = self._n_threads
+        return self._engine if n == 1 else self._open(Path(self.path), self._precision, n, n)
 
     def _open(self, file: Path, precision: str, n_threads: int, n_streams: int) -> Engine:
         if file.suffix == ".onnx":
@@ -208,6 +208,11 @@ class Inspector:
         if file.suffix == ".xml":
             return _OpenVino(file, precision, n_threads, n_streams)
         raise ValueError(f"{self.path!r}: expected a file that ends with .onnx or .xml.")
+
+    def _localized_items(self, items: Iterable[Any]) -> Iterator[Localization]:
+        if isinstance(items, Sized) and len(items) == 1:
+            return self._localized(items, self._engine, n_at_once=1)
+        return self._localized(items, self._engine_of_many, self._n_threads)
 
     def _localized(
         self, stream: Iterable[Any], engine: Engine, n_at_once: int
@@ -333,7 +338,7 @@ class _OpenVino:
         self.description = (
             str(self._model.get_rt_info(METADATA_KEY).value) if has_description else None
         )
-        # Some releases (2026.4) compute it wrongly, and write past its buffer, for fixed shapes.
+        # For fixed shapes OpenVINO (2026.4) computes GatherND wrongly, and writes past its buffer.
         self._fixes_shapes = all(n.get_type_name() != "GatherND" for n in self._model.get_ops())
         self._compiled: dict[tuple[str, ...], dict[tuple[int, ...] | None, _Compiled]] = {}
         self._compiling = threading.Lock()

@@ -175,6 +175,11 @@ def test_precisions(by_hand: Path) -> None:
         Inspector(by_hand, precision="bfloat16")
 
 
+def test_no_threads_are_refused(by_hand: Path) -> None:
+    with pytest.raises(ValueError, match="n_threads=0: give a number"):
+        Inspector(by_hand, n_threads=0)
+
+
 def test_missing_engine_says_what_to_install(by_hand: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match="pip install onnxruntime"):
