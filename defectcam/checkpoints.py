@@ -27,7 +27,14 @@ import defectcam
 from defectcam.exceptions import warn_caller
 from defectcam.files import write_atomically
 
-__all__ = ["CheckpointError", "FitCheckpoint", "TrainingLoop", "digest_of", "digest_of_weights"]
+__all__ = [
+    "CheckpointError",
+    "FitCheckpoint",
+    "TrainingLoop",
+    "digest_of",
+    "digest_of_weights",
+    "parameters_of_training",
+]
 
 #: Version of the layout; only files of the same one are gone on from.
 LAYOUT = 1
@@ -35,7 +42,7 @@ LAYOUT = 1
 #: Parameters that change nothing in the trained weights.
 WITHOUT_EFFECT = frozenset(
     [
-        *("cache_size", "callbacks", "memory", "n_jobs", "verbose"),
+        *("cache_size", "callbacks", "memory", "n_jobs", "threshold", "verbose"),
         *("box_peak_fraction", "box_threshold", "max_boxes", "merge_distance", "min_area"),
         "tighten_boxes",
     ]
@@ -134,7 +141,7 @@ class FitCheckpoint:
         CheckpointError
             If the file is another fit's; it stays as it is.
         """
-        told = {name: _told(v) for name, v in parameters.items() if name not in WITHOUT_EFFECT}
+        told = parameters_of_training(parameters)
         versions = {"defectcam": defectcam.__version__, "torch": torch.__version__}
         identity = {"versions": versions, "parameters": told, **digests}
         if self.seed is None:
@@ -304,6 +311,11 @@ class FitCheckpoint:
             f"resume={os.fspath(self.path)!r} is no checkpoint of a fit: {why}. Name a file that "
             "does not exist yet, or one that an interrupted fit has left."
         )
+
+
+def parameters_of_training(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick an estimator's parameters that change what is trained, as JSON gives them back."""
+    return {name: _told(v) for name, v in parameters.items() if name not in WITHOUT_EFFECT}
 
 
 def digest_of(parts: Iterable[str | NDArray[np.float64]]) -> str:

@@ -16,6 +16,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from types import MappingProxyType
@@ -69,6 +70,7 @@ from defectcam.explorer import Explorer, explore
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.feature_store import FeatureStore, StoredImage, fingerprint, folder_of_memory
 from defectcam.fingerprint import Fingerprint, fingerprint_of_rows
+from defectcam.fit_memory import Learned, codebook_maker, identity_of_training, learn_once
 from defectcam.folds import stratified_group_folds
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
@@ -337,9 +339,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     cache_size : int, default=2**30
         Bytes of trunk features held in memory; a larger cache goes to a temporary file.
     memory : str, PathLike, joblib.Memory or None, default=None
-        Where trunk features are kept on disk between fits, as in scikit-learn's `Pipeline`: the
-        folds and grid points of a search then share them where images, preprocessing and frozen
-        stages are the same. Changes no result. None: nowhere.
+        Where what fits compute is kept on disk, as in scikit-learn's `Pipeline`. Folds and grid
+        points of a search then share trunk features where images, preprocessing and frozen stages
+        are the same, codebooks where the good images and the seed are too, and whole trainings
+        where only parameters differ that decide later, such as ``threshold`` or ``min_area``; an
+        integer ``random_state`` makes seeds the same. With ``callbacks`` or ``resume`` trainings
+        are neither kept nor recalled, and none are on tiles. Changes no result, except that the
+        seconds in ``history_`` of a recalled training are the first one's. Trainings are pickles:
+        name a folder that only those can write to whom you trust. None: nothing is kept.
     device : str, default="auto"
         ``"auto"``: CUDA or Apple's MPS when present, else the processor; or a torch device.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
@@ -836,7 +843,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 if n_kept:
                     records = new_records(labels, targets, weighed.weights, thumbnails, seed)
                     keeper = Keeper(cache, judged_in_folds(records, folds), is_defect, n_kept)
-                trained = self._train(
+                learn = partial(
+                    self._learn,
                     network,
                     cache,
                     classes,
@@ -847,6 +855,20 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                     preprocess.image_size,
                     checkpoint,
                 )
+                if self._learns_once and images is None and checkpoint is None:
+                    identity = identity_of_training(
+                        network,
+                        self.get_params(deep=False),
+                        self._features_fingerprint(network, preprocess, cache),
+                        seed=seed,
+                        is_warm=is_warm,
+                        images=hashes,
+                        labels=labels.tolist(),
+                        weights=weighed.weights.tolist(),
+                    )
+                    network, trained = learn_once(self.memory, identity, learn)
+                else:
+                    network, trained = learn()
         result = trained.result
         if checkpoint is not None:
             checkpoint.is_complete = not result.interrupted
@@ -893,6 +915,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         check_callbacks(self.callbacks)
         folder_of_memory(self.memory)
 
+    @property
+    def _learns_once(self) -> bool:
+        """Whether a memory is asked for the training: callbacks wait for epochs."""
+        return folder_of_memory(self.memory) is not None and self.callbacks is None
+
+    def _learn(self, network: DefectCAMNetwork, *arguments: Any) -> Learned:
+        return Learned(network, self._train(network, *arguments))
+
     def _train(
         self,
         network: DefectCAMNetwork,
@@ -916,7 +946,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 )
             else:
                 novelty, codebooks = add_codebook(
-                    network, cache, is_good, folds, self.codebook_size, seed
+                    network,
+                    cache,
+                    is_good,
+                    folds,
+                    self.codebook_size,
+                    seed,
+                    codebook_maker(self.memory),
                 )
         if is_good.all():
             result = result_of_good_only(network, cache)
@@ -1268,7 +1304,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         folder = folder_of_memory(self.memory)
         if folder is None:
             return None
-        kind = fingerprint(
+        return FeatureStore(folder / self._features_fingerprint(network, preprocess, cache))
+
+    def _features_fingerprint(
+        self, network: DefectCAMNetwork, preprocess: Preprocess, cache: FeatureCache
+    ) -> str:
+        return fingerprint(
             network,
             preprocess,
             backbone=self.backbone,
@@ -1276,7 +1317,6 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             dtype=cache.dtype,
             batch_size=cache.batch_size,
         )
-        return FeatureStore(folder / kind)
 
     def _fill(
         self,

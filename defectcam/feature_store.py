@@ -31,7 +31,7 @@ from defectcam.files import write_atomically
 from defectcam.network import DefectCAMNetwork, TrunkFeatures
 from defectcam.preprocess import Preprocess
 
-__all__ = ["FeatureStore", "StoredImage", "fingerprint", "folder_of_memory"]
+__all__ = ["FeatureStore", "StoredImage", "checked_memory", "fingerprint", "folder_of_memory"]
 
 #: Version of a file's layout and of what the features in it mean; it grows with every change.
 LAYOUT = 1
@@ -110,6 +110,35 @@ class FeatureStore:
         return self.folder / f"{image}.features"
 
 
+def checked_memory(memory: Any) -> Any:
+    """Make a parameter ``memory`` what scikit-learn's `Pipeline` makes of it.
+
+    Parameters
+    ----------
+    memory : str, PathLike, joblib.Memory or None
+        A place, or what keeps; None: nothing is kept.
+
+    Returns
+    -------
+    joblib.Memory
+        Or whatever else has its methods, where that was given.
+
+    Raises
+    ------
+    ValueError
+        If it is something else, or its place can be made no folder.
+    """
+    if isinstance(memory, os.PathLike):
+        memory = os.fspath(memory)
+    try:
+        return check_memory(memory)
+    except OSError as error:  # joblib makes the folder
+        raise ValueError(
+            f"memory={memory!r} cannot be made a folder ({error.strerror}): name one in a place "
+            "that exists and that you may write to, or None."
+        ) from error
+
+
 def folder_of_memory(memory: Any) -> Path | None:
     """Return the folder in which a memory may keep features; None if it keeps nothing.
 
@@ -123,16 +152,7 @@ def folder_of_memory(memory: Any) -> Path | None:
     Path or None
         Where joblib keeps its own, so that ``memory.clear()`` removes the features too.
     """
-    if isinstance(memory, os.PathLike):
-        memory = os.fspath(memory)
-    try:
-        memory = check_memory(memory)
-    except OSError as error:  # joblib makes the folder
-        raise ValueError(
-            f"memory={memory!r} cannot be made a folder ({error.strerror}): name one in a place "
-            "that exists and that you may write to, or None."
-        ) from error
-    backend = getattr(memory, "store_backend", None)
+    backend = getattr(checked_memory(memory), "store_backend", None)
     if backend is None:
         return None
     if not isinstance(backend.location, str) or getattr(memory, "backend", "local") != "local":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defectcam.geometry import Geometry
+from defectcam.resizing import resize
 
 __all__ = ["Preprocess"]
 
@@ -89,12 +90,9 @@ class Preprocess(nn.Module):
         Returns
         -------
         Tensor of float32, shape (n, 3, h, w)
-            The network's input, contiguous. With ``resize="pad"`` an exported graph holds for the
-            one image size that it was exported with.
+            As `batch` makes it.
         """
-        if self.resize == "stretch":
-            return self._fit(pixels, (0, 0, *self.image_size))
-        return self._fit(pixels, self.geometry((pixels.shape[2], pixels.shape[3])).content)
+        return self.batch([*pixels.permute(0, 2, 3, 1).cpu().numpy()])
 
     def batch(
         self,
@@ -121,16 +119,23 @@ class Preprocess(nn.Module):
         ValueError
             If an image has another dtype or shape.
         """
+        for image in images:
+            _check_image(image)
         sizes = [image.shape[:2] for image in images] if original_sizes is None else original_sizes
         result = torch.empty(
             (len(images), 3, *self.image_size),
             device=self.mean.device,
             dtype=torch.float32,
             memory_format=torch.channels_last,
-        )
+        ).zero_()  # the mean colour, of the padding
         for place, image, size in zip(result, images, sizes, strict=True):
-            pixels = _as_tensor(image).to(self.mean.device)
-            place.copy_(self._fit(pixels.permute(2, 0, 1)[None], self.geometry(size).content)[0])
+            top, left, height, width = self.geometry(size).content
+            content = place[:, top : top + height, left : left + width]
+            lines = self._resized(image, (height, width)).reshape(height, -1)
+            # Whole lines of pixels are quicker than three channels at a time.
+            mean, std = (channel.flatten().repeat(width) for channel in (self.mean, self.std))
+            normalised = lines.div_(255).sub_(mean).div_(std)
+            content.copy_(normalised.view(height, width, 3).permute(2, 0, 1))
         return result
 
     def extra_repr(self) -> str:
@@ -138,33 +143,33 @@ class Preprocess(nn.Module):
         mean, std = (tuple(v.flatten().tolist()) for v in (self.mean, self.std))
         return f"image_size={self.image_size}, {mean=}, {std=}, resize={self.resize!r}"
 
-    def _fit(self, pixels: Tensor, content: tuple[int, int, int, int]) -> Tensor:
-        top, left, height, width = content
-        # Of the several memory formats, always one: their kernels round differently.
-        pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        resized = F.interpolate(
-            pixels, size=(height, width), mode="bilinear", align_corners=False, antialias=True
-        )
-        normalised = (resized / 255 - self.mean) / self.std
-        if (height, width) == self.image_size:
-            return normalised
-        bottom = self.image_size[0] - top - height
-        right = self.image_size[1] - left - width
-        return F.pad(normalised, (left, right, top, bottom))
+    def _resized(self, image: np.ndarray, size: tuple[int, int]) -> Tensor:
+        """Resize to height and width, shape ``(h, w, 3)`` in [0, 255], on this module's device."""
+        device = self.mean.device
+        if device.type == "cpu":
+            return torch.from_numpy(resize(image, size))
+        return _interpolate(image, size, device)
+
+
+def _interpolate(image: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Resize on an accelerator, which takes no sparse matrices."""
+    # A copy: torch takes no read-only arrays and no negative strides (a flipped view).
+    pixels = torch.from_numpy(image.copy()).to(device)
+    planes = pixels.permute(2, 0, 1)[None].float()
+    resized = F.interpolate(planes, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return resized[0].permute(1, 2, 0)
 
 
 def _per_channel(name: str, values: Sequence[float]) -> Tensor:
     tensor = torch.tensor([float(value) for value in values], dtype=torch.float32)
     if tensor.shape != (3,):
         raise ValueError(f"{name} must have 3 values (red, green, blue), got {len(tensor)}.")
-    return tensor.reshape(1, 3, 1, 1)
+    return tensor.reshape(3, 1, 1)
 
 
-def _as_tensor(image: np.ndarray) -> Tensor:
+def _check_image(image: np.ndarray) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(
             f"An RGB image, uint8 of shape (H, W, 3), expected, got {image.dtype} of shape "
             f"{image.shape}: use defectcam.images.read_image."
         )
-    # torch does not take read-only arrays or negative strides (a flipped view).
-    return torch.from_numpy(np.require(image, requirements=["C", "W"]))

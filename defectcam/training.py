@@ -34,6 +34,7 @@ CACHE_BATCH = 32
 History = dict[str, list[float]]
 HISTORY_COLUMNS = ("fold", "epoch", "loss", "train_accuracy", "seconds")
 EpochCallback = Callable[[dict[str, Any]], object]
+MakeCodebook = Callable[[NDArray[Any], int, int], Codebook]
 
 
 class TrainingDivergedError(RuntimeError):
@@ -298,14 +299,8 @@ def result_of_good_only(network: DefectCAMNetwork, cache: FeatureCache) -> FitRe
     )
 
 
-def fit_codebook(
-    cache: FeatureCache,
-    good_rows: NDArray[np.intp],
-    n_centres: int,
-    seed: int,
-    start: Codebook | None = None,
-) -> Codebook:
-    """Make or update a codebook from a bounded sample of the cached patches of good images."""
+def good_patches(cache: FeatureCache, good_rows: NDArray[np.intp], seed: int) -> NDArray[Any]:
+    """Draw a bounded sample of the cached patches of good images, shape (n, n_channels)."""
     assert cache.patches is not None
     per_image = -(-MAX_CODEBOOK_PATCHES // len(good_rows))
     rng = np.random.RandomState(seed)
@@ -315,7 +310,7 @@ def fit_codebook(
         patches = cache.patches_batch(torch.tensor([row]))[0].flatten(1).T.cpu()
         chosen = rng.choice(n_positions, min(per_image, n_positions), replace=False)
         sample.append(patches[torch.as_tensor(chosen)].numpy())
-    return Codebook.fit(np.concatenate(sample), n_centres, seed, start).to(cache.device)
+    return np.concatenate(sample)
 
 
 @dataclass
@@ -604,11 +599,23 @@ def add_codebook(
     folds: Sequence[Fold],
     n_centres: int,
     seed: int,
+    make_codebook: MakeCodebook = Codebook.fit,
 ) -> tuple[Tensor, list[Codebook]]:
     """Give the network its codebook and the cache its novelty maps.
 
     The cached patches are forgotten, unless students will read them. A codebook that the network
     has is updated.
+
+    Parameters
+    ----------
+    network : DefectCAMNetwork
+    cache : FeatureCache
+    is_good : ndarray of shape (n_images,), bool
+    folds : sequence of (train rows, held-out rows)
+    n_centres : int
+    seed : int
+    make_codebook : callable, optional
+        From patches, their number of centres and the seed to a codebook.
 
     Returns
     -------
@@ -618,14 +625,16 @@ def add_codebook(
     codebooks : list of Codebook
         Of the folds.
     """
-    network.codebook = fit_codebook(
-        cache, np.flatnonzero(is_good), n_centres, seed, network.codebook
-    )
+    before = network.codebook
+    make = make_codebook if before is None else partial(Codebook.fit, start=before)
+    patches = good_patches(cache, np.flatnonzero(is_good), seed)
+    network.codebook = make(patches, n_centres, seed).to(cache.device)
     cache.novelty = novelty_of_cached(network.codebook, cache)
     maps = cache.novelty.clone()
     codebooks = []
     for train_rows, held_out_rows in folds:
-        codebook = fit_codebook(cache, train_rows[is_good[train_rows]], n_centres, seed)
+        patches = good_patches(cache, train_rows[is_good[train_rows]], seed)
+        codebook = make_codebook(patches, n_centres, seed).to(cache.device)
         if len(held_out_rows):
             maps[torch.as_tensor(held_out_rows)] = novelty_of_cached(codebook, cache, held_out_rows)
         codebooks.append(codebook)

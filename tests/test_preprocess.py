@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from defectcam.preprocess import Preprocess
+from defectcam.preprocess import Preprocess, _interpolate
+from defectcam.resizing import resize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WAYS = ["stretch", "pad"]
@@ -160,14 +161,12 @@ def test_wrong_parameters_are_refused() -> None:
         Preprocess((16, 0), MEAN, STD)
 
 
-def test_it_exports_with_free_sizes_and_without_state() -> None:
-    preprocess = Preprocess(16, MEAN, STD)
-    n, height, width = (torch.export.Dim(name, min=2, max=5000) for name in ("n", "h", "w"))
-    program = torch.export.export(
-        preprocess,
-        (as_pixels(random_images([(20, 30)] * 2)),),
-        dynamic_shapes=({0: n, 2: height, 3: width},),
-    )
-    pixels = as_pixels(random_images([(41, 23)] * 3, seed=1))
-    assert torch.equal(program.module()(pixels), preprocess(pixels))
-    assert preprocess.state_dict() == {}
+def test_nothing_of_it_is_saved_with_weights() -> None:
+    assert Preprocess(16, MEAN, STD).state_dict() == {}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_accelerators_resize_as_the_processor_does(size: tuple[int, int]) -> None:
+    image = random_images([size])[0][::-1]  # a view that torch does not take
+    there = _interpolate(image, (24, 32), torch.device("cpu"))
+    torch.testing.assert_close(there, torch.from_numpy(resize(image, (24, 32))), atol=1e-3, rtol=0)

@@ -1,4 +1,4 @@
-"""The resize of exported graphs against torch's, for images and contents of all sizes."""
+"""The resize, on the processor and in exported graphs, against torch's, for all sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defectcam.geometry import Geometry
-from defectcam.resizing import resize_padded, resize_stretched
+from defectcam.resizing import resize, resize_padded, resize_stretched
 
 SIDES = st.integers(1, 300)
 INPUT_SIZES = st.tuples(st.integers(1, 70), st.integers(1, 70))
@@ -36,6 +36,10 @@ def test_stretched_images_are_torch_s(height: int, width: int, input_size: tuple
     assert resized.shape == (1, 3, *input_size)
     expected = resized_by_torch(pixels, input_size)
     torch.testing.assert_close(resized, expected, atol=TOLERANCE, rtol=0)
+    on_the_processor = torch.from_numpy(resize(pixels[0].numpy(), input_size))
+    assert on_the_processor.shape == (*input_size, 3)
+    # The same weights, summed in another order.
+    torch.testing.assert_close(on_the_processor, resized[0].permute(1, 2, 0), atol=1e-3, rtol=0)
 
 
 @given(SIDES, SIDES, INPUT_SIZES, st.sampled_from([1, 2, 4, 8]))
