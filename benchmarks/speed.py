@@ -12,7 +12,8 @@ leave it alone meanwhile. --only picks parts:
   arrays   localize over arrays in memory beside the bare backbone's forward pass
   files    localize over JPEG files beside decoding alone and the forward pass alone
   peak     peak memory of fit above the imported libraries, for N and 10 N images
-  search   GridSearchCV, 5 folds by 4 settings, with and without `memory`
+  search   GridSearchCV, 5 folds by 4 settings, with and without `memory`: of parameters that decide
+           after the training, and of parameters of the training
   growth   fit and localize for more and more images
   profile  where the time of fit and of localize with boxes goes
 
@@ -62,7 +63,10 @@ SEED = 0
 NO_STEP = 1e-30  # a learning rate that leaves the first weights as they are
 N_SHOWN = 32  # images that a classifier is fitted on where only its localize is timed
 N_WARM_UP = 10  # images of a fit that is not measured
-GRID = {"pooling_fraction": [0.01, 0.02], "learning_rate": [1e-4, 3e-4]}
+GRIDS = {
+    "decisions": {"threshold": ["balanced", "recall>=0.95"], "min_area": [1, 100]},
+    "trainings": {"pooling_fraction": [0.01, 0.02], "learning_rate": [1e-4, 3e-4]},
+}
 
 
 class Subject:
@@ -268,26 +272,35 @@ def search(subject: Subject) -> Figures:
     images, labels = subject.shortened(subject.options.grid_images)
     epochs = {"max_epochs": subject.options.epochs} if subject.options.epochs else {}
     subject.classifier(**epochs | {"max_epochs": 1}).fit(images, labels)  # warm-up
+    figures: Figures = {"images": len(images), "settings x folds": "4 x 5"}
+    for name in subject.options.grids:
+        figures |= {f"{name}: {what}": value for what, value in searched(subject, name).items()}
+    return figures
+
+
+def searched(subject: Subject, name: str) -> Figures:
+    images, labels = subject.shortened(subject.options.grid_images)
+    epochs = {"max_epochs": subject.options.epochs} if subject.options.epochs else {}
     folds = StratifiedKFold(5, shuffle=True, random_state=SEED)
     seconds: dict[str, list[float]] = {"without": [], "with": []}
     scores = []
     for repeat in range(subject.options.grid_repeats):
-        for name, times in seconds.items():
-            memory = new_folder(subject.scratch, f"search {repeat}") if name == "with" else None
-            clf = subject.classifier(**epochs, memory=memory)
-            grid = GridSearchCV(clf, GRID, cv=folds, scoring="balanced_accuracy", refit=False)
+        place = new_folder(subject.scratch, f"{name} {repeat}")
+        for kind, times in seconds.items():
+            clf = subject.classifier(**epochs, memory=place if kind == "with" else None)
+            grid = GridSearchCV(
+                clf, GRIDS[name], cv=folds, scoring="balanced_accuracy", refit=False
+            )
             times.append(timed(lambda grid=grid: grid.fit(images, labels)))
             scores.append(grid.cv_results_["mean_test_score"])
-    median = {name: float(np.median(times)) for name, times in seconds.items()}
+    median = {kind: float(np.median(times)) for kind, times in seconds.items()}
     return {
-        "images": len(images),
-        "settings x folds": "4 x 5",
         "searches each": subject.options.grid_repeats,
         "without memory, seconds": median["without"],
         "with memory, seconds": median["with"],
         "without / with": median["without"] / median["with"],
         "scores are equal": all(bool((score == scores[0]).all()) for score in scores),
-        "memory on disk, MB": size_of(subject.scratch / "search 0") / 1e6,
+        "memory on disk, MB": size_of(place) / 1e6,
     }
 
 
@@ -368,6 +381,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peak-images", type=int, default=40, help="N of peak")
     parser.add_argument("--grid-images", type=int, default=60, help="images of search")
     parser.add_argument("--grid-repeats", type=int, default=1, help="searches of each kind")
+    parser.add_argument("--grids", nargs="+", default=list(GRIDS), choices=GRIDS)
     parser.add_argument("--least-images", type=int, default=200, help="where growth begins")
     parser.add_argument("--max-images", type=int, default=800, help="where growth ends")
     parser.add_argument("--recipe-size", type=int, default=224, help="the recipe's image_size")

@@ -246,7 +246,7 @@ PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
             "memory",
             None,
             _or_none(str),
-            "folder where features are kept for the next fits on these images; none: nowhere",
+            "folder where features and trainings are kept for the next fits; none: nowhere",
             metavar="DIR",
         ),
         _Parameter("device", "auto", str, "auto, cpu, cuda, cuda:1, mps, ..."),
