@@ -10,9 +10,7 @@ from collections.abc import Callable
 #: No function of a list calls another one of it.
 FIT_STEPS = {
     "check that files can be read": ("images.py", "check_readable"),
-    "wait for decoded images": ("threads.py", "_ordered_results"),
-    "preprocess": ("preprocess.py", "batch"),
-    "thumbnails, near-duplicates": ("duplicates.py", "thumbnail"),
+    "wait for images: decoding, resizing": ("threads.py", "_ordered_results"),
     "trunk, all views": ("network.py", "trunk_features"),
     "codebooks": ("training.py", "add_codebook"),
     "epochs of the tails": ("training.py", "_epoch"),
@@ -22,8 +20,7 @@ FIT_STEPS = {
     "thresholds and scales": ("classifier.py", "_calibrate"),
 }
 LOCALIZE_STEPS = {
-    "wait for decoded images": ("threads.py", "_ordered_results"),
-    "preprocess": ("preprocess.py", "batch"),
+    "wait for images: decoding, resizing": ("threads.py", "_ordered_results"),
     "trunk": ("network.py", "trunk_features"),
     "tail": ("network.py", "level_features"),
     "evidence": ("heads.py", "level_evidence"),

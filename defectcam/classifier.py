@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import os
 import platform
 import threading
@@ -78,8 +79,8 @@ from defectcam.images import (
     ImageReadError,
     check_readable,
     content_hashes,
+    map_reduced_images,
     read_images,
-    read_reduced_images,
 )
 from defectcam.incremental import (
     Course,
@@ -1384,25 +1385,19 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         thumbnails: list[NDArray[np.uint8]] | None = None,
     ) -> Iterator[tuple[torch.Tensor, list[Geometry]]]:
         """Read and preprocess images, ``batch_size`` at a time; add to ``thumbnails``, if given."""
-        images: list[NDArray[np.uint8]] = []
-        sizes: list[tuple[int, int]] = []
 
-        def finished() -> tuple[torch.Tensor, list[Geometry]]:
-            pixels = preprocess.batch(images, sizes)
-            geometries = [preprocess.geometry(size) for size in sizes]
-            images.clear()
-            sizes.clear()
-            return pixels, geometries
+        def prepare(
+            image: NDArray[np.uint8], size: tuple[int, int]
+        ) -> tuple[torch.Tensor, Geometry, NDArray[np.uint8] | None]:
+            small = None if thumbnails is None else thumbnail(image)
+            return preprocess.prepare(image, size), preprocess.geometry(size), small
 
-        for image, size in read_reduced_images(items, preprocess.image_size, n_workers=self.n_jobs):
-            images.append(image)
-            sizes.append(size)
+        prepared = map_reduced_images(prepare, items, preprocess.image_size, n_workers=self.n_jobs)
+        while batch := list(itertools.islice(prepared, self.batch_size)):
+            pixels, geometries, small = zip(*batch, strict=True)
             if thumbnails is not None:
-                thumbnails.append(thumbnail(image))
-            if len(images) == self.batch_size:
-                yield finished()
-        if images:
-            yield finished()
+                thumbnails.extend(small)
+            yield torch.stack(pixels).permute(0, 3, 1, 2), list(geometries)
 
     # --- Prediction ---------------------------------------------------------------------------
 

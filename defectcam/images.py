@@ -240,9 +240,36 @@ def read_reduced_images(
     image, original_size
         As `read_reduced` returns them.
     """
+    return map_reduced_images(lambda *read: read, sources, min_size, n_workers=n_workers)
 
-    def read(item: tuple[int, ImageSource]) -> tuple[np.ndarray, tuple[int, int]]:
-        return _numbered(item, lambda source: read_reduced(source, min_size))
+
+def map_reduced_images(
+    function: Callable[[np.ndarray, tuple[int, int]], _T],
+    sources: Iterable[ImageSource],
+    min_size: tuple[int, int],
+    *,
+    n_workers: int | None = None,
+) -> Generator[_T, None, None]:
+    """Read many images as `read_reduced_images` does, and map them in the reader threads.
+
+    Parameters
+    ----------
+    function : callable
+        Takes an image and its original size; called from several threads at once.
+    sources : iterable
+        As for `read_images`.
+    min_size : (int, int)
+        As for `read_reduced`.
+    n_workers : int, optional
+        As for `read_images`.
+
+    Yields
+    ------
+    What `function` returns, in the order of `sources`.
+    """
+
+    def read(item: tuple[int, ImageSource]) -> _T:
+        return function(*_numbered(item, lambda source: read_reduced(source, min_size)))
 
     return ordered_map(read, enumerate(_not_one_path(sources)), n_workers)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -119,36 +120,53 @@ class Preprocess(nn.Module):
         ValueError
             If an image has another dtype or shape.
         """
-        for image in images:
-            _check_image(image)
-        sizes = [image.shape[:2] for image in images] if original_sizes is None else original_sizes
-        result = torch.empty(
-            (len(images), 3, *self.image_size),
-            device=self.mean.device,
-            dtype=torch.float32,
-            memory_format=torch.channels_last,
-        ).zero_()  # the mean colour, of the padding
-        for place, image, size in zip(result, images, sizes, strict=True):
-            top, left, height, width = self.geometry(size).content
-            content = place[:, top : top + height, left : left + width]
-            lines = self._resized(image, (height, width)).reshape(height, -1)
-            # Whole lines of pixels are quicker than three channels at a time.
-            mean, std = (channel.flatten().repeat(width) for channel in (self.mean, self.std))
-            normalised = lines.div_(255).sub_(mean).div_(std)
-            content.copy_(normalised.view(height, width, 3).permute(2, 0, 1))
-        return result
+        sizes = [None] * len(images) if original_sizes is None else original_sizes
+        prepared = [self.prepare(*pair) for pair in zip(images, sizes, strict=True)]
+        if not prepared:
+            return torch.empty((0, 3, *self.image_size), device=self.mean.device)
+        return torch.stack(prepared).permute(0, 3, 1, 2)
+
+    def prepare(self, image: np.ndarray, original_size: tuple[int, int] | None = None) -> Tensor:
+        """Preprocess one image, as a part of a batch; may run in several threads at once.
+
+        Parameters
+        ----------
+        image : uint8 array, shape (H, W, 3)
+        original_size : (int, int), optional
+            As for `batch`.
+
+        Returns
+        -------
+        Tensor of float32, shape (h, w, 3)
+            On this module's device. Stacked and permuted they are what `batch` returns.
+        """
+        _check_image(image)
+        size = (image.shape[0], image.shape[1]) if original_size is None else original_size
+        top, left, height, width = self.geometry(size).content
+        if self.mean.device.type == "cpu":
+            content = torch.from_numpy(self._normalised(image, (height, width)))
+        else:
+            pixels = _interpolate(image, (height, width), self.mean.device)
+            content = (pixels / 255 - self.mean.flatten()) / self.std.flatten()
+        if (height, width) == self.image_size:
+            return content
+        bottom, right = self.image_size[0] - top - height, self.image_size[1] - left - width
+        return F.pad(content, (0, 0, left, right, top, bottom))  # with the mean colour
 
     def extra_repr(self) -> str:
         """Return the parameters, for `repr`."""
         mean, std = (tuple(v.flatten().tolist()) for v in (self.mean, self.std))
         return f"image_size={self.image_size}, {mean=}, {std=}, resize={self.resize!r}"
 
-    def _resized(self, image: np.ndarray, size: tuple[int, int]) -> Tensor:
-        """Resize to height and width, shape ``(h, w, 3)`` in [0, 255], on this module's device."""
-        device = self.mean.device
-        if device.type == "cpu":
-            return torch.from_numpy(resize(image, size))
-        return _interpolate(image, size, device)
+    def _normalised(self, image: np.ndarray, size: tuple[int, int]) -> NDArray[np.float32]:
+        """Resize and normalise by NumPy and SciPy, which start no threads of their own."""
+        height, width = size
+        # Whole lines of pixels are quicker than three channels at a time.
+        lines = resize(image, size).reshape(height, -1)
+        lines /= 255
+        lines -= np.tile(self.mean.flatten().numpy(), width)
+        lines /= np.tile(self.std.flatten().numpy(), width)
+        return lines.reshape(height, width, 3)
 
 
 def _interpolate(image: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:
@@ -164,7 +182,7 @@ def _per_channel(name: str, values: Sequence[float]) -> Tensor:
     tensor = torch.tensor([float(value) for value in values], dtype=torch.float32)
     if tensor.shape != (3,):
         raise ValueError(f"{name} must have 3 values (red, green, blue), got {len(tensor)}.")
-    return tensor.reshape(3, 1, 1)
+    return tensor.reshape(1, 3, 1, 1)
 
 
 def _check_image(image: np.ndarray) -> None:
