@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,10 @@ def test_codebooks_are_shared_where_the_training_differs(
     ids=str,
 )
 def test_another_training_is_another(tiny_classifier, arrays, tmp_path, learned, changes):
-    tiny_classifier(memory=tmp_path, precision="float32").fit(arrays, Y)
+    settings: dict[str, Any] = {"precision": "float32", "max_epochs": 1}
+    tiny_classifier(memory=tmp_path, **settings).fit(arrays, Y)
     learned.update(epochs=0)
-    settings = {"precision": "float32"} | changes
+    settings |= changes
     found = tiny_classifier(memory=tmp_path, **settings).fit(arrays, Y)
     assert learned["epochs"] > 0
     assert_same(found, tiny_classifier(**settings).fit(arrays, Y), arrays)
@@ -152,11 +154,12 @@ def another_image(images: list, y: list) -> dict[str, Any]:
 def test_other_images_and_labels_are_another_training(
     tiny_classifier, arrays, tmp_path, learned, call: Callable[..., dict[str, Any]]
 ):
-    tiny_classifier(memory=tmp_path).fit(arrays, Y)
+    make = partial(tiny_classifier, max_epochs=1)
+    make(memory=tmp_path).fit(arrays, Y)
     learned.update(epochs=0)
-    found = tiny_classifier(memory=tmp_path).fit(**call(arrays, Y.tolist()))
+    found = make(memory=tmp_path).fit(**call(arrays, Y.tolist()))
     assert learned["epochs"] > 0
-    assert_same(found, tiny_classifier().fit(**call(arrays, Y.tolist())), arrays)
+    assert_same(found, make().fit(**call(arrays, Y.tolist())), arrays)
 
 
 def test_weights_to_start_from_count(tiny_classifier, arrays, tmp_path, learned):

@@ -166,7 +166,7 @@ def test_nothing_of_it_is_saved_with_weights() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_accelerators_resize_as_the_processor_does(size: tuple[int, int]) -> None:
+def test_gpus_resize_as_the_processor_does(size: tuple[int, int]) -> None:
     image = random_images([size])[0][::-1]  # a view that torch does not take
     there = _interpolate(image, (24, 32), torch.device("cpu"))
     torch.testing.assert_close(there, torch.from_numpy(resize(image, (24, 32))), atol=1e-3, rtol=0)
