@@ -270,8 +270,7 @@ def peak(subject: Subject) -> Figures:
 
 def search(subject: Subject) -> Figures:
     images, labels = subject.shortened(subject.options.grid_images)
-    epochs = {"max_epochs": subject.options.epochs} if subject.options.epochs else {}
-    subject.classifier(**epochs | {"max_epochs": 1}).fit(images, labels)  # warm-up
+    subject.classifier(max_epochs=1).fit(images, labels)  # warm-up
     figures: Figures = {"images": len(images), "settings x folds": "4 x 5"}
     for name in subject.options.grids:
         figures |= {f"{name}: {what}": value for what, value in searched(subject, name).items()}

@@ -71,7 +71,7 @@ from defectcam.explorer import Explorer, explore
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.feature_store import FeatureStore, StoredImage, fingerprint, folder_of_memory
 from defectcam.fingerprint import Fingerprint, fingerprint_of_rows
-from defectcam.fit_memory import Learned, codebook_maker, identity_of_training, learn_once
+from defectcam.fit_memory import codebook_maker, identity_of_training, learn_once
 from defectcam.folds import stratified_group_folds
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
@@ -844,8 +844,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 if n_kept:
                     records = new_records(labels, targets, weighed.weights, thumbnails, seed)
                     keeper = Keeper(cache, judged_in_folds(records, folds), is_defect, n_kept)
-                learn = partial(
-                    self._learn,
+                train = partial(
+                    self._train,
                     network,
                     cache,
                     classes,
@@ -856,7 +856,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                     preprocess.image_size,
                     checkpoint,
                 )
-                if self._learns_once and images is None and checkpoint is None:
+                # Callbacks wait for epochs, and tiles for the folds' tails.
+                is_plain = self.callbacks is None and images is None and checkpoint is None
+                if is_plain and folder_of_memory(self.memory) is not None:
                     identity = identity_of_training(
                         network,
                         self.get_params(deep=False),
@@ -867,9 +869,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                         labels=labels.tolist(),
                         weights=weighed.weights.tolist(),
                     )
-                    network, trained = learn_once(self.memory, identity, learn)
+                    network, trained = learn_once(self.memory, identity, network, train)
                 else:
-                    network, trained = learn()
+                    trained = train()
         result = trained.result
         if checkpoint is not None:
             checkpoint.is_complete = not result.interrupted
@@ -915,14 +917,6 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         check_threshold(self.threshold)
         check_callbacks(self.callbacks)
         folder_of_memory(self.memory)
-
-    @property
-    def _learns_once(self) -> bool:
-        """Whether a memory is asked for the training: callbacks wait for epochs."""
-        return folder_of_memory(self.memory) is not None and self.callbacks is None
-
-    def _learn(self, network: DefectCAMNetwork, *arguments: Any) -> Learned:
-        return Learned(network, self._train(network, *arguments))
 
     def _train(
         self,

@@ -527,8 +527,9 @@ def _quantised(model: Any, images: list[Any], clf: DefectCAMClassifier, is_padde
         quantised = onnx.load(target)
         onnx.helper.set_model_props(quantised, description)
         target.write_bytes(quantised.SerializeToString())
-        bias = float(np.median(_log_odds(target, images) - _log_odds(source, images)))
-    _shift_intercept(quantised, -bias)
+        moved = _log_odds(target, images) - _log_odds(source, images)
+    if np.isfinite(moved).any():
+        _shift_intercept(quantised, -float(np.nanmedian(moved)))
     onnx.checker.check_model(quantised)
     return quantised
 
@@ -571,8 +572,10 @@ def _codebook_product(graph: Any) -> list[Any]:
 
 
 def _log_odds(path: Path, images: list[Any]) -> NDArray[np.float64]:
+    """Log-odds of a defect; NaN where rounding has made the probability 0 or 1, or nearly so."""
     probability = np.array([found.probability for found in Inspector(path).localize_iter(images)])
-    return logit(probability.clip(1e-6, 1 - 1e-6))
+    is_open = (probability > 1e-6) & (probability < 1 - 1e-6)
+    return logit(np.where(is_open, probability, np.nan))
 
 
 def _shift_intercept(model: Any, by: float) -> None:

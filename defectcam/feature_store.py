@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import PIL
 import safetensors.torch
+import scipy
 import timm
 import torch
 import torchvision
@@ -34,7 +35,7 @@ from defectcam.preprocess import Preprocess
 __all__ = ["FeatureStore", "StoredImage", "checked_memory", "fingerprint", "folder_of_memory"]
 
 #: Version of a file's layout and of what the features in it mean; it grows with every change.
-LAYOUT = 1
+LAYOUT = 2
 
 _DIGEST_SIZE = 16  # bytes, of all hashes here
 
@@ -200,6 +201,7 @@ def fingerprint(
             "timm": timm.__version__,
             "pillow": PIL.__version__,
             "opencv": cv2.__version__,
+            "scipy": scipy.__version__,
         },
         "device": next(network.parameters()).device.type,
         "backbone": backbone,

@@ -82,8 +82,10 @@ def identity_of_training(
     return digest_of([features, digest_of_weights(network), *told])
 
 
-def learn_once(memory: Any, identity: str, learn: Callable[[], Learned]) -> Learned:
-    """Learn, or recall what the same training has learned before.
+def learn_once(
+    memory: Any, identity: str, network: DefectCAMNetwork, train: Callable[[], Trained]
+) -> Learned:
+    """Train, or recall what the same training has learned before.
 
     Parameters
     ----------
@@ -91,12 +93,18 @@ def learn_once(memory: Any, identity: str, learn: Callable[[], Learned]) -> Lear
         As the parameter of scikit-learn's `Pipeline`.
     identity : str
         Of the training.
-    learn : callable
-        Trains. What it returns is kept unless it was interrupted.
+    network : DefectCAMNetwork
+    train : callable
+        Trains it. What is learned is kept unless the training was interrupted.
+
+    Returns
+    -------
+    Learned
+        Its network is the given one only where that was trained.
     """
-    recall = checked_memory(memory).cache(_learn, ignore=["learn"])
+    recall = checked_memory(memory).cache(_learn, ignore=["network", "train"])
     try:
-        return recall(identity, VERSIONS, learn)
+        return recall(identity, VERSIONS, network, train)
     except _InterruptedError as interrupted:
         return interrupted.learned
 
@@ -107,8 +115,13 @@ def _make_codebook(
     return Codebook.fit(patches, n_centres, random_state)
 
 
-def _learn(identity: str, versions: tuple[str, ...], learn: Callable[[], Learned]) -> Learned:
-    network, trained = learn()
+def _learn(
+    identity: str,
+    versions: tuple[str, ...],
+    network: DefectCAMNetwork,
+    train: Callable[[], Trained],
+) -> Learned:
+    trained = train()
     # The folds' tails have done their work, and would be most of what is kept.
     lean = trained._replace(result=trained.result._replace(tails=(), biases=()))
     learned = Learned(network, lean)

@@ -256,12 +256,8 @@ def map_reduced_images(
     ----------
     function : callable
         Takes an image and its original size; called from several threads at once.
-    sources : iterable
-        As for `read_images`.
-    min_size : (int, int)
-        As for `read_reduced`.
-    n_workers : int, optional
-        As for `read_images`.
+    sources, min_size, n_workers
+        As for `read_reduced_images`.
 
     Yields
     ------

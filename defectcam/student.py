@@ -34,8 +34,8 @@ DEFECTIVE_WEIGHT = 0.25
 #: teacher's blur nor single images.
 INVERSE_REGULARISATION = 4.0
 
-#: Images whose features are computed together. All levels of each lie on the finest grid then, so
-#: more would be what a fit's peak of memory is.
+#: Images whose features are computed together: all levels on the finest grid, so that a fit's peak
+#: of memory would be here if they were many more.
 BATCH_SIZE = 8
 
 #: From rows of images to their features, finest first.

@@ -173,8 +173,10 @@ def test_another_fit_is_refused_and_the_file_stays(quick, parts, tmp_path):
             quick(cv=None, **other).fit(*data, resume=resume)
         assert "remove the file" in str(caught.value)
         assert resume.read_bytes() == before
-    quick(cv=None, max_boxes=1, n_jobs=2, verbose=1).fit(images, y, resume=resume)
+    settings = {"max_boxes": 1, "n_jobs": 2, "verbose": 1, "threshold": 0.25}
+    clf = quick(cv=None, **settings).fit(images, y, resume=resume)
     assert not resume.exists()  # those change no weight
+    assert clf.threshold_ == 0.25
 
 
 def test_other_weights_to_start_from_are_refused(quick, parts, undisturbed, tmp_path):
