@@ -2,8 +2,8 @@
 
 Owns the arithmetic of the resize, on the processor and in exported graphs, for images of any size,
 in any place of the network's input. Engines read ONNX's antialiased `Resize` in different ways, or
-slowly; a product of matrices means the same everywhere, and where the matrix is sparse it takes a
-third of the time that PyTorch's own resize does. What else is done to pixels is the matter of
+slowly; a product of matrices means the same everywhere, and with sparse ones it is quicker than
+PyTorch's own resize. What else is done to pixels is the matter of
 `preprocess` and `graph`, where images come to lie in the input `geometry`'s.
 """
 
