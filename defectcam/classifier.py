@@ -9,11 +9,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import itertools
 import os
 import platform
 import threading
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,8 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.metrics import accuracy_score
-from sklearn.model_selection import StratifiedKFold
-from sklearn.utils import Tags, check_random_state, compute_class_weight
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
@@ -55,6 +52,18 @@ from defectcam.calibration import (
 )
 from defectcam.callbacks import HOOKS, check_callbacks, told_to_stop, train_begins, train_ends
 from defectcam.checkpoints import FitCheckpoint, digest_of, digest_of_weights
+from defectcam.cross_fitting import (
+    FitResult,
+    Fold,
+    add_codebook,
+    judge_then_train,
+    result_of_good_only,
+    student_features_of,
+    train_with_folds,
+    training_folds,
+    training_folds_of_images,
+    update_codebook,
+)
 from defectcam.diagnostics import (
     rank_suspects,
     warn_if_chance,
@@ -64,22 +73,21 @@ from defectcam.diagnostics import (
     warn_if_suspects,
 )
 from defectcam.drift import Drift, describe_images, measure_drift
-from defectcam.duplicates import duplicate_groups, duplicate_pairs, thumbnail
+from defectcam.duplicates import duplicate_groups, duplicate_pairs
 from defectcam.evaluation import Evaluation, evaluate
 from defectcam.exceptions import warn_caller
 from defectcam.explorer import Explorer, explore
 from defectcam.feature_cache import VIEWS, FeatureCache
-from defectcam.feature_store import FeatureStore, StoredImage, fingerprint, folder_of_memory
+from defectcam.feature_filling import fill_cache, preprocessed_batches
+from defectcam.feature_store import FeatureStore, fingerprint, folder_of_memory
 from defectcam.fingerprint import Fingerprint, fingerprint_of_rows
 from defectcam.fit_memory import codebook_maker, identity_of_training, learn_once
-from defectcam.folds import stratified_group_folds
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
 from defectcam.images import (
     ImageReadError,
     check_readable,
     content_hashes,
-    map_reduced_images,
     read_images,
 )
 from defectcam.incremental import (
@@ -97,22 +105,11 @@ from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
 from defectcam.replay import Keeper, ReplayMemory, judged_in_folds, new_records
 from defectcam.results import Localization
-from defectcam.sample_weights import WeighedRows, weigh_rows
+from defectcam.sample_weights import WeighedRows, class_weights, weigh_rows
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 from defectcam.student import draw_all, fit_students
 from defectcam.tile_model import TileModel
-from defectcam.training import (
-    FitResult,
-    Fold,
-    TailTraining,
-    TrainingOptions,
-    add_codebook,
-    judge_then_train,
-    result_of_good_only,
-    student_features_of,
-    train_with_folds,
-    update_codebook,
-)
+from defectcam.training import TailTraining, TrainingOptions
 from defectcam.validation import (
     check_class_weight,
     check_device,
@@ -164,9 +161,6 @@ VGG16_CAM: dict[str, Any] = {
 #: ``max_epochs="auto"``: images seen in a training, fewest and most epochs.
 AUTO_IMAGES_SEEN = 6000
 AUTO_EPOCHS = (8, 10)
-
-#: Folds where there are only good images: each costs a codebook, none a training.
-GOOD_ONLY_FOLDS = 10
 
 #: ``replay_size=None``: images that `partial_fit` keeps.
 AUTO_REPLAY_SIZE = 400
@@ -289,7 +283,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Stop after an epoch with at least this share of training images right.
     augmentation : {"flips", "horizontal_flip", "none"}, default="flips"
         Views of each training image; each is one more trunk pass.
-    cv : int or None, default=3
+    cv : int or None, default=2
         Number of folds. Beside the tail that is trained on all images, one is trained without each
         fold and scores it; these held-out scores decide thresholds and scales. None: thresholds
         rest on the training images themselves. Good images alone, for which no tail is trained, are
@@ -533,7 +527,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         n_iter_no_change: int = 3,
         stop_at_train_accuracy: float | None = None,
         augmentation: str = "flips",
-        cv: int | None = 3,
+        cv: int | None = 2,
         heatmap: str = "fused",
         threshold: str | float = "balanced",
         box_threshold: float = 1.0,
@@ -817,7 +811,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         if checkpoint is not None:
             seed = self._begin(checkpoint, seed, hashes, weighed, labels)
         if not only_good:
-            self._class_weight(classes, targets, weighed.weights)  # refuse a wrong one early
+            self._class_weights(classes, targets, weighed.weights)  # refuse a wrong one early
         warn_if_only_good(is_defect)
         first = slice(None) if images is None else np.unique(images[weighed.rows], True)[1]
         warn_if_few_defects(is_defect[first])
@@ -837,9 +831,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                     pairs = duplicate_pairs(thumbnails)
                     warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
                     groups = duplicate_groups(pairs, len(targets))
-                    folds = self._folds(labels, targets, groups, seed)
+                    folds = training_folds(labels, targets, groups, self.cv, seed)
                 else:
-                    folds = self._folds_of_images(labels, targets, images[weighed.rows], seed)
+                    of = images[weighed.rows]
+                    folds = training_folds_of_images(labels, targets, of, self.cv, seed)
                 keeper = None
                 if n_kept:
                     records = new_records(labels, targets, weighed.weights, thumbnails, seed)
@@ -1003,7 +998,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             cache=cache,
             targets=torch.as_tensor(targets),
             good=classes.good,
-            class_weight=self._class_weight(classes, targets, weights),
+            class_weight=self._class_weights(classes, targets, weights),
             sample_weight=torch.as_tensor(weights, dtype=torch.float32),
             options=options,
             seed=seed,
@@ -1200,75 +1195,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             patience=self.n_iter_no_change if self.early_stopping else None,
         )
 
-    def _class_weight(
+    def _class_weights(
         self, classes: Classes, targets: NDArray[np.int64], weights: NDArray[np.float64]
     ) -> torch.Tensor:
-        if self.class_weight == "balanced":
-            totals = np.bincount(targets, weights, minlength=len(classes.labels))
-            # A class that is yet to come has no image whose weight could matter.
-            weights = totals.sum() / (len(totals) * np.where(totals > 0, totals, np.inf))
-        elif isinstance(self.class_weight, Real):
-            weights = np.full(len(classes.labels), float(self.class_weight))
-            weights[classes.good] = 1.0
-        else:
-            weights = compute_class_weight(
-                self.class_weight, classes=classes.labels, y=classes.labels[targets]
-            )
-        return torch.as_tensor(weights, dtype=torch.float32)
-
-    def _folds(
-        self,
-        labels: NDArray[Any],
-        targets: NDArray[np.int64],
-        groups: NDArray[np.int64],
-        seed: int,
-    ) -> list[Fold]:
-        """Split the training images, by defect type where each type has enough images.
-
-        Near-duplicates stay on one side where that leaves images of each class on both.
-        """
-        if self.cv is None:
-            return []
-        _, per_class = np.unique(targets, return_counts=True)
-        # Of few good images, what is left for a codebook should be nearly all that the model has.
-        wanted = max(self.cv, GOOD_ONLY_FOLDS) if len(per_class) == 1 else self.cv
-        n_splits = min(wanted, int(per_class.min()))
-        if n_splits < 2:
-            warn_caller(
-                "A class has a single training image, so none can be held out: thresholds rest on "
-                "the training images themselves. Give at least two images of each class."
-            )
-            return []
-        _, strata, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        rare = counts[strata] < n_splits
-        strata = np.where(rare, len(counts) + targets, strata)
-        with warnings.catch_warnings():  # rare types together may still be fewer than the folds
-            warnings.filterwarnings("ignore", message="The least populated class")
-            if n_splits <= len(np.unique(groups)) < len(groups):
-                folds = stratified_group_folds(strata, groups, n_splits, seed)
-                n_present = [len(np.unique(targets[rows])) for fold in folds for rows in fold]
-                if min(n_present) == len(per_class):
-                    return folds
-            shuffled = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
-            return list(shuffled.split(targets, strata))
-
-    def _folds_of_images(
-        self,
-        labels: NDArray[Any],
-        targets: NDArray[np.int64],
-        images: NDArray[np.intp],
-        seed: int,
-    ) -> list[Fold]:
-        """Split tiles so that those of an image stay together."""
-        numbers, first = np.unique(images, return_index=True)
-        folds = self._folds(labels[first], targets[first], np.arange(len(first)), seed)
-        return [
-            (
-                np.flatnonzero(np.isin(images, numbers[train])),
-                np.flatnonzero(np.isin(images, numbers[held_out])),
-            )
-            for train, held_out in folds
-        ]
+        found = class_weights(self.class_weight, classes.labels, classes.good, targets, weights)
+        return torch.as_tensor(found, dtype=torch.float32)
 
     def _on_epoch(self, record: dict[str, Any], bar: tqdm) -> bool:
         bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{record['train_accuracy']:.3f}")
@@ -1329,69 +1260,31 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         store = self._feature_store(network, preprocess, cache)
         chosen = [items[row] for row in rows]
         try:
-            return self._fill_from(store, cache, network, preprocess, chosen, hashes)
+            with tqdm(
+                total=len(rows), desc="features", unit="image", disable=not self.verbose
+            ) as bar:
+                return fill_cache(
+                    cache,
+                    network,
+                    preprocess,
+                    chosen,
+                    n_workers=self.n_jobs,
+                    store=store,
+                    hashes=hashes,
+                    report=bar.update,
+                )
         except ImageReadError:
             if len(rows) != len(items) or (np.diff(rows) != 1).any():
                 _complain_in_place(items, rows)
             raise
 
-    def _fill_from(
-        self,
-        store: FeatureStore | None,
-        cache: FeatureCache,
-        network: DefectCAMNetwork,
-        preprocess: Preprocess,
-        items: list[Any],
-        hashes: Sequence[str],
-    ) -> list[NDArray[np.uint8]]:
-        """Fill the cache, by the trunk with what the store does not have; return thumbnails."""
-        thumbnails: dict[int, NDArray[np.uint8]] = {}
-        if store is not None:
-            for row, image in enumerate(hashes):
-                if (kept := store.read(image)) is not None:
-                    cache.put(row, kept.features)
-                    thumbnails[row] = kept.thumbnail
-        missing = [row for row in range(len(items)) if row not in thumbnails]
-        fresh: list[NDArray[np.uint8]] = []
-
-        def keep(rows: Sequence[int]) -> None:
-            for row, small in zip(rows, fresh[-len(rows) :], strict=True):
-                thumbnails[row] = small
-                if store is not None:
-                    store.write(hashes[row], StoredImage(cache.image(row), small))
-
-        pixels = self._pixels([items[row] for row in missing], preprocess, fresh)
-        cache.fill(network, pixels, missing, keep)
-        return [thumbnails[row] for row in range(len(items))]
-
-    def _pixels(
-        self, items: list[Any], preprocess: Preprocess, thumbnails: list[NDArray[np.uint8]]
-    ) -> Iterator[torch.Tensor]:
-        with tqdm(total=len(items), desc="features", unit="image", disable=not self.verbose) as bar:
-            for pixels, geometries in self._batches(items, preprocess, thumbnails):
-                yield pixels
-                bar.update(len(geometries))
-
     def _batches(
-        self,
-        items: Iterable[Any],
-        preprocess: Preprocess,
-        thumbnails: list[NDArray[np.uint8]] | None = None,
+        self, items: Iterable[Any], preprocess: Preprocess
     ) -> Iterator[tuple[torch.Tensor, list[Geometry]]]:
-        """Read and preprocess images, ``batch_size`` at a time; add to ``thumbnails``, if given."""
-
-        def prepare(
-            image: NDArray[np.uint8], size: tuple[int, int]
-        ) -> tuple[torch.Tensor, Geometry, NDArray[np.uint8] | None]:
-            small = None if thumbnails is None else thumbnail(image)
-            return preprocess.prepare(image, size), preprocess.geometry(size), small
-
-        prepared = map_reduced_images(prepare, items, preprocess.image_size, n_workers=self.n_jobs)
-        while batch := list(itertools.islice(prepared, self.batch_size)):
-            pixels, geometries, small = zip(*batch, strict=True)
-            if thumbnails is not None:
-                thumbnails.extend(small)
-            yield torch.stack(pixels).permute(0, 3, 1, 2), list(geometries)
+        for pixels, geometries, _ in preprocessed_batches(
+            items, preprocess, self.batch_size, n_workers=self.n_jobs
+        ):
+            yield pixels, geometries
 
     # --- Prediction ---------------------------------------------------------------------------
 
@@ -1757,7 +1650,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         if not len(getattr(self, "drift_reference_", ())):
             raise ValueError(
                 "There are no held-out answers to training images to compare with: the classifier "
-                "was fitted without folds, or saved by an earlier release. Fit it again, with cv=3."
+                "was fitted without folds, or saved by an earlier release. Fit it again, with cv=2."
             )
         return measure_drift(
             self.drift_reference_,

@@ -213,7 +213,7 @@ PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
         _Parameter(
             "replay_size", None, _INT_OR_NONE, "of the API: images kept for partial_fit; none: auto"
         ),
-        _Parameter("cv", 3, _INT_OR_NONE, "folds that thresholds are learned on; none: no folds"),
+        _Parameter("cv", 2, _INT_OR_NONE, "folds that thresholds are learned on; none: no folds"),
     ),
     "answers": (
         _Parameter("heatmap", "fused", str, "kind of heatmap", ("cam", "fused", "min_max_cam")),

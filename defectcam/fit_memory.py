@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 import defectcam
 from defectcam.checkpoints import digest_of, digest_of_weights, parameters_of_training
+from defectcam.cross_fitting import MakeCodebook
 from defectcam.feature_store import checked_memory, folder_of_memory
 from defectcam.incremental import Trained
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
-from defectcam.training import MakeCodebook
 
 __all__ = ["Learned", "codebook_maker", "identity_of_training", "learn_once"]
 

@@ -15,11 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from defectcam.calibration import HeatModel
+from defectcam.cross_fitting import FitResult, Fold, HeldOut
 from defectcam.labels import Classes, as_labels, find_classes
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
 from defectcam.plain_labels import ANOMALY
-from defectcam.training import FitResult, Fold, HeldOut, TrainingOptions
+from defectcam.training import TrainingOptions
 
 __all__ = [
     "Course",

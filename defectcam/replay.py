@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from defectcam.cross_fitting import Fold, HeldOut
 from defectcam.feature_cache import FeatureCache
 from defectcam.network import TrunkFeatures
-from defectcam.training import Fold, HeldOut
 
 __all__ = [
     "Keeper",

@@ -1,15 +1,17 @@
-"""What sample weights mean: images repeated, left out, or weighed.
+"""What sample weights mean: images repeated, left out, or weighed; and what classes weigh.
 
 Owns the rule that decides between the three, and the way back from what was fitted to the images
-that were given. It knows no image, label or loss.
+that were given. It knows no image, no label's meaning and no loss.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import compute_class_weight
 from sklearn.utils.validation import _check_sample_weight
 
 #: Most rows that integer weights may make, each of which costs a pass through the trunk.
@@ -108,3 +110,41 @@ def weigh_rows(sample_weight: ArrayLike | None, n_images: int) -> WeighedRows:
             "to nothing 0."
         )
     return WeighedRows(kept, weights[kept], n_images)
+
+
+def class_weights(
+    class_weight: Any,
+    classes: NDArray[Any],
+    good: int,
+    targets: NDArray[np.int64],
+    weights: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Turn the parameter `class_weight` into a weight per class.
+
+    Parameters
+    ----------
+    class_weight : "balanced", dict, float or None
+        A dict is keyed by class label; a number is the weight of every class but the good one,
+        which has 1. As in scikit-learn otherwise.
+    classes : ndarray of shape (n_classes,)
+        Labels.
+    good : int
+        Index of the good class.
+    targets : ndarray of shape (n_images,), int64
+        Class indices.
+    weights : ndarray of shape (n_images,), float64
+        Of the images, which count in the balance.
+
+    Returns
+    -------
+    ndarray of shape (n_classes,), float64
+    """
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        totals = np.bincount(targets, weights, minlength=len(classes))
+        # A class that is yet to come has no image whose weight could matter.
+        return totals.sum() / (len(totals) * np.where(totals > 0, totals, np.inf))
+    if isinstance(class_weight, Real):
+        found = np.full(len(classes), float(class_weight))
+        found[good] = 1.0
+        return found
+    return compute_class_weight(class_weight, classes=classes, y=classes[targets])

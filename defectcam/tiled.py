@@ -41,6 +41,7 @@ from defectcam.calibration import choose_threshold
 from defectcam.callbacks import train_ends
 from defectcam.checkpoints import FitCheckpoint
 from defectcam.classifier import DefectCAMClassifier, _Batch
+from defectcam.cross_fitting import Fold, held_out_networks
 from defectcam.diagnostics import rank_suspects, warn_if_chance
 from defectcam.exceptions import warn_caller
 from defectcam.fingerprint import fingerprint_of_rows
@@ -55,7 +56,6 @@ from defectcam.sources import is_path, labelled_sources
 from defectcam.tile_model import TileModel, fit_tile_model, uncalibrated
 from defectcam.tiled_results import TiledLocalization
 from defectcam.tiles import TileGrid, as_overlap, as_tile, choose_tile
-from defectcam.training import Fold, held_out_networks
 from defectcam.views import ImageView, original_of
 
 __all__ = ["fit_on_tiles", "localize_in_tiles", "score_in_tiles"]

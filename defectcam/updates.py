@@ -19,6 +19,7 @@ from sklearn.utils import check_random_state
 from defectcam.calibration import check_threshold
 from defectcam.callbacks import check_callbacks, train_begins, train_ends
 from defectcam.classifier import DefectCAMClassifier
+from defectcam.cross_fitting import training_folds
 from defectcam.diagnostics import warn_if_duplicates, warn_if_few_defects
 from defectcam.duplicates import duplicate_groups, duplicate_pairs
 from defectcam.exceptions import warn_caller
@@ -226,7 +227,7 @@ def _course(
             return Course([], is_update=True, judges_first=True, known=memory.held_out)
     if is_trained and clf.cv is None:  # nothing is held out
         return Course([], is_update=True)
-    folds = clf._folds(records.labels, records.targets, groups, seed)
+    folds = training_folds(records.labels, records.targets, groups, clf.cv, seed)
     return Course(folds, is_anew=n_classes > 1)
 
 

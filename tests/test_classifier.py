@@ -39,11 +39,12 @@ from defectcam.calibration import (
     HeatModel,
 )
 from defectcam.cam import signed_cam
+from defectcam.cross_fitting import train_with_folds
 from defectcam.feature_cache import VIEWS
 from defectcam.geometry import Geometry
 from defectcam.images import ImageReadError
 from defectcam.network import DefectCAMNetwork
-from defectcam.training import HISTORY_COLUMNS, TailTraining, train_with_folds
+from defectcam.training import HISTORY_COLUMNS, TailTraining
 
 
 @pytest.fixture(scope="module")

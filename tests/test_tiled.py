@@ -145,15 +145,6 @@ def test_a_row_of_tiles_is_read_at_a_time(
     assert (asked[0][0], max(bottom for _, bottom in asked)) == (0, 400)
 
 
-def test_tiles_of_an_image_stay_in_one_fold(clf: DefectCAMClassifier) -> None:
-    images = np.repeat([3, 5, 6, 9], 4)
-    labels = np.repeat(["good", "good", "scratch", "scratch"], 4)
-    targets = (labels == "scratch").astype(np.int64)
-    for train, held_out in clf._folds_of_images(labels, targets, images, 0):
-        assert not set(images[train]) & set(images[held_out])
-        assert len(train) + len(held_out) == len(images)
-
-
 def test_tiles_taken_for_defective_are_clearly_novel_or_several() -> None:
     novelty = np.array([0.1, 5.0, 0.2, 3.0, 0.3, 9.0, 0.0, 0.5, 4.0, 6.0, 0.4, 0.6])
     assert tiled._defect_tiles(novelty, 5.5) == [5, 9]

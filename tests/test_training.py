@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -8,92 +7,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from trainings import (
+    FOLDS,
+    N_IMAGES,
+    OPTIONS,
+    ROWS,
+    filled,
+    interrupt_in_epoch,
+    network,
+    pixels,
+    tail_training,
+    weights,
+)
 
 from defectcam import training
 from defectcam.backbones import create_backbone
-from defectcam.cam import signed_cam, signed_cams
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.network import DefectCAMNetwork
 from defectcam.training import (
-    HeldOut,
     TailTraining,
     TrainingDivergedError,
-    TrainingOptions,
-    add_codebook,
-    judge_then_train,
     predict_cached,
-    result_of_good_only,
-    student_features_of,
-    train_with_folds,
     update_batch_norm,
 )
-
-N_IMAGES = 6
-OPTIONS = TrainingOptions(
-    optimizer="adam",
-    learning_rate=1e-3,
-    head_learning_rate=None,
-    weight_decay=0.0,
-    schedule="constant",
-    max_epochs=2,
-    batch_size=2,
-    label_smoothing=0.0,
-    deep_supervision=True,
-    train_batch_norm=True,
-    stop_at_train_accuracy=None,
-    patience=None,
-)
-FOLDS = [
-    (np.array([1, 2, 4, 5]), np.array([3, 0])),
-    (np.array([0, 2, 3, 5]), np.array([1, 4])),
-    (np.array([0, 1, 3, 4]), np.array([5, 2])),
-]
-
-
-def pixels(n: int = N_IMAGES) -> Tensor:
-    values = np.random.default_rng(0).normal(size=(n, 3, 64, 64))
-    return torch.from_numpy(values.astype(np.float32))
-
-
-def network(evidence_stages: int = 2, **options: Any) -> DefectCAMNetwork:
-    head_options = {"n_classes": 2, "pooling": "average", **options}
-    return DefectCAMNetwork(
-        create_backbone("test_efficientnet", None),
-        head_options=head_options,
-        trainable_stages=1,
-        evidence_stages=evidence_stages,
-    ).eval()
-
-
-def filled(net: DefectCAMNetwork, views: str = "none", **options: Any) -> FeatureCache:
-    settings = {"budget": 2**30, "dtype": torch.float32, **options}
-    cache = FeatureCache(N_IMAGES, VIEWS[views], **settings)
-    cache.fill(net, pixels().split(4))
-    return cache
-
-
-def tail_training(net: DefectCAMNetwork | None = None, **settings: Any) -> TailTraining:
-    net = net or network()
-    options = dataclasses.replace(
-        OPTIONS, **{k: settings.pop(k) for k in list(settings) if hasattr(OPTIONS, k)}
-    )
-    values = {
-        "cache": filled(net) if "cache" not in settings else settings.pop("cache"),
-        "targets": torch.tensor([0, 1] * 3),
-        "good": 0,
-        "class_weight": torch.ones(2),
-        "sample_weight": torch.ones(N_IMAGES),
-        "seed": 0,
-        **settings,
-    }
-    return TailTraining(network=net, options=options, **values)
-
-
-def weights(net: DefectCAMNetwork) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in net.parameters()]).clone()
-
-
-ROWS = np.arange(N_IMAGES)
 
 
 def test_training_on_a_file_gives_the_weights_of_training_in_memory():
@@ -368,110 +304,6 @@ def test_only_true_ends_the_training(answer, n_epochs):
     assert len(run.history["epoch"]) == n_epochs
 
 
-# --- Folds --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def trained_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Return a list that gets, for each fold, the rows whose loss was computed, once per level."""
-    seen: list[list[int]] = []
-    run, loss = TailTraining.run, TailTraining._loss
-
-    def watched_run(self: TailTraining, *args: Any, **kwargs: Any) -> None:
-        seen.append([])
-        run(self, *args, **kwargs)
-
-    def watched_loss(self: TailTraining, logits: Tensor, batch: Tensor) -> Tensor:
-        seen[-1] += batch.tolist()
-        return loss(self, logits, batch)
-
-    monkeypatch.setattr(TailTraining, "run", watched_run)
-    monkeypatch.setattr(TailTraining, "_loss", watched_loss)
-    return seen
-
-
-@pytest.mark.parametrize("deep_supervision", [True, False])
-def test_no_tail_trains_on_its_held_out_rows(trained_rows, deep_supervision):
-    result = train_with_folds(tail_training(deep_supervision=deep_supervision), FOLDS)
-    n_losses = 2 if deep_supervision else 1
-    everything, *of_folds = trained_rows
-    assert sorted(everything) == sorted(2 * n_losses * ROWS.tolist())
-    for rows, (train, held_out) in zip(of_folds, FOLDS, strict=True):
-        assert sorted(rows) == sorted(2 * n_losses * train.tolist())  # once in each of two epochs
-        assert not set(rows) & set(held_out.tolist())
-    assert result.history["fold"] == [0, 0, 1, 1, 2, 2, 3, 3]
-
-
-def test_held_out_scores_are_in_order_and_from_the_tail_that_has_not_seen_the_image():
-    run = tail_training(max_epochs=3, learning_rate=1e-2)
-    start = {name: value.clone() for name, value in run.network.state_dict().items()}
-    result = train_with_folds(run, FOLDS)
-    for fold, (train, held_out) in enumerate(FOLDS):
-        run.network.load_state_dict(start)
-        run.run_and_measure(train, 1 + fold)
-        run.centre_scores(train)
-        logits, levels = predict_cached(run.network, run.cache, held_out)
-        torch.testing.assert_close(result.logits[held_out], logits)
-        good = predict_cached(run.network, run.cache, train[train % 2 == 0])[1]
-        for i, maps in enumerate([levels.sum(1), *levels.unbind(1)]):
-            of_good = [good.sum(1), *good.unbind(1)][i]
-            shift = signed_cam(of_good, good=0).quantile(0.5)
-            torch.testing.assert_close(
-                result.cams[held_out, i], signed_cam(maps, good=0) - shift, atol=1e-5, rtol=1e-5
-            )
-
-
-def test_the_final_tail_is_the_one_that_was_trained_on_everything():
-    run = tail_training(max_epochs=3, learning_rate=1e-2)
-    start = {name: value.clone() for name, value in run.network.state_dict().items()}
-    train_with_folds(run, FOLDS)
-    final = {name: value.clone() for name, value in run.network.state_dict().items()}
-    run.network.load_state_dict(start)
-    run.run_and_measure(ROWS, 0)
-    for name, value in run.network.state_dict().items():
-        if not name.startswith("head."):
-            assert torch.equal(final[name], value)
-        if name.startswith("head.convs"):  # scaled
-            ratio = (final[name] / value).flatten()
-            torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-3, atol=0)
-
-
-def test_the_final_network_keeps_the_classes_as_far_apart_as_the_folds_tails_do():
-    run = tail_training(max_epochs=5, learning_rate=1e-2)
-    start = {name: value.clone() for name, value in run.network.state_dict().items()}
-    distances = []
-    for fold, (train, _) in enumerate(FOLDS):
-        run.network.load_state_dict(start)
-        run.run_and_measure(train, 1 + fold)
-        distances.append(run.scores(train).class_distance)
-    assert min(distances) > 0
-    run.network.load_state_dict(start)
-    train_with_folds(run, FOLDS)
-    assert run.scores(ROWS).class_distance == pytest.approx(np.mean(distances), rel=1e-3)
-
-
-@pytest.mark.parametrize("n_known", [0, 4])
-def test_new_images_are_judged_before_they_are_learned_from(n_known):
-    run = tail_training()
-    run.run(ROWS, fold=0)  # which tells the classes apart
-    n_new = len(ROWS) - n_known
-    learned = ROWS[n_new:] if n_known else ROWS
-    before = run.scores(learned)
-    margin = before.logits[:, 1 - run.good] - before.logits[:, run.good] - before.typical_margin
-    known = HeldOut(torch.zeros(n_known, 2), torch.ones(n_known, *before.cams.shape[1:]), None)
-    start = weights(run.network)
-    result = judge_then_train(run, known if n_known else None)
-    assert not torch.equal(weights(run.network), start)
-    said = result.logits[:, 1 - run.good] - result.logits[:, run.good]
-    torch.testing.assert_close(said[:n_new], margin[:n_new])
-    torch.testing.assert_close(result.cams[:n_new], before.centred_cams(ROWS[:n_new]))
-    assert not result.logits[n_new:].any() and bool((result.cams[n_new:] == 1).all())
-    after = run.scores(ROWS)
-    assert after.class_distance == pytest.approx(before.class_distance, rel=1e-3)
-    assert after.typical_margin == pytest.approx(0, abs=1e-4)
-    assert result.typical_cams == pytest.approx(after.typical_cams, abs=1e-4)
-
-
 def test_a_centred_network_is_put_back_between_the_classes():
     run = tail_training(max_epochs=5, learning_rate=1e-2)
     run.run(ROWS, 0)
@@ -483,58 +315,6 @@ def test_a_centred_network_is_put_back_between_the_classes():
     assert scores.class_distance == pytest.approx(distance, rel=1e-3)
     run.uncentre_scores()
     assert run.scores(ROWS).typical_margin == pytest.approx(-distance / 2, rel=1e-3)
-
-
-def medians(cams: Tensor) -> list[float]:
-    return [float(cam.quantile(0.5)) for cam in cams.unbind(1)]
-
-
-@pytest.mark.parametrize("folds", [FOLDS, []])
-def test_the_typical_map_values_are_those_of_good_images(folds):
-    run = tail_training(max_epochs=3, learning_rate=1e-2)
-    result = train_with_folds(run, folds)
-    logits, levels = predict_cached(run.network, run.cache, np.array([0, 2, 4]))
-    typical = medians(signed_cams(levels, good=0))
-    assert result.typical_cams == pytest.approx(typical, abs=1e-4)
-    if folds:
-        assert (logits[:, 1] - logits[:, 0]).quantile(0.5) == pytest.approx(0, abs=1e-4)
-
-
-def test_without_folds_the_maps_are_centred_as_they_are_with_them():
-    run = tail_training(max_epochs=3, learning_rate=1e-2)
-    result = train_with_folds(run, [])
-    assert result.cams.shape[:2] == (N_IMAGES, 3)
-    assert medians(result.cams[[0, 2, 4]]) == pytest.approx([0, 0, 0], abs=1e-4)
-
-
-def test_of_good_images_alone_the_maps_and_the_final_evidence_are_zero():
-    net = network()
-    cache = filled(net)
-    result = result_of_good_only(net, cache)
-    levels = predict_cached(net, cache, ROWS)[1]
-    assert not levels.any()
-    assert result.cams.shape == signed_cams(levels, 0).shape
-    assert not result.cams.any()
-    assert result.typical_cams == (0, 0, 0)
-
-
-def test_students_read_each_row_through_the_tail_that_has_not_seen_it():
-    run = tail_training(max_epochs=1, learning_rate=1e-2)
-    result = train_with_folds(run, FOLDS)
-    final = {name: value.clone() for name, value in run.network.state_dict().items()}
-    rows = torch.tensor([5, 0, 3, 1])
-    found = student_features_of(run.network, run.cache, FOLDS, result.tails)(rows)
-    for name, value in run.network.state_dict().items():
-        assert torch.equal(value, final[name])
-    of_final = student_features_of(run.network, run.cache)(rows)
-    assert [level.shape for level in found] == [level.shape for level in of_final]
-    assert torch.equal(found[0], of_final[0])  # what the tail starts from
-    for (_, held_out), tail in zip(FOLDS, result.tails, strict=True):
-        run.network.load_state_dict(tail, strict=False)
-        own = [i for i, row in enumerate(rows.tolist()) if row in held_out]
-        expected = student_features_of(run.network, run.cache)(rows[own])
-        for level, expected_level in zip(found, expected, strict=True):
-            torch.testing.assert_close(level[own], expected_level)
 
 
 def test_statistics_are_measured_anew():
@@ -568,36 +348,7 @@ def test_a_last_image_alone_does_not_outweigh_the_others(monkeypatch):
     torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-3)
 
 
-def test_without_folds_one_tail_trains_on_everything(trained_rows):
-    run = tail_training()
-    result = train_with_folds(run, [])
-    n_losses = 2  # one for each level
-    assert [sorted(rows) for rows in trained_rows] == [sorted(2 * n_losses * ROWS.tolist())]
-    torch.testing.assert_close(result.logits, predict_cached(run.network, run.cache, ROWS)[0])
-
-
 # --- Interrupts ---------------------------------------------------------------------------------
-
-
-def interrupt_in_epoch(monkeypatch: pytest.MonkeyPatch, number: int, n_batches: int) -> None:
-    """Interrupt the last step of the epoch with this number, counted from 1 over all folds."""
-    calls = {"n": 0}
-    loss = TailTraining._loss
-    losses_per_epoch = 2 * n_batches  # one for each level and batch
-
-    def watched(self: TailTraining, logits: Tensor, batch: Tensor) -> Tensor:
-        calls["n"] += 1
-        if calls["n"] == number * losses_per_epoch:
-            raise KeyboardInterrupt
-        return loss(self, logits, batch)
-
-    monkeypatch.setattr(training.TailTraining, "_loss", watched)
-
-
-def test_an_interrupt_before_an_epoch_is_finished_goes_on(monkeypatch):
-    interrupt_in_epoch(monkeypatch, 1, n_batches=1)
-    with pytest.raises(KeyboardInterrupt):
-        train_with_folds(tail_training(), FOLDS)
 
 
 def test_an_interrupt_later_leaves_the_weights_of_the_last_finished_epoch(monkeypatch):
@@ -611,61 +362,3 @@ def test_an_interrupt_later_leaves_the_weights_of_the_last_finished_epoch(monkey
     assert run.interrupted
     assert torch.equal(weights(run.network), weights(expected))
     assert len(run.history["loss"]) == 1
-
-
-@pytest.mark.parametrize("epoch", [2, 3, 4, 5, 6])
-def test_an_interrupt_later_leaves_a_usable_result(monkeypatch, epoch):
-    interrupt_in_epoch(monkeypatch, epoch, n_batches=1)
-    result = train_with_folds(tail_training(batch_size=N_IMAGES), FOLDS)
-    assert result.interrupted
-    assert result.tails == ()
-    assert len(result.history["epoch"]) == epoch - 1
-    assert result.logits.shape == (N_IMAGES, 2)
-    assert result.logits.isfinite().all()
-
-
-@pytest.mark.parametrize("folds", [FOLDS, []])
-def test_an_interrupt_between_two_epochs_leaves_a_usable_result(folds):
-    """A callback runs when its epoch is finished, so nothing is lost."""
-
-    def interrupt(record: dict[str, Any]) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        result = train_with_folds(tail_training(on_epoch=interrupt), folds)
-    except KeyboardInterrupt:  # which would end pytest
-        pytest.fail("the finished epoch is lost")
-    assert result.interrupted
-    assert result.logits.isfinite().all()
-
-
-# --- Another device -----------------------------------------------------------------------------
-
-
-def test_a_fit_on_another_device_moves_what_it_needs_there(monkeypatch):
-    """The meta device computes no values, but as any other it refuses tensors of the CPU."""
-
-    def without_values(name, of_meta):
-        method = getattr(Tensor, name)
-        monkeypatch.setattr(Tensor, name, lambda x: of_meta(x) if x.is_meta else method(x))
-
-    without_values("item", lambda x: 1.0)
-    without_values("__float__", lambda x: 1.0)
-    without_values("cpu", lambda x: torch.zeros(x.shape))
-    net = DefectCAMNetwork(
-        create_backbone("test_efficientnet", None),
-        head_options={"n_classes": 2, "pooling": "novelty_top_k", "fraction": 0.1, "reference": 0},
-        trainable_stages=1,
-        evidence_stages=2,
-        novelty_strides=(4, 8),
-    ).eval()
-    cache = filled(net, "flips", device="meta")
-    net.to("meta")
-    is_good = np.array([True, False] * 3)
-    maps, codebooks = add_codebook(net, cache, is_good, FOLDS, 4, 0)
-    assert maps.device.type == "cpu"
-    assert {codebook.centres.device.type for codebook in (net.codebook, *codebooks)} == {"meta"}
-    training = tail_training(net, cache=cache, class_weight=torch.tensor([1.0, 2.0]))
-    result = train_with_folds(training, FOLDS)
-    assert result.logits.device.type == result.cams.device.type == "cpu"
-    assert net.infer(pixels().to("meta")).novelty.device.type == "meta"
