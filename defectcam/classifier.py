@@ -192,6 +192,59 @@ _modes = weakref.WeakKeyDictionary()
 _modes_lock = threading.Lock()
 
 
+class _Given(NamedTuple):
+    """The images that a fit is given; arrays are of the rows that are fitted.
+
+    Attributes
+    ----------
+    items : list of path or ndarray
+        As given, before weights repeat them or leave them out.
+    labels : ndarray of shape (n_rows,)
+    weighed : WeighedRows
+    classes : Classes
+    targets : ndarray of shape (n_rows,), int64
+        Class indices.
+    images : ndarray of shape (n_rows,) or None
+        Of which image each row is a tile; None: rows are whole images.
+    """
+
+    items: list[Any]
+    labels: NDArray[Any]
+    weighed: WeighedRows
+    classes: Classes
+    targets: NDArray[np.int64]
+    images: NDArray[np.intp] | None
+
+    @property
+    def is_defect(self) -> NDArray[np.bool_]:
+        return self.targets != self.classes.good
+
+    @property
+    def are_only_good(self) -> bool:
+        return not self.is_defect.any()
+
+    @property
+    def are_tiles(self) -> bool:
+        return self.images is not None
+
+    @property
+    def first_of_images(self) -> NDArray[np.intp]:
+        """One row of each image."""
+        if self.images is None:
+            return np.arange(len(self.targets))
+        return np.unique(self.images, return_index=True)[1]
+
+
+class _Learned(NamedTuple):
+    """What a fit has learned, before the classifier takes it over."""
+
+    network: DefectCAMNetwork
+    preprocess: Preprocess
+    folds: list[Fold]
+    keeper: Keeper | None
+    trained: Trained
+
+
 class _Batch(NamedTuple):
     """One forward pass over some images, what came out of it on the CPU."""
 
@@ -794,103 +847,142 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     ) -> DefectCAMClassifier:
         """Fit; where rows are tiles, ``images`` says of which image each is a part."""
         self._check_parameters()
+        given = self._given(X, y, sample_weight, classes, images)
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        hashes: list[str] = []
+        if not given.are_tiles or checkpoint is not None or self.memory is not None:
+            hashes = self._hashes(given.items, given.weighed.rows)
+        if checkpoint is not None:
+            seed = self._begin(checkpoint, seed, hashes, given.weighed, given.labels)
+        warn_if_only_good(given.is_defect)
+        warn_if_few_defects(given.is_defect[given.first_of_images])
+        train_begins(self.callbacks, self)
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            learned = self._learn(given, hashes, seed, n_kept, checkpoint)
+        trained, folds = learned.trained, learned.folds
+        if checkpoint is not None:
+            checkpoint.is_complete = not trained.result.interrupted
+        if on_trained is not None:
+            on_trained(trained, folds)
+        _warn_if_interrupted(trained.result, checkpoint)
+        self._take_over(given, learned)
+        if not given.are_tiles:
+            self.training_data_ = fingerprint_of_rows(hashes, given.labels, given.weighed.rows)
+            train_ends(self.callbacks, self)
+        return self
+
+    def _given(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: ArrayLike | None,
+        classes: Any,
+        images: NDArray[np.intp] | None,
+    ) -> _Given:
+        """Find images, labels, classes and weights, and refuse what is wrong with them."""
         sources, labels = labelled_sources(X, y, self.good_label)
         weighed = weigh_rows(sample_weight, len(sources.items))
         labels = as_labels(labels)[weighed.rows]
         classes = first_classes(labels, classes, self.target, self.good_label)
-        targets = classes.encode(labels)
-        is_defect = targets != classes.good
-        only_good = not is_defect.any()
-        if only_good:
+        given = _Given(
+            sources.items,
+            labels,
+            weighed,
+            classes,
+            classes.encode(labels),
+            None if images is None else images[weighed.rows],
+        )
+        if given.are_only_good:
             self._check_for_good_only(classes.good_label)
         check_readable(paths_of(sources), n_workers=self.n_jobs)
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        hashes: list[str] = []
-        if images is None or checkpoint is not None or self.memory is not None:
-            hashes = self._hashes(sources.items, weighed.rows)
+        if not given.are_only_good:
+            self._class_weights(classes, given.targets, weighed.weights)  # refuse a wrong one early
+        return given
+
+    def _learn(
+        self,
+        given: _Given,
+        hashes: list[str],
+        seed: int,
+        n_kept: int,
+        checkpoint: FitCheckpoint | None,
+    ) -> _Learned:
+        """Build a network and train it on the images; the fitted attributes stay as they are."""
+        classes, targets, weights = given.classes, given.targets, given.weighed.weights
+        network, preprocess = self._build_network(len(classes.labels), classes.good)
+        is_warm = self.warm_start and self._warm_start(network, classes)
         if checkpoint is not None:
-            seed = self._begin(checkpoint, seed, hashes, weighed, labels)
-        if not only_good:
-            self._class_weights(classes, targets, weighed.weights)  # refuse a wrong one early
-        warn_if_only_good(is_defect)
-        first = slice(None) if images is None else np.unique(images[weighed.rows], True)[1]
-        warn_if_few_defects(is_defect[first])
-        train_begins(self.callbacks, self)
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-            torch.manual_seed(seed)
-            network, preprocess = self._build_network(len(classes.labels), classes.good)
-            is_warm = self.warm_start and self._warm_start(network, classes)
-            if checkpoint is not None:
-                checkpoint.expect(weights=digest_of_weights(network))
-            views = VIEWS["none" if only_good and not n_kept else self.augmentation]
-            with self._feature_cache(len(targets), views, network) as cache:
-                thumbnails = self._fill(
-                    cache, network, preprocess, sources.items, weighed.rows, hashes
-                )
-                if images is None:
-                    pairs = duplicate_pairs(thumbnails)
-                    warn_if_duplicates(pairs, is_defect, sources.items, weighed.rows)
-                    groups = duplicate_groups(pairs, len(targets))
-                    folds = training_folds(labels, targets, groups, self.cv, seed)
-                else:
-                    of = images[weighed.rows]
-                    folds = training_folds_of_images(labels, targets, of, self.cv, seed)
-                keeper = None
-                if n_kept:
-                    records = new_records(labels, targets, weighed.weights, thumbnails, seed)
-                    keeper = Keeper(cache, judged_in_folds(records, folds), is_defect, n_kept)
-                train = partial(
-                    self._train,
+            checkpoint.expect(weights=digest_of_weights(network))
+        views = VIEWS["none" if given.are_only_good and not n_kept else self.augmentation]
+        with self._feature_cache(len(targets), views, network) as cache:
+            rows = given.weighed.rows
+            thumbnails = self._fill(cache, network, preprocess, given.items, rows, hashes)
+            folds = self._folds(given, thumbnails, seed)
+            keeper = None
+            if n_kept:
+                records = new_records(given.labels, targets, weights, thumbnails, seed)
+                judged = judged_in_folds(records, folds)
+                keeper = Keeper(cache, judged, given.is_defect, n_kept)
+            train = partial(
+                self._train,
+                network,
+                cache,
+                classes,
+                targets,
+                weights,
+                Course(folds, is_warm=is_warm),
+                seed,
+                preprocess.image_size,
+                checkpoint,
+            )
+            # Callbacks wait for epochs, and tiles for the folds' tails.
+            is_plain = self.callbacks is None and not given.are_tiles and checkpoint is None
+            if is_plain and folder_of_memory(self.memory) is not None:
+                identity = identity_of_training(
                     network,
-                    cache,
-                    classes,
-                    targets,
-                    weighed.weights,
-                    Course(folds, is_warm=is_warm),
-                    seed,
-                    preprocess.image_size,
-                    checkpoint,
+                    self.get_params(deep=False),
+                    self._features_fingerprint(network, preprocess, cache),
+                    seed=seed,
+                    is_warm=is_warm,
+                    images=hashes,
+                    labels=given.labels.tolist(),
+                    weights=weights.tolist(),
                 )
-                # Callbacks wait for epochs, and tiles for the folds' tails.
-                is_plain = self.callbacks is None and images is None and checkpoint is None
-                if is_plain and folder_of_memory(self.memory) is not None:
-                    identity = identity_of_training(
-                        network,
-                        self.get_params(deep=False),
-                        self._features_fingerprint(network, preprocess, cache),
-                        seed=seed,
-                        is_warm=is_warm,
-                        images=hashes,
-                        labels=labels.tolist(),
-                        weights=weighed.weights.tolist(),
-                    )
-                    network, trained = learn_once(self.memory, identity, network, train)
-                else:
-                    trained = train()
-        result = trained.result
-        if checkpoint is not None:
-            checkpoint.is_complete = not result.interrupted
-        if on_trained is not None:
-            on_trained(trained, folds)
-        _warn_if_interrupted(result, checkpoint)
-        self._set_network(network, preprocess, classes)
+                network, trained = learn_once(self.memory, identity, network, train)
+            else:
+                trained = train()
+        return _Learned(network, preprocess, folds, keeper, trained)
+
+    def _folds(self, given: _Given, thumbnails: list[NDArray[np.uint8]], seed: int) -> list[Fold]:
+        """Split the images so that copies, and tiles of one image, stay together."""
+        labels, targets = given.labels, given.targets
+        if given.images is not None:
+            return training_folds_of_images(labels, targets, given.images, self.cv, seed)
+        pairs = duplicate_pairs(thumbnails)
+        warn_if_duplicates(pairs, given.is_defect, given.items, given.weighed.rows)
+        groups = duplicate_groups(pairs, len(targets))
+        return training_folds(labels, targets, groups, self.cv, seed)
+
+    def _take_over(self, given: _Given, learned: _Learned) -> None:
+        """Set the fitted attributes, calibrate, and warn of what the held-out scores show."""
+        weighed, is_defect = given.weighed, given.is_defect
+        folds, trained = learned.folds, learned.trained
+        interrupted = trained.result.interrupted
+        self._set_network(learned.network, learned.preprocess, given.classes)
         self.n_images_seen_ = weighed.n_used
-        self.history_ = result.history
-        self._calibrate(trained, targets, weighed.weights, calibrated=bool(folds))
-        if keeper is not None:
-            held_out = trained.held_out if folds and not result.interrupted else None
-            self._replay = keeper.memory(Counter(labels.tolist()), held_out)
-        if folds and images is None and not (only_good or result.interrupted):
+        self.history_ = trained.result.history
+        self._calibrate(trained, given.targets, weighed.weights, calibrated=bool(folds))
+        if learned.keeper is not None:
+            held_out = trained.held_out if folds and not interrupted else None
+            self._replay = learned.keeper.memory(Counter(given.labels.tolist()), held_out)
+        if folds and not (given.are_tiles or given.are_only_good or interrupted):
             warn_if_chance(is_defect, self.held_out_probability_)
             warn_if_suspects(
-                is_defect, self.held_out_probability_, labels, sources.items, weighed.rows
+                is_defect, self.held_out_probability_, given.labels, given.items, weighed.rows
             )
         self.held_out_probability_ = weighed.per_given(self.held_out_probability_)
         self.suspects_ = weighed.given(self.suspects_)
-        if images is None:
-            self.training_data_ = fingerprint_of_rows(hashes, labels, weighed.rows)
-            train_ends(self.callbacks, self)
-        return self
 
     def _hashes(self, items: Sequence[Any], rows: NDArray[np.intp]) -> list[str]:
         """Hash what the images in these rows consist of, each image once."""
