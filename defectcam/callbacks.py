@@ -125,6 +125,11 @@ def check_callbacks(callbacks: Any) -> None:
             )
 
 
+def time_limits(callbacks: Any) -> list[TimeLimit]:
+    """Pick the time limits, for a training within a training."""
+    return [callback for callback in _listed(callbacks) if isinstance(callback, TimeLimit)]
+
+
 def train_begins(callbacks: Any, classifier: Any) -> None:
     """Call `Callback.on_train_begin` of those that have it."""
     for hook in _hooks(callbacks, "on_train_begin"):

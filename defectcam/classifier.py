@@ -856,7 +856,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             seed = self._begin(checkpoint, seed, hashes, given.weighed, given.labels)
         warn_if_only_good(given.is_defect)
         warn_if_few_defects(given.is_defect[given.first_of_images])
-        train_begins(self.callbacks, self)
+        if not given.are_tiles:
+            train_begins(self.callbacks, self)
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             learned = self._learn(given, hashes, seed, n_kept, checkpoint)

@@ -38,7 +38,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from defectcam.calibration import choose_threshold
-from defectcam.callbacks import train_ends
+from defectcam.callbacks import time_limits, train_begins, train_ends
 from defectcam.checkpoints import FitCheckpoint
 from defectcam.classifier import DefectCAMClassifier, _Batch
 from defectcam.cross_fitting import Fold, held_out_networks
@@ -327,7 +327,9 @@ def fit_on_tiles(
     those that were not learned from, are scored by the network of the fold that has not seen the
     image; `tile_model` learns from them what the worst tile of an image means.
     """
+    clf._check_parameters()
     images = _training_images(clf, X, y, sample_weight)
+    train_begins(clf.callbacks, clf)
     seed = int(check_random_state(clf.random_state).randint(np.iinfo(np.int32).max))
     tile = _tile_of_training(clf, images)
     # The map, whose cells are not known yet, moves tiles by less than one of them.
@@ -356,14 +358,14 @@ def _choose_again(
 ) -> tuple[Callable[[tuple[int, int]], TileGrid], list[_Chosen]]:
     """Learn from tiles once, to choose better ones; return their grids too.
 
-    An interrupt, for which there is no network yet that should be kept, goes on.
+    Of callbacks only time limits hear of it, for which it counts. An interrupt, for which there is no network yet that should be kept, goes on.
 
     References
     ----------
     Andrews, Tsochantaridis and Hofmann, "Support vector machines for multiple-instance learning",
     NIPS 2002 (mi-SVM): choose instances and learn from them in turn.
     """
-    first = clone(clf).set_params(callbacks=None)
+    first = clone(clf).set_params(callbacks=time_limits(clf.callbacks))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the second time says it again
         learned = _learn(first, images, grid_of, chosen, sample_weight)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -14,7 +16,7 @@ import tifffile
 from PIL import Image
 
 from defectcam import DefectCAMClassifier, OnlyGoodImagesWarning, cli, load, tiled
-from defectcam.callbacks import Callback
+from defectcam.callbacks import Callback, TimeLimit
 from defectcam.images import ImageReadError
 from defectcam.preprocess import Preprocess
 from defectcam.steps import CropToPart
@@ -230,6 +232,20 @@ def test_without_folds_tiles_are_not_chosen_again(
     images, is_bad, _ = surfaces(5, 0)
     clf = tiny_classifier(**{**TINY, "cv": None, "max_epochs": 1})
     clf.fit(images, np.where(is_bad, "scratch", "good"))
+
+
+def test_a_time_limit_counts_from_the_beginning_and_ends_the_first_choice_too(
+    tiny_classifier: Callable[..., DefectCAMClassifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(now))  # which no library looks at
+    monkeypatch.setattr("defectcam.callbacks.time", clock)
+    monkeypatch.setattr(tiled, "_tells", lambda *_: False)
+    images, is_bad, _ = surfaces(10, 0)
+    clf = tiny_classifier(**{**TINY, "cv": 2, "max_epochs": 4, "callbacks": TimeLimit(2.5)})
+    clf.fit(images, np.where(is_bad, "scratch", "good"))
+    # The limit is reached in the first choice, whose first tail has three epochs and others one.
+    assert clf.history_["fold"] == [0, 1, 2]
 
 
 def test_an_interrupt_of_the_first_choice_ends_the_fit(
