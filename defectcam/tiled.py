@@ -358,7 +358,8 @@ def _choose_again(
 ) -> tuple[Callable[[tuple[int, int]], TileGrid], list[_Chosen]]:
     """Learn from tiles once, to choose better ones; return their grids too.
 
-    Of callbacks only time limits hear of it, for which it counts. An interrupt, for which there is no network yet that should be kept, goes on.
+    Of callbacks only time limits hear of it, for which it counts. An interrupt, for which there is
+    no network yet that should be kept, goes on.
 
     References
     ----------
