@@ -426,10 +426,8 @@ def _make_optimizer(network: DefectCAMNetwork, options: TrainingOptions) -> torc
         "sgd": torch.optim.SGD,
     }
     # On a processor a step then takes a fourth of the time. None: torch chooses.
-    is_known = {p.device.type for group in groups for p in group["params"]} <= {"cpu", "cuda"}
-    return kind[options.optimizer](
-        groups, weight_decay=options.weight_decay, fused=is_known or None
-    )
+    fused = True if next(network.parameters()).device.type in ("cpu", "cuda") else None
+    return kind[options.optimizer](groups, weight_decay=options.weight_decay, fused=fused)
 
 
 def _make_schedule(
