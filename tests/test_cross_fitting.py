@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from trainings import (
     FOLDS,
@@ -27,6 +29,7 @@ from defectcam.cross_fitting import (
     result_of_good_only,
     student_features_of,
     train_with_folds,
+    training_folds,
     training_folds_of_images,
 )
 from defectcam.network import DefectCAMNetwork
@@ -267,3 +270,53 @@ def test_tiles_of_an_image_stay_in_one_fold():
     for train, held_out in folds:
         assert not set(images[train]) & set(images[held_out])
         assert len(train) + len(held_out) == len(images)
+
+
+# --- Folds --------------------------------------------------------------------------------------
+
+
+def folds_of(labels, n_folds, groups=None):
+    labels = np.array(labels)
+    groups = np.arange(len(labels)) if groups is None else np.array(groups)
+    return training_folds(labels, (labels != "good").astype(np.int64), groups, n_folds, 0)
+
+
+@given(st.integers(2, 12), st.lists(st.integers(2, 6), min_size=1, max_size=3), st.integers(2, 4))
+def test_each_image_is_held_out_once_and_each_fold_learns_both_classes(n_good, types, n_folds):
+    labels = np.array(
+        ["good"] * n_good + [f"type {i}" for i, n in enumerate(types) for _ in range(n)]
+    )
+    folds = folds_of(labels, n_folds)
+    assert len(folds) == min(n_folds, n_good, sum(types))
+    assert sorted(np.concatenate([held_out for _, held_out in folds])) == list(range(len(labels)))
+    for train, held_out in folds:
+        assert sorted([*train, *held_out]) == list(range(len(labels)))
+        for rows in (train, held_out):
+            assert len({label == "good" for label in labels[rows]}) == 2
+
+
+def test_a_type_has_its_share_of_each_fold():
+    labels = ["good"] * 8 + ["scratch"] * 4 + ["dent"] * 2
+    for _, held_out in folds_of(labels, 2):
+        found = np.array(labels)[held_out].tolist()
+        assert [found.count(label) for label in ("good", "scratch", "dent")] == [4, 2, 1]
+
+
+def test_copies_stay_together_where_both_classes_can_be_on_both_sides():
+    groups = [0, 0, 1, 2, 3, 3, 4, 5]
+    for train, held_out in folds_of(["good"] * 4 + ["scratch"] * 4, 2, groups):
+        assert not {groups[row] for row in train} & {groups[row] for row in held_out}
+    torn = folds_of(["good"] * 4 + ["scratch"] * 4, 2, [0, 0, 0, 0, 1, 1, 1, 1])
+    assert [len(held_out) for _, held_out in torn] == [4, 4]
+
+
+def test_no_folds_are_asked_for_or_possible():
+    assert folds_of(["good"] * 4 + ["scratch"] * 4, None) == []
+    with pytest.warns(UserWarning, match="at least two images of each class"):
+        assert folds_of(["good"] * 4 + ["scratch"], 2) == []
+
+
+def test_good_images_alone_are_cut_into_more_parts():
+    assert len(folds_of(["good"] * 30, 2)) == 10
+    assert len(folds_of(["good"] * 30, 12)) == 12
+    assert len(folds_of(["good"] * 4, 2)) == 4

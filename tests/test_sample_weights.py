@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defectcam.sample_weights import weigh_rows
+from defectcam.sample_weights import class_weights, weigh_rows
 
 counts = st.lists(st.integers(0, 4), min_size=1, max_size=12).filter(any)
 
@@ -62,3 +62,26 @@ def test_no_weights_are_ones() -> None:
 def test_weights_that_do_not_do_are_refused(weights: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         weigh_rows(weights, 2)
+
+
+@pytest.mark.parametrize(
+    ("class_weight", "expected"),
+    [
+        ("balanced", [2.0, 0.5, 2.0]),  # 6 images' weight, over 3 classes and each one's
+        (3.0, [3.0, 1.0, 3.0]),
+        (None, [1.0, 1.0, 1.0]),
+        ({"dent": 2.0, "good": 1.0, "scratch": 5.0}, [2.0, 1.0, 5.0]),
+    ],
+)
+def test_what_classes_weigh(class_weight: object, expected: list[float]) -> None:
+    classes = np.array(["dent", "good", "scratch"])
+    targets = np.array([0, 1, 1, 1, 2])
+    weights = np.array([1.0, 2.0, 1.0, 1.0, 1.0])
+    found = class_weights(class_weight, classes, 1, targets, weights)
+    np.testing.assert_allclose(found, expected)
+
+
+def test_a_class_that_is_yet_to_come_weighs_nothing() -> None:
+    classes = np.array(["dent", "good"])
+    found = class_weights("balanced", classes, 1, np.array([1, 1]), np.ones(2))
+    assert found.tolist() == [0.0, 0.5]
