@@ -12,7 +12,7 @@ FIT_STEPS = {
     "check that files can be read": ("images.py", "check_readable"),
     "wait for images: decoding, resizing": ("threads.py", "_ordered_results"),
     "trunk, all views": ("network.py", "trunk_features"),
-    "codebooks": ("training.py", "add_codebook"),
+    "codebooks": ("cross_fitting.py", "add_codebook"),
     "epochs of the tails": ("training.py", "_epoch"),
     "score images after each tail": ("training.py", "scores"),
     "batch normalisation after each tail": ("training.py", "update_batch_norm"),
