@@ -84,7 +84,7 @@ def fill_cache(
     Parameters
     ----------
     cache : FeatureCache
-        Of as many images; handed over empty.
+        Its first rows are filled; what follows them stays as it is.
     network : DefectCAMNetwork
     preprocess : Preprocess
     items : sequence of path or ndarray
@@ -101,6 +101,11 @@ def fill_cache(
     -------
     list of ndarray of shape (height, width), uint8
         Thumbnails of all images, by which near-duplicates are told.
+
+    Raises
+    ------
+    ImageReadError
+        If an image cannot be read; the store keeps those before it.
     """
     thumbnails: dict[int, Thumbnail] = {}
     if store is not None:

@@ -11,39 +11,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from trainings import N_IMAGES, filled, network, pixels
 
 from defectcam import feature_cache
-from defectcam.backbones import create_backbone
 from defectcam.feature_cache import VIEWS, FeatureCache
-from defectcam.network import DefectCAMNetwork, TrunkFeatures
-
-N_IMAGES = 6
-
-
-def pixels(n: int = N_IMAGES) -> Tensor:
-    values = np.random.default_rng(0).normal(size=(n, 3, 64, 64))
-    return torch.from_numpy(values.astype(np.float32))
-
-
-def network() -> DefectCAMNetwork:
-    return DefectCAMNetwork(
-        create_backbone("test_efficientnet", None),
-        head_options={"n_classes": 2, "pooling": "average"},
-        trainable_stages=1,
-        evidence_stages=2,
-    ).eval()
-
-
-def filled(net: DefectCAMNetwork, views: str = "none", **options: Any) -> FeatureCache:
-    settings = {"budget": 2**30, "dtype": torch.float32, **options}
-    cache = FeatureCache(N_IMAGES, VIEWS[views], **settings)
-    cache.fill(net, pixels().split(4))
-    return cache
-
+from defectcam.network import TrunkFeatures
 
 # --- What it holds ------------------------------------------------------------------------------
 

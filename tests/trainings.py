@@ -10,16 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from defectcam import training
 from defectcam.backbones import create_backbone
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.network import DefectCAMNetwork
-from defectcam.training import (
-    TailTraining,
-    TrainingOptions,
-)
+from defectcam.training import TailTraining, TrainingOptions
 
 N_IMAGES = 6
+ROWS = np.arange(N_IMAGES)
 OPTIONS = TrainingOptions(
     optimizer="adam",
     learning_rate=1e-3,
@@ -84,9 +81,6 @@ def weights(net: DefectCAMNetwork) -> Tensor:
     return torch.cat([p.detach().flatten() for p in net.parameters()]).clone()
 
 
-ROWS = np.arange(N_IMAGES)
-
-
 def interrupt_in_epoch(monkeypatch: pytest.MonkeyPatch, number: int, n_batches: int) -> None:
     """Interrupt the last step of the epoch with this number, counted from 1 over all folds."""
     calls = {"n": 0}
@@ -99,4 +93,4 @@ def interrupt_in_epoch(monkeypatch: pytest.MonkeyPatch, number: int, n_batches: 
             raise KeyboardInterrupt
         return loss(self, logits, batch)
 
-    monkeypatch.setattr(training.TailTraining, "_loss", watched)
+    monkeypatch.setattr(TailTraining, "_loss", watched)
