@@ -15,17 +15,12 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from defectcam.hills import Hill, fit_hills
+
 __all__ = ["component_labels", "component_mask", "find_boxes", "find_boxes_at", "merge_boxes"]
 
 #: How far down a region reaches, as a share of the least peak that regions must have.
 _EXTENT = 1 / 2
-
-#: Share of the map above which a region is a plateau, whose own ups and downs are no edges.
-_PLATEAU_SHARE = 1 / 12
-
-#: Contours looked at per region, evenly spaced from its border to near its peak.
-_N_CONTOURS = 12
-_HIGHEST_CONTOUR = 0.9
 
 
 def find_boxes(
@@ -37,6 +32,7 @@ def find_boxes(
     merge_distance: float | None = None,
     peak_fraction: float = 0.0,
     tighten: bool = False,
+    point_spread: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Find the boxes around the connected regions of a heatmap above a threshold.
 
@@ -61,10 +57,11 @@ def find_boxes(
         another defect. A map without positive values is left as it is. Two thresholds, as in the
         hysteresis of Canny (PAMI 1986).
     tighten : bool, default=False
-        Cut each region back to the contour along which the map falls most steeply: a map is blurred
-        by the grid it comes from, and the edge of what was blurred is where the slope is greatest
-        (Marr and Hildreth, "Theory of edge detection", 1980). A region may break into several.
-        Those larger than a twelfth of the map are left as they are.
+        Fit each box to the hill of the map that it stands for, see Notes: the threshold then says
+        which hills get a box, not how far it reaches. Needs a threshold above 0.
+    point_spread : (float, float), default=(0.0, 0.0)
+        Width and height, at half of its height and in pixels of the map, of the hill that a point
+        becomes in it: how much the map blurs. Only `tighten` reads it.
 
     Returns
     -------
@@ -88,6 +85,8 @@ def find_boxes(
     -----
     Regions are 8-connected: pixels that touch at a corner belong together.
 
+    With `tighten`, regions are the hills of `defectcam.hills`.
+
     Examples
     --------
     >>> import numpy as np
@@ -101,7 +100,13 @@ def find_boxes(
     [3.0, 2.0]
     """
     regions = _find_regions(
-        heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction, tighten
+        heatmap,
+        threshold,
+        min_area,
+        max_boxes,
+        merge_distance,
+        peak_fraction,
+        point_spread if tighten else None,
     )
     return regions.boxes, regions.scores
 
@@ -145,7 +150,9 @@ def find_boxes_at(
     known: dict[float, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
     found = []
     for threshold in thresholds:
-        same = -math.inf if np.float32(threshold) < lowest else min(threshold, peak)
+        same = min(threshold, peak)
+        if np.float32(threshold) < lowest:
+            same = 0.0 if threshold > 0 else -math.inf  # hills are above 0
         if same not in known:
             known[same] = find_boxes(values, threshold, **options)
         found.append(known[same])
@@ -161,6 +168,7 @@ def component_mask(
     merge_distance: float | None = None,
     peak_fraction: float = 0.0,
     tighten: bool = False,
+    point_spread: tuple[float, float] = (0.0, 0.0),
 ) -> NDArray[np.bool_]:
     """Mark the pixels of the regions around which `find_boxes` draws its boxes.
 
@@ -173,7 +181,7 @@ def component_mask(
         Higher means more defective. NaN is refused.
     threshold : float
         A pixel belongs to a region where `heatmap > threshold`.
-    min_area, max_boxes, merge_distance, peak_fraction
+    min_area, max_boxes, merge_distance, peak_fraction, tighten, point_spread
         As in `find_boxes`.
 
     Returns
@@ -193,7 +201,13 @@ def component_mask(
            [0, 0, 1]])
     """
     regions = _find_regions(
-        heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction, tighten
+        heatmap,
+        threshold,
+        min_area,
+        max_boxes,
+        merge_distance,
+        peak_fraction,
+        point_spread if tighten else None,
     )
     mask = np.zeros(regions.shape, dtype=bool)
     mask[regions.place] = regions.box_number[regions.labels] > 0
@@ -209,6 +223,7 @@ def component_labels(
     merge_distance: float | None = None,
     peak_fraction: float = 0.0,
     tighten: bool = False,
+    point_spread: tuple[float, float] = (0.0, 0.0),
 ) -> NDArray[np.int32]:
     """Mark the pixels of the regions with the number of their box.
 
@@ -220,7 +235,7 @@ def component_labels(
         Higher means more defective. NaN is refused.
     threshold : float
         A pixel belongs to a region where `heatmap > threshold`.
-    min_area, max_boxes, merge_distance, peak_fraction, tighten
+    min_area, max_boxes, merge_distance, peak_fraction, tighten, point_spread
         As in `find_boxes`.
 
     Returns
@@ -240,7 +255,13 @@ def component_labels(
            [0, 0, 2]], dtype=int32)
     """
     regions = _find_regions(
-        heatmap, threshold, min_area, max_boxes, merge_distance, peak_fraction, tighten
+        heatmap,
+        threshold,
+        min_area,
+        max_boxes,
+        merge_distance,
+        peak_fraction,
+        point_spread if tighten else None,
     )
     labels = np.zeros(regions.shape, dtype=np.int32)
     labels[regions.place] = regions.box_number[regions.labels]
@@ -314,10 +335,10 @@ def _find_regions(
     max_boxes: int | None,
     merge_distance: float | None,
     peak_fraction: float,
-    tighten: bool,
+    point_spread: tuple[float, float] | None,
 ) -> _Regions:
     values = _checked_map(heatmap)
-    _check_parameters(threshold, min_area, max_boxes, merge_distance, peak_fraction)
+    _check_parameters(threshold, min_area, max_boxes, merge_distance, peak_fraction, point_spread)
 
     above = values > float(threshold)
     least_peak = -np.inf
@@ -325,22 +346,16 @@ def _find_regions(
     if peak_fraction > 0 and peak > 0:
         least_peak = peak_fraction * peak
         above &= values >= _EXTENT * least_peak
-    shape, largest_blob = values.shape, _PLATEAU_SHARE * values.size
     place = _rectangle_around(above)  # mostly a small part of the map, and all that matters
-    values, above = values[place], above[place]
-    regions = _label_regions(above, values)
+    regions = _label_regions(above[place], values[place])
     is_region = (regions.areas >= min_area) & (regions.peaks >= least_peak)
-    if tighten:
-        is_blob = is_region & (regions.areas <= largest_blob)
-        whole, whole_peaks = regions.labels, np.where(is_region, regions.peaks, np.inf)
-        levels = _steepest_levels(values, regions, is_blob, min_area)
-        regions = _label_regions(above & (values >= levels[whole]), values)
-        # The part with the peak stays, however small: tightening loses no region.
-        part_of = np.zeros(len(regions.areas), dtype=np.intp)
-        part_of[regions.labels] = whole
-        is_region = (regions.areas >= min_area) | (regions.peaks >= whole_peaks[part_of])
-        is_region &= regions.peaks >= least_peak
-    return _kept(regions, is_region, max_boxes, merge_distance, shape, place)
+    if point_spread is not None and threshold > 0:
+        is_peak = np.zeros(values.shape, dtype=bool)
+        is_peak[place] = above[place] & is_region[regions.labels] & (values[place] >= least_peak)
+        hills = fit_hills(values, is_peak, float(threshold), min_area, point_spread)
+        regions, place = _label_hills(hills, values)
+        is_region = np.ones(len(regions.areas), dtype=bool)
+    return _kept(regions, is_region, max_boxes, merge_distance, values.shape, place)
 
 
 def _kept(
@@ -401,46 +416,29 @@ def _label_regions(is_marked: NDArray[np.bool_], values: NDArray[np.float32]) ->
     return _Labelled(labels, stats[:, cv2.CC_STAT_AREA].astype(np.int64), corners, peaks)
 
 
-def _steepest_levels(
-    values: NDArray[np.float32],
-    regions: _Labelled,
-    is_blob: NDArray[np.bool_],
-    min_area: int,
-) -> NDArray[np.float32]:
-    """Level per label to which its region is cut back, -inf for those that are no blobs."""
-    levels = np.full(len(is_blob), -np.inf, dtype=np.float32)
-    for label in 1 + np.flatnonzero(is_blob[1:]):  # label 0 is the background
-        left, top, right, bottom = regions.corners[label].tolist()
-        y, x = slice(max(top - 1, 0), bottom + 1), slice(max(left - 1, 0), right + 1)
-        levels[label] = _steepest_level(values[y, x], regions.labels[y, x] == label, min_area)
-    return levels
-
-
-def _steepest_level(values: NDArray[np.float32], region: NDArray[np.bool_], min_area: int) -> float:
-    """Level whose contour within a region has the greatest mean slope.
-
-    Contours around fewer than `min_area` pixels do not count.
-    """
-    slope = cv2.magnitude(
-        cv2.Sobel(values, cv2.CV_32F, 1, 0, borderType=cv2.BORDER_REPLICATE),
-        cv2.Sobel(values, cv2.CV_32F, 0, 1, borderType=cv2.BORDER_REPLICATE),
-    )[region]
-    # A pixel lies on a level's contour if it reaches the level and one of its neighbours does not.
-    own = np.where(region, values, np.float32(-np.inf))
-    lowest_neighbour = cv2.erode(
-        own, np.ones((3, 3)), borderType=cv2.BORDER_CONSTANT, borderValue=-math.inf
-    )[region]
-    heights = own[region]
-    low, peak = float(heights.min()), float(heights.max())
-    best, steepest = low, -np.inf
-    for level in np.linspace(low, low + _HIGHEST_CONTOUR * (peak - low), _N_CONTOURS):
-        reaches = heights >= level
-        if np.count_nonzero(reaches) < min_area:
-            break
-        mean = float(slope[reaches & (lowest_neighbour < level)].mean())
-        if mean > steepest:
-            best, steepest = float(level), mean
-    return best
+def _label_hills(
+    hills: list[Hill], values: NDArray[np.float32]
+) -> tuple[_Labelled, tuple[slice, slice]]:
+    """Make regions of hills, and say which part of the map holds them all."""
+    corners = np.zeros((1 + len(hills), 4), dtype=np.int64)
+    areas = np.zeros(1 + len(hills), dtype=np.int64)
+    peaks = np.full(1 + len(hills), -np.inf, dtype=np.float32)
+    for label, hill in enumerate(hills, start=1):
+        rows, columns = hill.place
+        corners[label] = columns.start, rows.start, columns.stop, rows.stop
+        areas[label] = hill.area
+        peaks[label] = values[hill.place][hill.pixels].max()
+    first = corners[1:, :2].min(axis=0, initial=max(values.shape))
+    last = corners[1:, 2:].max(axis=0, initial=0)
+    if not hills:
+        first = last
+    labels = np.zeros(last[::-1] - first[::-1], dtype=np.int32)
+    for label, hill in enumerate(hills, start=1):
+        left, top, right, bottom = (corners[label] - np.tile(first, 2)).tolist()
+        labels[top:bottom, left:right][hill.pixels] = label
+    corners[1:] -= np.tile(first, 2)
+    place = slice(int(first[1]), int(last[1])), slice(int(first[0]), int(last[0]))
+    return _Labelled(labels, areas, corners, peaks), place
 
 
 def _group_near_boxes(
@@ -516,6 +514,7 @@ def _check_parameters(
     max_boxes: int | None,
     merge_distance: float | None,
     peak_fraction: float,
+    point_spread: tuple[float, float] | None,
 ) -> None:
     if math.isnan(threshold):
         raise ValueError("threshold must be a number, got NaN.")
@@ -530,3 +529,9 @@ def _check_parameters(
         )
     if not 0 <= peak_fraction < 1:
         raise ValueError(f"peak_fraction must be at least 0 and below 1, got {peak_fraction!r}.")
+    if point_spread is not None and not (
+        len(point_spread) == 2 and all(0 <= width < math.inf for width in point_spread)
+    ):
+        raise ValueError(
+            f"point_spread must be a width and a height of at least 0 pixels, got {point_spread!r}."
+        )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
@@ -28,6 +29,7 @@ from defectcam.cam import (
     signed_cam,
     signed_cams,
 )
+from defectcam.hills import width_at_half
 from defectcam.novelty import novelty_peak, smooth_novelty
 
 #: Share of good pixels below the map's limit.
@@ -36,6 +38,12 @@ GOOD_PIXEL_QUANTILE = 0.999
 #: Candidate shares of novelty in the fused map, and the price its sharpness may have.
 NOVELTY_SHARES = tuple(np.linspace(0, 1, 9).tolist())
 AUROC_TOLERANCE = 0.02
+
+#: Share of the defective images whose highest hill is taken for a point's.
+POINT_SHARE = 0.05
+
+#: Times as fine a grid as the map's, on which hills are measured.
+FINER = 8
 
 #: Share of the positions that make the peak of a map.
 PEAK_FRACTION = 0.0125
@@ -118,6 +126,9 @@ class HeatModel(NamedTuple):
         levels' sum.
     student_scales : tuple of HeatScale, default=()
         Of each student's map; empty where there is no student.
+    point_spread : float, default=0.0
+        How wide a point becomes in the map, at half of its height and in cells of its grid; 0 where
+        that is not known.
     """
 
     kind: str
@@ -129,6 +140,7 @@ class HeatModel(NamedTuple):
     input_size: tuple[int, int]
     level_scales: tuple[HeatScale, ...] = ()
     student_scales: tuple[HeatScale, ...] = ()
+    point_spread: float = 0.0
 
     def grids(
         self, levels: Tensor, novelty: Tensor | None, students: Tensor | None = None
@@ -221,16 +233,23 @@ def fit_heat_model(
             for scale, typical in zip(level_scales, typical_cams[1:], strict=True)
         ),
     )
-    if kind != "fused" or novelty is None:
+    defective = torch.as_tensor(is_defect)
+    if kind == "min_max_cam":
         return model
+    if kind == "cam" or novelty is None:
+        maps = fit_heat_scale(whole).apply(cams[defective, 0])
+        return model._replace(point_spread=fit_point_spread(maps))
     smooth = smooth_novelty(novelty)
     novelty_scale = fit_heat_scale(smooth[good_rows])
     cams, smooth = scaled(cams[:, 1:], level_scales), novelty_scale.apply(smooth)
     share = choose_novelty_share(cams, smooth, is_defect)
+    fused_scale = fit_heat_scale(fuse(cams[good_rows], smooth[good_rows], share))
+    maps = fused_scale.apply(fuse(cams[defective], smooth[defective], share))
     return model._replace(
         novelty_scale=novelty_scale,
         novelty_share=share,
-        fused_scale=fit_heat_scale(fuse(cams[good_rows], smooth[good_rows], share)),
+        fused_scale=fused_scale,
+        point_spread=fit_point_spread(maps),
     )
 
 
@@ -255,8 +274,10 @@ def with_students(
     good = torch.as_tensor(~is_defect)
     scales = tuple(fit_heat_scale(drawn) for drawn in students[good].unbind(1))
     model = model._replace(student_scales=scales)
-    fused = model.fused(_as_final(cams[good], typical_cams), novelty[good], students[good])
-    return model._replace(fused_scale=fit_heat_scale(fused))
+    fused = model.fused(_as_final(cams, typical_cams), novelty, students)
+    fused_scale = fit_heat_scale(fused[good])
+    maps = fused_scale.apply(fused[~good])
+    return model._replace(fused_scale=fused_scale, point_spread=fit_point_spread(maps))
 
 
 def held_out_maps(
@@ -327,6 +348,30 @@ def fit_heat_scale(good_maps: Tensor) -> HeatScale:
     typical = float(np.median(values))
     limit = float(np.quantile(values, GOOD_PIXEL_QUANTILE))
     return HeatScale(typical, limit if limit > typical else typical + 1.0)
+
+
+def fit_point_spread(maps: Tensor) -> float:
+    """Measure how wide a point becomes in the map, from maps of defective images.
+
+    No hill is narrower than a point's, and of many defects some are little more than points: so it
+    is the width of the narrowest highest hills, `POINT_SHARE` of them.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n, height, width)
+        Maps of defective images that the network was not trained on, where there are such; those
+        that do not pass 1 do not count.
+
+    Returns
+    -------
+    float
+        In cells of the maps, at half of the hill's height; 0 where no map counts.
+    """
+    widths = []
+    for one in maps[maps.amax((1, 2)) > 1]:
+        fine = F.interpolate(one[None, None], scale_factor=FINER, mode="bilinear")
+        widths.append(width_at_half(fine[0, 0].numpy()) / FINER)
+    return float(np.quantile(widths, POINT_SHARE)) if widths else 0.0
 
 
 class DefectProbability(NamedTuple):

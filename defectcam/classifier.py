@@ -356,15 +356,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         peaks of the training images' maps (see `defectcam.student`). They draw what defects have in
         common, on a finer grid than the evidence has. Without defective images there are none.
     box_threshold : float, default=1.0
-        Boxes are drawn where the heatmap is above this.
+        Boxes are drawn where the heatmap rises above this.
     box_peak_fraction : float, default=0.6
         Boxes are drawn only where the heatmap also reaches this share of the highest value in the
         image: weaker regions of a defective image are mostly echoes of the strongest. Lower it to
         see more of them, to 0 for all.
     tighten_boxes : bool, default=True
-        Whether the region of a small defect is cut back to where the heatmap falls most steeply,
-        see `defectcam.boxes.find_boxes`. The grid of the map blurs it, so that plain regions are
-        too large.
+        Whether boxes are fitted to the hills of the heatmap, see `defectcam.hills`: the grid of
+        the map blurs it, so that the regions of small defects above a threshold are too large, and
+        large defects are faint at their edges.
     min_area : int, default=16
         Smallest region that gets a box, in pixels of the original image.
     max_boxes : int or None, default=None
@@ -1844,6 +1844,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "merge_distance": self.merge_distance,
             "peak_fraction": self.box_peak_fraction,
             "tighten": self.tighten_boxes,
+            "point_spread": self._heat_model.point_spread,
             "good_label": self.good_label_,
         }
 

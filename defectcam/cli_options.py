@@ -227,7 +227,7 @@ PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
         _Parameter("self_training", True, None, "let the heatmap learn from its own peaks"),
         _Parameter("box_threshold", 1.0, float, "boxes are where the heatmap is above this"),
         _Parameter("box_peak_fraction", 0.6, float, "and at least this share of its peak"),
-        _Parameter("tighten_boxes", True, None, "cut back to where the heatmap falls most steeply"),
+        _Parameter("tighten_boxes", True, None, "fitted to the heatmap's hills"),
         _Parameter("min_area", 16, int, "smallest region with a box, in pixels of the image"),
         _Parameter("max_boxes", None, _INT_OR_NONE, "most boxes per image"),
         _Parameter("merge_distance", None, _FLOAT_OR_NONE, "boxes this near become one, in pixels"),

@@ -282,6 +282,7 @@ def describe(clf: DefectCAMClassifier, module: DeployedNetwork, precision: str) 
             "merge_distance": None if merge_distance is None else str(float(merge_distance)),
             "peak_fraction": float(clf.box_peak_fraction),
             "tighten": bool(clf.tighten_boxes),
+            "point_spread": float(clf._heat_model.point_spread),
         },
         "backbone": clf._fitted_backbone,
         "weights": {

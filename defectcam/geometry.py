@@ -98,6 +98,20 @@ class Geometry:
         top, left = (fitted[0] - height) // 2, (fitted[1] - width) // 2
         return cls(original, fitted, (top, left, height, width))
 
+    def cell_size(self, shape: tuple[int, int]) -> tuple[float, float]:
+        """Width and height, in pixels of the original image, of a cell of a map.
+
+        Parameters
+        ----------
+        shape : (int, int)
+            Height and width of the map, which covers the whole input evenly.
+        """
+        _, _, height, width = self.content
+        return (
+            self.input_size[1] / shape[1] * self.original_size[1] / width,
+            self.input_size[0] / shape[0] * self.original_size[0] / height,
+        )
+
     def restore(
         self, heatmap: ArrayLike, window: tuple[int, int, int, int] | None = None
     ) -> NDArray[np.float32]:

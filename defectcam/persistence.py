@@ -589,7 +589,7 @@ def _refuse_misfits(clf: DefectCAMClassifier, description: dict[str, Any]) -> No
     network, heat = clf.network_, clf._heat_model
     scales = [heat.cam_scale, heat.novelty_scale, heat.fused_scale]
     scales += [*heat.level_scales, *heat.student_scales]
-    numbers = [n for scale in scales for n in scale] + [heat.novelty_share]
+    numbers = [n for scale in scales for n in scale] + [heat.novelty_share, heat.point_spread]
     numbers += [*clf._defect_probability.coefficients, clf._defect_probability.intercept]
     if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
         raise ValueError("its heat_model or defect_probability holds what is no number")

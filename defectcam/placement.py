@@ -10,6 +10,7 @@ Points are ``(x, y)``; pixels are squares, as in `geometry`: pixel `i` of an axi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -186,6 +187,21 @@ class PlacedGeometry:
     def original_size(self) -> tuple[int, int]:
         """Height and width of the original image, in its own pixels."""
         return self.placements[0].outer_size if self.placements else self.geometry.original_size
+
+    def cell_size(self, shape: tuple[int, int]) -> tuple[float, float]:
+        """Width and height, in pixels of the original image, of a cell of a map.
+
+        What steps scale or turn counts by the area that they make of a pixel.
+
+        Parameters
+        ----------
+        shape : (int, int)
+            As for `Geometry.cell_size`.
+        """
+        linear = [np.asarray(placement.matrix)[:, :2] for placement in self.placements]
+        factor = math.prod(math.sqrt(abs(np.linalg.det(matrix))) for matrix in linear)
+        width, height = self.geometry.cell_size(shape)
+        return width * factor, height * factor
 
     def restore(self, heatmap: ArrayLike) -> NDArray[np.float32]:
         """Take a map of the network's input back to the original image.

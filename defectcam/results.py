@@ -60,7 +60,7 @@ class Localization:
     geometry : Geometry or PlacedGeometry
         Where the image lies in the network's input, also through preprocessing steps.
     threshold : float
-        Boxes are drawn around the regions where `heatmap > threshold`, see also `peak_fraction`.
+        Boxes are drawn where `heatmap > threshold`, see also `peak_fraction` and `tighten`.
     decision_threshold : float
         The probability at and above which an image is called defective.
     min_area : int
@@ -82,7 +82,9 @@ class Localization:
     peak_fraction : float, default=0.0
         Boxes are drawn only where the heatmap also reaches this share of its highest value.
     tighten : bool, default=False
-        Whether regions are cut back to where the heatmap falls most steeply, see `find_boxes`.
+        Whether boxes are fitted to the heatmap's hills, see `find_boxes`.
+    point_spread : float, default=0.0
+        How wide a point becomes in the map, in cells of `grid`; for `tighten`.
     unfamiliar : bool, default=False
         Whether the image is unlike all training images, good and defective: another product, a
         covered lens, another exposure. Its label and probability then mean little.
@@ -143,6 +145,7 @@ class Localization:
     defect_labels: Sequence[Any] | None = None
     peak_fraction: float = 0.0
     tighten: bool = False
+    point_spread: float = 0.0
     unfamiliar: bool = False
 
     def __post_init__(self) -> None:
@@ -157,6 +160,7 @@ class Localization:
             "is_defect": bool(self.is_defect),
             "unfamiliar": bool(self.unfamiliar),
             "tighten": bool(self.tighten),
+            "point_spread": float(self.point_spread),
             "threshold": float(self.threshold),
             "decision_threshold": float(self.decision_threshold),
         }
@@ -176,6 +180,10 @@ class Localization:
         for name in ("threshold", "decision_threshold"):
             if not np.isfinite(plain[name]):
                 raise ValueError(f"{name} must be a finite number, got {plain[name]!r}.")
+        if not 0 <= plain["point_spread"] < float("inf"):
+            raise ValueError(
+                f"point_spread must be a finite number of cells from 0, got {self.point_spread!r}."
+            )
         for name, value in plain.items():
             object.__setattr__(self, name, value)  # the way round `frozen`, once
 
@@ -280,7 +288,7 @@ class Localization:
             The new share of the map's highest value that boxes must reach, 0 for none. None keeps
             the present one.
         tighten : bool, optional
-            Whether boxes are cut back to the steepest slopes from now on. None keeps it as it is.
+            Whether boxes are fitted to the map's hills from now on. None keeps it as it is.
 
         Returns
         -------
@@ -628,7 +636,14 @@ class Localization:
             "merge_distance": self.merge_distance,
             "peak_fraction": self.peak_fraction,
             "tighten": self.tighten,
+            "point_spread": self._point_spread,
         }
+
+    @property
+    def _point_spread(self) -> tuple[float, float]:
+        """Of the map at the original size, across and down."""
+        width, height = self.geometry.cell_size((self.grid.shape[0], self.grid.shape[1]))
+        return self.point_spread * width, self.point_spread * height
 
     @property
     def _source_name(self) -> str:

@@ -216,6 +216,7 @@ class TiledLocalization(Localization):
     @cached_property
     def _boxes_and_scores(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         boxes, scores = [np.empty((0, 4), np.int64)], [np.empty(0, np.float32)]
+        across, down = self._point_spread
         if self.is_defect:
             for part, shrink in self._parts():
                 found, peaks = find_boxes(
@@ -224,6 +225,7 @@ class TiledLocalization(Localization):
                     min_area=max(1, self.min_area // shrink**2),
                     peak_fraction=self.peak_fraction,
                     tighten=self.tighten,
+                    point_spread=(across / shrink, down / shrink),
                 )
                 found = (found + np.tile([part.left, part.top], 2)) * shrink
                 boxes.append(np.minimum(found, np.tile(self.image_size[::-1], 2)))

@@ -33,6 +33,7 @@ from defectcam.calibration import (
     fit_heat_model,
     fit_heat_scale,
     fit_novelty_probability,
+    fit_point_spread,
     held_out_maps,
     with_students,
 )
@@ -511,6 +512,45 @@ def test_a_model_without_students_scales_takes_no_notice_of_students():
     model, final, novelty = trained_model("fused", (0.0, 0.0))
     students = torch.from_numpy(normal(30, 2, 8, 10))
     assert torch.equal(model.grids(final, novelty, students), model.grids(final, novelty))
+
+
+def hills(*sigmas: float, height: float = 3.0) -> Tensor:
+    """Draw a hill per map, as wide as a Gaussian of so many cells."""
+    y, x = torch.meshgrid(torch.arange(40.0), torch.arange(36.0), indexing="ij")
+    squares = (y - 17) ** 2 + (x - 20) ** 2
+    return torch.stack([height * torch.exp(-squares / (2 * s**2)) for s in sigmas])
+
+
+def test_the_narrowest_hills_are_what_points_become():
+    wide, narrow = hills(*[5.0] * 92), hills(*[2.5] * 8)
+    spread = fit_point_spread(torch.cat((wide, narrow)))
+    assert spread == pytest.approx(2.355 * 2.5, rel=0.1)
+    assert fit_point_spread(wide) == pytest.approx(2.355 * 5, rel=0.1)
+
+
+def test_maps_that_do_not_pass_the_limit_do_not_say_what_points_become():
+    assert fit_point_spread(hills(3.0, 4.0, height=1.0)) == 0.0
+    assert fit_point_spread(hills(3.0)[:0]) == 0.0
+    both = torch.cat((hills(4.0), hills(2.0, height=0.9)))
+    assert fit_point_spread(both) == fit_point_spread(hills(4.0))
+
+
+@pytest.mark.parametrize("kind", ["fused", "cam", "min_max_cam"])
+def test_a_model_knows_what_a_point_becomes_in_its_maps(kind):
+    cams = torch.from_numpy(normal(40, 3, 40, 36)) * 0.01
+    novelty = torch.from_numpy(normal(40, 40, 36)) * 0.01
+    is_defect = np.arange(40) % 2 == 0
+    cams[::2] += hills(*[3.0] * 20)[:, None]
+    novelty[::2] += hills(*[3.0] * 20)
+    model = fit_heat_model(kind, 0, cams, novelty, (0.0,) * 3, is_defect, (320, 288))
+    if kind == "min_max_cam":  # has no fixed heights
+        assert model.point_spread == 0
+        return
+    assert model.point_spread == pytest.approx(2.355 * 3, rel=0.25)  # more where it is steeper
+    sharper = fit_heat_model(
+        kind, 0, cams[:, :, ::2, ::2], novelty[:, ::2, ::2], (0.0,) * 3, is_defect, (160, 144)
+    )
+    assert sharper.point_spread == pytest.approx(model.point_spread / 2, rel=0.25)
 
 
 def maps_with(peaks: np.ndarray, seed: int) -> Tensor:

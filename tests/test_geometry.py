@@ -155,6 +155,17 @@ def test_an_equal_grid_comes_back_unchanged_and_unshared() -> None:
     assert not np.shares_memory(heatmap, values)
 
 
+@given(sizes, sizes, ways)
+@modestly
+def test_a_map_of_one_cell_has_the_size_of_the_input(original, grid, make) -> None:
+    geometry = make(original, (64, 48))
+    width, height = geometry.cell_size((1, 1))
+    across, down = geometry.cell_size(grid)
+    assert (across * grid[1], down * grid[0]) == pytest.approx((width, height))
+    _, _, rows, columns = geometry.content
+    assert (width * columns / 48, height * rows / 64) == pytest.approx(original[::-1])
+
+
 @given(sizes, sizes, ways, st.data())
 @modestly
 def test_a_window_is_a_part_of_the_whole(

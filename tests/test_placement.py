@@ -151,6 +151,14 @@ def test_maps_without_an_inverse_are_refused(matrix) -> None:
         Placement((4, 4), (4, 4), matrix)
 
 
+def test_a_cell_of_a_crop_is_as_large_as_without_it_and_a_scaled_one_is_not() -> None:
+    view = Geometry.stretch((30, 20), (64, 64))
+    crop = Placement.crop((100, 200), (30, 10, 50, 40))
+    assert PlacedGeometry(view, (crop,)).cell_size((8, 8)) == view.cell_size((8, 8)) == (2.5, 3.75)
+    larger = Placement((100, 200), (30, 20), turned(0.3, 2.0, (50.0, 10.0)))
+    assert PlacedGeometry(view, (larger,)).cell_size((8, 8)) == pytest.approx((5.0, 7.5))
+
+
 def test_sizes_that_do_not_follow_are_refused() -> None:
     placement = Placement.crop((10, 10), (0, 0, 5, 5))
     with pytest.raises(ValueError, match="do not follow one another"):

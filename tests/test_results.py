@@ -104,6 +104,7 @@ def answers(draw):
         merge_distance=draw(st.sampled_from([None, 0, 3, math.inf])),
         peak_fraction=draw(st.sampled_from([0.0, 0.6])),
         tighten=draw(st.booleans()),
+        point_spread=draw(st.sampled_from([0.0, 8.0, 40.0])),
     )
 
 
@@ -138,6 +139,13 @@ def test_tightened_boxes_are_smaller():
     assert same(loose, make())
     assert 0 < found.mask().sum() < loose.mask().sum()
     assert found.with_threshold(1.2).tighten
+
+
+def test_the_point_spread_is_in_cells_of_the_grid():
+    found = make(tighten=True, point_spread=1.2)  # 6 x 6 cells in 60 x 90 pixels
+    boxes, _ = find_boxes(found.heatmap, 1.0, tighten=True, point_spread=(1.2 * 15, 1.2 * 10))
+    assert found.boxes.tolist() == boxes.tolist()
+    assert found.mask().sum() < make(tighten=True).mask().sum()
 
 
 def test_another_peak_fraction_gives_other_boxes():
@@ -488,6 +496,8 @@ def test_repr_is_one_readable_line():
         ({"probability": 1.1}, "probability must lie between 0 and 1, got 1.1"),
         ({"probability": math.nan}, "probability"),
         ({"threshold": math.inf}, "threshold must be a finite number, got inf"),
+        ({"point_spread": -1.0}, "point_spread must be a finite number of cells from 0, got -1.0"),
+        ({"point_spread": math.nan}, "point_spread"),
         ({"decision_threshold": math.nan}, "decision_threshold"),
         ({"type_grids": np.zeros((2, 3)), "defect_labels": "ab"}, r"shape \(n_types, h, w\)"),
         ({"type_grids": np.zeros((2, 3, 3)), "defect_labels": ["a"]}, "got 2 grids for the labels"),

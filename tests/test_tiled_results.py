@@ -53,8 +53,10 @@ def test_it_is_a_localization() -> None:
 
 
 def test_where_all_is_suspicious_boxes_are_those_of_the_whole_map() -> None:
-    found = made(peak_fraction=0.3, tighten=True)
-    boxes, scores = find_boxes(found.heatmap, 1.0, peak_fraction=0.3, tighten=True)
+    found = made(peak_fraction=0.3, tighten=True, point_spread=1.5)
+    spread = (1.5 * 8, 1.5 * 8)  # 10 cells in a tile of 80 pixels
+    options = {"peak_fraction": 0.3, "tighten": True, "point_spread": spread}
+    boxes, scores = find_boxes(found.heatmap, 1.0, **options)
     np.testing.assert_array_equal(found.boxes, boxes)
     np.testing.assert_array_equal(found.box_scores, scores)
     assert len(boxes) == 2
