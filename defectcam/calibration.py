@@ -42,6 +42,9 @@ AUROC_TOLERANCE = 0.02
 #: Share of the defective images whose highest hill is taken for a point's.
 POINT_SHARE = 0.05
 
+#: How many cells wide a point becomes where no map shows it, of good images alone for instance.
+USUAL_POINT_SPREAD = 2.0
+
 #: Times as fine a grid as the map's, on which hills are measured.
 FINER = 8
 
@@ -127,8 +130,7 @@ class HeatModel(NamedTuple):
     student_scales : tuple of HeatScale, default=()
         Of each student's map; empty where there is no student.
     point_spread : float, default=0.0
-        How wide a point becomes in the map, at half of its height and in cells of its grid; 0 where
-        that is not known.
+        How wide a point becomes in the map, at half of its height and in cells of its grid.
     """
 
     kind: str
@@ -365,13 +367,13 @@ def fit_point_spread(maps: Tensor) -> float:
     Returns
     -------
     float
-        In cells of the maps, at half of the hill's height; 0 where no map counts.
+        In cells of the maps, at half of the hill's height; `USUAL_POINT_SPREAD` where no map counts.
     """
     widths = []
     for one in maps[maps.amax((1, 2)) > 1]:
         fine = F.interpolate(one[None, None], scale_factor=FINER, mode="bilinear")
         widths.append(width_at_half(fine[0, 0].numpy()) / FINER)
-    return float(np.quantile(widths, POINT_SHARE)) if widths else 0.0
+    return float(np.quantile(widths, POINT_SHARE)) if widths else USUAL_POINT_SPREAD
 
 
 class DefectProbability(NamedTuple):

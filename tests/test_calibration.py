@@ -21,6 +21,7 @@ from defectcam.calibration import (
     NOVELTY_SHARES,
     NOVELTY_TRUST,
     PEAK_FRACTION,
+    USUAL_POINT_SPREAD,
     DefectProbability,
     HeatModel,
     HeatScale,
@@ -529,8 +530,8 @@ def test_the_narrowest_hills_are_what_points_become():
 
 
 def test_maps_that_do_not_pass_the_limit_do_not_say_what_points_become():
-    assert fit_point_spread(hills(3.0, 4.0, height=1.0)) == 0.0
-    assert fit_point_spread(hills(3.0)[:0]) == 0.0
+    assert fit_point_spread(hills(3.0, 4.0, height=1.0)) == USUAL_POINT_SPREAD
+    assert fit_point_spread(hills(3.0)[:0]) == USUAL_POINT_SPREAD
     both = torch.cat((hills(4.0), hills(2.0, height=0.9)))
     assert fit_point_spread(both) == fit_point_spread(hills(4.0))
 
