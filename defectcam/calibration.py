@@ -367,7 +367,7 @@ def fit_point_spread(maps: Tensor) -> float:
     Returns
     -------
     float
-        In cells of the maps, at half of the hill's height; `USUAL_POINT_SPREAD` where no map counts.
+        In cells of the maps, at half of the hill's height; where no map counts, the usual one.
     """
     widths = []
     for one in maps[maps.amax((1, 2)) > 1]:
