@@ -24,8 +24,8 @@ HIGHEST_CUT = 0.85
 
 #: A wide hill reaches down to this share of its height, not below that of the threshold, and
 #: covers more than this share of the map.
-WIDE_FOOT = 0.3
-WIDE_LEAST = 0.4
+WIDE_FOOT = 0.25
+WIDE_LEAST = 0.9
 WIDE_SHARE = 1 / 12
 
 #: Peaks with a valley between them that is lower than this share of the lower one are no one hill.
@@ -138,8 +138,8 @@ def fit_hills(
     wider than a point's at one half, a point's at its peak. Hills are cut at :math:`0.6^s`, their
     foot at the lowest, and at 85 % of their height at the highest.
 
-    Large defects are faint at their edges. So what covers more than a twelfth of the map above 30 %
-    of a hill's height, and above 40 % of the threshold, is one wide hill, unless it holds another
+    Large defects are faint at their edges. So what covers more than a twelfth of the map above 25 %
+    of a hill's height, and above 90 % of the threshold, is one wide hill, unless it holds another
     one behind a valley that is lower than half of it.
     """
     rows, columns = _local_maxima(values, is_peak)
@@ -147,7 +147,9 @@ def fit_hills(
         return []
     # Whatever is connected at a level of interest is connected at this one too: each hill is looked
     # for in a small part of the map.
-    lowest = max(WIDE_FOOT * float(values[rows[-1], columns[-1]]), WIDE_LEAST * threshold)
+    least_height = float(values[rows[-1], columns[-1]])
+    wide_level = max(WIDE_FOOT * least_height, WIDE_LEAST * threshold)
+    lowest = min(VALLEY * least_height, wide_level)
     reaches = (values >= np.float32(lowest)).view(np.uint8)
     fitted: list[Hill] = []
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
@@ -209,9 +211,11 @@ def _fit(
         wide = None if number in absorbed else _wide_hill(values, hill, threshold, wide_area)
         if wide is None:
             continue
-        inside = [n for n, other in enumerate(hills) if wide.holds(other.peak)]
-        if absorbed.isdisjoint(inside) and _is_one(values, [hills[n] for n in inside]):
-            absorbed.update(inside)
+        is_wide = np.zeros(values.shape, dtype=bool)
+        is_wide[wide.place] = wide.pixels
+        touched = [n for n, h in enumerate(hills) if is_wide[h.place][h.pixels].any()]
+        if absorbed.isdisjoint(touched) and _is_one(values, [hills[n] for n in touched]):
+            absorbed.update(touched)
             fitted.append(wide)
     rest = [hill for number, hill in enumerate(hills) if number not in absorbed]
     return fitted + [_cut(values, hill, min_area, point_spread) for hill in rest]

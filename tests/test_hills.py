@@ -48,11 +48,11 @@ def connected(values, peak, level):
 
 def is_wide(values, peak, threshold, feet):
     """Look whether a peak is on one wide hill; return it, or None."""
-    wide = connected(values, peak, max(0.3 * float(values[peak]), 0.4 * threshold))
+    wide = connected(values, peak, max(0.25 * float(values[peak]), 0.9 * threshold))
     if wide.sum() <= values.size / 12:
         return None
-    inside = [other for other in feet if wide[other]]
-    is_one = all(connected(values, o, 0.5 * float(values[o]))[inside[0]] for o in inside)
+    touched = [other for other, foot in feet.items() if (wide & foot).any()]
+    is_one = all(connected(values, o, 0.5 * float(values[o]))[touched[0]] for o in touched)
     return wide if is_one else None
 
 
@@ -70,8 +70,9 @@ def reference_hills(values, is_peak, threshold, min_area, spread):
     found, absorbed = [], set()
     for peak in feet:
         wide = None if peak in absorbed else is_wide(values, peak, threshold, feet)
-        if wide is not None and not any(wide[other] for other in absorbed):
-            absorbed |= {other for other in feet if wide[other]}
+        touched = {o for o, foot in feet.items() if wide is not None and (wide & foot).any()}
+        if wide is not None and absorbed.isdisjoint(touched):
+            absorbed |= touched
             found.append(wide)
     for peak, foot in feet.items():
         if peak in absorbed:
@@ -164,11 +165,11 @@ def test_a_deep_valley_parts_large_defects():
 
 
 def test_the_foot_of_a_wide_hill_is_no_lower_than_a_share_of_the_threshold():
-    values = np.full((40, 40), 0.35, dtype=np.float32)
-    values[10:14, 10:14] = 1.1
+    values = np.full((40, 40), 0.8, dtype=np.float32)
+    values[10:14, 10:14] = 2.0
     (hill,) = fit_hills(values, values > 1, 1.0)
-    assert hill.area == 16  # though 0.35 is more than three tenths of 1.1
-    values[:20] = np.maximum(values[:20], 0.45)
+    assert hill.area == 16  # though 0.8 is more than a quarter of 2
+    values[:20] = np.maximum(values[:20], 0.95)
     (hill,) = fit_hills(values, values > 1, 1.0)
     assert hill.place == (slice(0, 20), slice(0, 40))
 
