@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from defectcam.hills import Hill, fit_hills
+from defectcam.hills import WIDE_FOOT, WIDE_LEAST, Hill, fit_hills
 
 __all__ = ["component_labels", "component_mask", "find_boxes", "find_boxes_at", "merge_boxes"]
 
@@ -147,6 +147,8 @@ def find_boxes_at(
     lowest = values.min()
     if peak > 0 and (peak_fraction := options.get("peak_fraction", 0.0)) > 0:
         lowest = max(lowest, np.float32(_EXTENT * peak_fraction * peak))
+        if options.get("tighten"):  # wide hills look at the threshold further down
+            lowest = min(lowest, np.float32(WIDE_FOOT / WIDE_LEAST * peak_fraction * peak))
     known: dict[float, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
     found = []
     for threshold in thresholds:

@@ -379,6 +379,16 @@ def test_boxes_at_several_thresholds_are_those_of_each(heatmap, several, peak_fr
             assert scores.tolist() == expected_scores.tolist()
 
 
+def test_how_far_a_wide_hill_reaches_is_asked_for_each_threshold():
+    heatmap = np.zeros((30, 30))
+    heatmap[:12] = 1.03
+    heatmap[4, 4] = 4.0
+    options = {"peak_fraction": 0.6, "tighten": True}
+    low, high = find_boxes_at(heatmap, [0.5, 1.19], **options)  # 0.9 x 0.5 < 4 / 4 < 0.9 x 1.19
+    assert low[0].tolist() == [[0, 0, 30, 12]]
+    assert high[0].tolist() == find_boxes(heatmap, 1.19, **options)[0].tolist() == [[4, 4, 5, 5]]
+
+
 def test_thresholds_that_decide_nothing_are_not_looked_at_again(monkeypatch):
     calls = []
 
