@@ -19,8 +19,9 @@ __all__ = ["Hill", "fit_hills", "width_at_half"]
 #: A hill is what is connected to a peak above this share of its height.
 FOOT = 0.6
 
-#: The share at which a hill as narrow as a point's is cut.
-HIGHEST_CUT = 0.85
+#: The share at which a hill as narrow as a point's is cut. Where all defects are large, those that
+#: the spread is measured on are no points: the box should still cover most of such a hill.
+HIGHEST_CUT = 0.75
 
 #: A wide hill reaches down to this share of its height, not below that of the threshold, and
 #: covers more than this share of the map.
@@ -136,7 +137,7 @@ def fit_hills(
     Then the hill is as large as the defect at the share :math:`2^{-s}` of its height with
     :math:`s = w_x w_y / (f_x f_y) = \sqrt{(1 - p_x^2 / f_x^2)(1 - p_y^2 / f_y^2)}`: a hill much
     wider than a point's at one half, a point's at its peak. Hills are cut at :math:`0.6^s`, their
-    foot at the lowest, and at 85 % of their height at the highest.
+    foot at the lowest, and at 75 % of their height at the highest.
 
     Large defects are faint at their edges. So what covers more than a twelfth of the map above 25 %
     of a hill's height, and above 90 % of the threshold, is one wide hill, unless it holds another

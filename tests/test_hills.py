@@ -82,7 +82,7 @@ def reference_hills(values, is_peak, threshold, min_area, spread):
         for pixels, width in ((np.ptp(xs) + 1, spread[0]), (np.ptp(ys) + 1, spread[1])):
             at_half = pixels / math.sqrt(math.log2(1 / 0.6))
             share *= max(0.0, 1 - (width / at_half) ** 2)
-        level = min(0.6 ** math.sqrt(share), 0.85) * float(values[peak])
+        level = min(0.6 ** math.sqrt(share), 0.75) * float(values[peak])
         heights = np.sort(values[foot])[::-1]
         level = min(level, float(heights[min(min_area, len(heights)) - 1]))
         found.append(connected(np.where(foot, values, -np.inf), peak, level))
