@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from defectcam.hills import WIDE_FOOT, WIDE_LEAST, Hill, fit_hills
+from defectcam.hills import Hill, fit_hills
 
 __all__ = ["component_labels", "component_mask", "find_boxes", "find_boxes_at", "merge_boxes"]
 
@@ -57,7 +57,7 @@ def find_boxes(
         another defect. A map without positive values is left as it is. Two thresholds, as in the
         hysteresis of Canny (PAMI 1986).
     tighten : bool, default=False
-        Fit each box to the hill of the map that it stands for, see Notes: the threshold then says
+        Fit each box to the hill of the map that it stands for: the threshold then says
         which hills get a box, not how far it reaches. Needs a threshold above 0.
     point_spread : (float, float), default=(0.0, 0.0)
         Width and height, at half of its height and in pixels of the map, of the hill that a point
@@ -85,7 +85,7 @@ def find_boxes(
     -----
     Regions are 8-connected: pixels that touch at a corner belong together.
 
-    With `tighten`, regions are the hills of `defectcam.hills`.
+    With `tighten`, regions are hills, and `defectcam.hills` says how far they reach.
 
     Examples
     --------
@@ -102,11 +102,12 @@ def find_boxes(
     regions = _find_regions(
         heatmap,
         threshold,
-        min_area,
-        max_boxes,
-        merge_distance,
-        peak_fraction,
-        point_spread if tighten else None,
+        min_area=min_area,
+        max_boxes=max_boxes,
+        merge_distance=merge_distance,
+        peak_fraction=peak_fraction,
+        tighten=tighten,
+        point_spread=point_spread,
     )
     return regions.boxes, regions.scores
 
@@ -145,37 +146,26 @@ def find_boxes_at(
     peak = float(values.max())
     # Below the lowest value that `peak_fraction` leaves in, the threshold decides nothing.
     lowest = values.min()
-    if peak > 0 and (peak_fraction := options.get("peak_fraction", 0.0)) > 0:
+    if options.get("tighten"):
+        lowest = -math.inf  # how far wide hills reach depends on every threshold
+    elif peak > 0 and (peak_fraction := options.get("peak_fraction", 0.0)) > 0:
         lowest = max(lowest, np.float32(_EXTENT * peak_fraction * peak))
-        if options.get("tighten"):  # wide hills look at the threshold further down
-            lowest = min(lowest, np.float32(WIDE_FOOT / WIDE_LEAST * peak_fraction * peak))
     known: dict[float, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
     found = []
     for threshold in thresholds:
-        same = min(threshold, peak)
-        if np.float32(threshold) < lowest:
-            same = 0.0 if threshold > 0 else -math.inf  # hills are above 0
+        same = -math.inf if np.float32(threshold) < lowest else min(threshold, peak)
         if same not in known:
             known[same] = find_boxes(values, threshold, **options)
         found.append(known[same])
     return found
 
 
-def component_mask(
-    heatmap: ArrayLike,
-    threshold: float,
-    *,
-    min_area: int = 1,
-    max_boxes: int | None = None,
-    merge_distance: float | None = None,
-    peak_fraction: float = 0.0,
-    tighten: bool = False,
-    point_spread: tuple[float, float] = (0.0, 0.0),
-) -> NDArray[np.bool_]:
+def component_mask(heatmap: ArrayLike, threshold: float, **options: Any) -> NDArray[np.bool_]:
     """Mark the pixels of the regions around which `find_boxes` draws its boxes.
 
-    A higher threshold never adds pixels, unless `max_boxes` and a `min_area` above 1 come
-    together: a region that shrinks below `min_area` then makes room for the next best one.
+    Without `tighten`, a higher threshold never adds pixels, unless `max_boxes` and a `min_area`
+    above 1 come together: a region that shrinks below `min_area` then makes room for the next best
+    one.
 
     Parameters
     ----------
@@ -183,7 +173,7 @@ def component_mask(
         Higher means more defective. NaN is refused.
     threshold : float
         A pixel belongs to a region where `heatmap > threshold`.
-    min_area, max_boxes, merge_distance, peak_fraction, tighten, point_spread
+    **options
         As in `find_boxes`.
 
     Returns
@@ -202,31 +192,10 @@ def component_mask(
     array([[0, 0, 1],
            [0, 0, 1]])
     """
-    regions = _find_regions(
-        heatmap,
-        threshold,
-        min_area,
-        max_boxes,
-        merge_distance,
-        peak_fraction,
-        point_spread if tighten else None,
-    )
-    mask = np.zeros(regions.shape, dtype=bool)
-    mask[regions.place] = regions.box_number[regions.labels] > 0
-    return mask
+    return component_labels(heatmap, threshold, **options) > 0
 
 
-def component_labels(
-    heatmap: ArrayLike,
-    threshold: float,
-    *,
-    min_area: int = 1,
-    max_boxes: int | None = None,
-    merge_distance: float | None = None,
-    peak_fraction: float = 0.0,
-    tighten: bool = False,
-    point_spread: tuple[float, float] = (0.0, 0.0),
-) -> NDArray[np.int32]:
+def component_labels(heatmap: ArrayLike, threshold: float, **options: Any) -> NDArray[np.int32]:
     """Mark the pixels of the regions with the number of their box.
 
     Boxes may overlap, their regions never do: this tells them apart.
@@ -237,7 +206,7 @@ def component_labels(
         Higher means more defective. NaN is refused.
     threshold : float
         A pixel belongs to a region where `heatmap > threshold`.
-    min_area, max_boxes, merge_distance, peak_fraction, tighten, point_spread
+    **options
         As in `find_boxes`.
 
     Returns
@@ -256,15 +225,7 @@ def component_labels(
     array([[1, 0, 2],
            [0, 0, 2]], dtype=int32)
     """
-    regions = _find_regions(
-        heatmap,
-        threshold,
-        min_area,
-        max_boxes,
-        merge_distance,
-        peak_fraction,
-        point_spread if tighten else None,
-    )
+    regions = _find_regions(heatmap, threshold, **options)
     labels = np.zeros(regions.shape, dtype=np.int32)
     labels[regions.place] = regions.box_number[regions.labels]
     return labels
@@ -333,11 +294,13 @@ class _Regions(NamedTuple):
 def _find_regions(
     heatmap: ArrayLike,
     threshold: float,
-    min_area: int,
-    max_boxes: int | None,
-    merge_distance: float | None,
-    peak_fraction: float,
-    point_spread: tuple[float, float] | None,
+    *,
+    min_area: int = 1,
+    max_boxes: int | None = None,
+    merge_distance: float | None = None,
+    peak_fraction: float = 0.0,
+    tighten: bool = False,
+    point_spread: tuple[float, float] = (0.0, 0.0),
 ) -> _Regions:
     values = _checked_map(heatmap)
     _check_parameters(threshold, min_area, max_boxes, merge_distance, peak_fraction, point_spread)
@@ -351,11 +314,12 @@ def _find_regions(
     place = _rectangle_around(above)  # mostly a small part of the map, and all that matters
     regions = _label_regions(above[place], values[place])
     is_region = (regions.areas >= min_area) & (regions.peaks >= least_peak)
-    if point_spread is not None and threshold > 0:
+    if tighten and threshold > 0:
         is_peak = np.zeros(values.shape, dtype=bool)
         is_peak[place] = above[place] & is_region[regions.labels] & (values[place] >= least_peak)
         hills = fit_hills(values, is_peak, float(threshold), min_area, point_spread)
-        regions, place = _label_hills(hills, values)
+        regions = _label_hills(hills, values)
+        place = slice(0, values.shape[0]), slice(0, values.shape[1])
         is_region = np.ones(len(regions.areas), dtype=bool)
     return _kept(regions, is_region, max_boxes, merge_distance, values.shape, place)
 
@@ -418,29 +382,19 @@ def _label_regions(is_marked: NDArray[np.bool_], values: NDArray[np.float32]) ->
     return _Labelled(labels, stats[:, cv2.CC_STAT_AREA].astype(np.int64), corners, peaks)
 
 
-def _label_hills(
-    hills: list[Hill], values: NDArray[np.float32]
-) -> tuple[_Labelled, tuple[slice, slice]]:
-    """Make regions of hills, and say which part of the map holds them all."""
+def _label_hills(hills: list[Hill], values: NDArray[np.float32]) -> _Labelled:
+    """Make regions of the hills of a map."""
     corners = np.zeros((1 + len(hills), 4), dtype=np.int64)
     areas = np.zeros(1 + len(hills), dtype=np.int64)
     peaks = np.full(1 + len(hills), -np.inf, dtype=np.float32)
+    labels = np.zeros(values.shape, dtype=np.int32)
     for label, hill in enumerate(hills, start=1):
         rows, columns = hill.place
         corners[label] = columns.start, rows.start, columns.stop, rows.stop
         areas[label] = hill.area
         peaks[label] = values[hill.place][hill.pixels].max()
-    first = corners[1:, :2].min(axis=0, initial=max(values.shape))
-    last = corners[1:, 2:].max(axis=0, initial=0)
-    if not hills:
-        first = last
-    labels = np.zeros(last[::-1] - first[::-1], dtype=np.int32)
-    for label, hill in enumerate(hills, start=1):
-        left, top, right, bottom = (corners[label] - np.tile(first, 2)).tolist()
-        labels[top:bottom, left:right][hill.pixels] = label
-    corners[1:] -= np.tile(first, 2)
-    place = slice(int(first[1]), int(last[1])), slice(int(first[0]), int(last[0]))
-    return _Labelled(labels, areas, corners, peaks), place
+        labels[hill.place][hill.pixels] = label
+    return _Labelled(labels, areas, corners, peaks)
 
 
 def _group_near_boxes(
@@ -516,7 +470,7 @@ def _check_parameters(
     max_boxes: int | None,
     merge_distance: float | None,
     peak_fraction: float,
-    point_spread: tuple[float, float] | None,
+    point_spread: tuple[float, float],
 ) -> None:
     if math.isnan(threshold):
         raise ValueError("threshold must be a number, got NaN.")
@@ -531,9 +485,7 @@ def _check_parameters(
         )
     if not 0 <= peak_fraction < 1:
         raise ValueError(f"peak_fraction must be at least 0 and below 1, got {peak_fraction!r}.")
-    if point_spread is not None and not (
-        len(point_spread) == 2 and all(0 <= width < math.inf for width in point_spread)
-    ):
+    if len(point_spread) != 2 or not all(0 <= width < math.inf for width in point_spread):
         raise ValueError(
             f"point_spread must be a width and a height of at least 0 pixels, got {point_spread!r}."
         )

@@ -221,11 +221,12 @@ def fit_heat_model(
     identity = HeatScale(0.0, 1.0)
     good_rows = torch.as_tensor(~is_defect)
     whole, *levels = cams[good_rows].unbind(1)
+    cam_scale = fit_heat_scale(whole)
     level_scales = [fit_heat_scale(level) for level in levels]
     model = HeatModel(
         kind,
         good,
-        fit_heat_scale(whole).shifted(typical_cams[0]),
+        cam_scale.shifted(typical_cams[0]),
         identity,
         0.0,
         identity,
@@ -239,7 +240,7 @@ def fit_heat_model(
     if kind == "min_max_cam":
         return model
     if kind == "cam" or novelty is None:
-        maps = fit_heat_scale(whole).apply(cams[defective, 0])
+        maps = cam_scale.apply(cams[defective, 0])
         return model._replace(point_spread=fit_point_spread(maps))
     smooth = smooth_novelty(novelty)
     novelty_scale = fit_heat_scale(smooth[good_rows])
