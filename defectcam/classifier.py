@@ -7,12 +7,9 @@ itself is done by the modules below it.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import os
 import platform
-import threading
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -24,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.metrics import accuracy_score
 from sklearn.utils import Tags, check_random_state
@@ -39,7 +35,6 @@ from defectcam.backbones import create_backbone
 from defectcam.calibration import (
     DefectProbability,
     HeatModel,
-    calm_novelty,
     check_threshold,
     choose_threshold,
     defect_scores,
@@ -97,12 +92,15 @@ from defectcam.incremental import (
     options_of_update,
     start_from,
 )
+from defectcam.inference import ScoredImages, described, evaluating, scored
+from defectcam.judging import Judge
 from defectcam.labels import Classes, as_labels
-from defectcam.network import DefectCAMNetwork, Description, NetworkOutput
+from defectcam.network import DefectCAMNetwork, Description
 from defectcam.novelty import Codebook
 from defectcam.plain_labels import plain_label
 from defectcam.precision import PRECISIONS, resolve_precision
 from defectcam.preprocess import Preprocess
+from defectcam.recipes import RECIPES
 from defectcam.replay import Keeper, ReplayMemory, judged_in_folds, new_records
 from defectcam.results import Localization
 from defectcam.sample_weights import WeighedRows, class_weights, weigh_rows
@@ -121,51 +119,12 @@ from defectcam.views import original_of, placed
 if TYPE_CHECKING:
     from defectcam.parity import Int8Loss
 
-#: Parameters of the published recipe: "Explainable Defect Detection using CNNs", MIT.
-VGG16_CAM: dict[str, Any] = {
-    "backbone": "vgg16",
-    "image_size": 224,
-    "resize": "stretch",
-    "normalisation": "unit",
-    "trainable_stages": 1,
-    "evidence_stages": 1,
-    "normalise_evidence": False,
-    "pooling": "average",
-    "head_init": "linear",
-    "target": "anomaly",
-    "class_weight": 3.0,
-    "optimizer": "adam",
-    "learning_rate": 1e-4,
-    "head_learning_rate": None,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "max_epochs": 10,
-    "batch_size": 10,
-    "label_smoothing": 0.0,
-    "deep_supervision": False,
-    "train_batch_norm": True,
-    "stop_at_train_accuracy": 0.98,
-    "augmentation": "none",
-    "cv": None,
-    "heatmap": "min_max_cam",
-    "threshold": 0.5,
-    "box_threshold": 0.8,
-    "box_peak_fraction": 0.0,
-    "tighten_boxes": False,
-    "self_training": False,
-    "min_area": 1,
-    "max_boxes": 1,
-    "merge_distance": float("inf"),
-    "precision": "float32",
-}
 #: ``max_epochs="auto"``: images seen in a training, fewest and most epochs.
 AUTO_IMAGES_SEEN = 6000
 AUTO_EPOCHS = (8, 10)
 
 #: ``replay_size=None``: images that `partial_fit` keeps.
 AUTO_REPLAY_SIZE = 400
-
-RECIPES: dict[str, dict[str, Any]] = {"vgg16_cam": VGG16_CAM}
 
 #: Parameters that a network is made with; once there is one, setting them does not change it.
 OF_NETWORK = (
@@ -184,12 +143,6 @@ OF_NETWORK = (
     "heatmap",
     "precision",
 )
-
-
-#: Networks that some threads evaluate: how many blocks do, and modules to put back into training.
-_modes: weakref.WeakKeyDictionary[DefectCAMNetwork, tuple[int, list[torch.nn.Module]]]
-_modes = weakref.WeakKeyDictionary()
-_modes_lock = threading.Lock()
 
 
 class _Given(NamedTuple):
@@ -243,25 +196,6 @@ class _Learned(NamedTuple):
     folds: list[Fold]
     keeper: Keeper | None
     trained: Trained
-
-
-class _Batch(NamedTuple):
-    """One forward pass over some images, what came out of it on the CPU."""
-
-    logits: torch.Tensor
-    levels: torch.Tensor
-    novelty: torch.Tensor | None
-    students: torch.Tensor | None
-    geometries: list[Geometry]
-    pixels: torch.Tensor  # the network's input, on its device
-    log_odds: NDArray[np.float64] | None = None  # of images that were seen in tiles
-
-    @classmethod
-    def of(cls, output: NetworkOutput, geometries: list[Geometry], pixels: torch.Tensor) -> _Batch:
-        novelty = None if output.novelty is None else output.novelty.float().cpu()
-        logits, levels = output.logits.float().cpu(), output.levels.float().cpu()
-        students = None if output.students is None else output.students.float().cpu()
-        return cls(logits, levels, novelty, students, geometries, pixels)
 
 
 class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
@@ -1231,10 +1165,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             weights[current],
         )
         self._keep_drift_reference(trained, scores, current if calibrated else slice(0))
-        classes = self._class_probabilities(self.held_out_probability_, result.logits)
-        self.suspects_ = rank_suspects(np.take_along_axis(classes, targets[:, None], 1)[:, 0])
         self._familiarity_limit = None if novelty is None else fit_familiarity_limit(novelty)
         self._heat_model = trained.heat_model
+        classes = self._judge.class_probabilities(self.held_out_probability_, result.logits)
+        self.suspects_ = rank_suspects(np.take_along_axis(classes, targets[:, None], 1)[:, 0])
 
     def _keep_drift_reference(
         self,
@@ -1393,7 +1327,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ndarray of shape (n,)
             Labels, of ``classes_``.
         """
-        return np.concatenate([self._labels_of(batch) for batch in self._scored(X)])
+        return np.concatenate([self._judge.labels(batch) for batch in self._scored(X)])
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Probability of each class, calibrated on held-out training images.
@@ -1408,7 +1342,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             Columns as in ``classes_``. Note that ``predict`` compares the probability of a defect
             with ``threshold_``, which need not be one half.
         """
-        return np.concatenate([self._probabilities(batch) for batch in self._scored(X)])
+        return np.concatenate([self._judge.probabilities(batch) for batch in self._scored(X)])
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Signed distance from the decision, in log-odds.
@@ -1426,7 +1360,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             has half the distance of a defect from the decision, the good class the negative of it,
             and other types less than the likeliest, by how much less likely they are.
         """
-        return np.concatenate([self._decision_of(batch) for batch in self._scored(X)])
+        return np.concatenate([self._judge.decisions(batch) for batch in self._scored(X)])
 
     def defect_score(self, X: Any) -> NDArray[np.float64]:
         """Log-odds of a defect: the higher, the more defective.
@@ -1439,7 +1373,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         -------
         ndarray of shape (n,)
         """
-        return np.concatenate([self._log_odds_of(batch) for batch in self._scored(X)])
+        return np.concatenate([self._judge.log_odds(batch) for batch in self._scored(X)])
 
     def score(
         self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
@@ -1699,7 +1633,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             self.network_.head, self._classes.good, self._familiarity_limit, self._defect_share()
         )
         for batch, description in self._described(_many(X)):
-            margin = self._log_odds_of(batch) - _log_odds(self.threshold_)
+            margin = self._judge.distance(batch)
             describer.add(margin, description.level_features, batch.levels, batch.novelty)
         return choose_queries(*describer.summary(), n, check_random_state(self.random_state))
 
@@ -1848,7 +1782,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "good_label": self.good_label_,
         }
 
-    def _scored(self, X: Any) -> Iterator[_Batch]:
+    def _scored(self, X: Any) -> Iterator[ScoredImages]:
         """Run the network over images, in tiles where it was fitted on tiles."""
         check_is_fitted(self)
         if self._tile_model is None:
@@ -1870,39 +1804,25 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "network_")
         return None if self._tile_model is None else self._tile_model.tile
 
-    def _forward(self, items: Iterable[Any]) -> Iterator[_Batch]:
-        """Run the network over images; the one path to every score and map."""
+    def _forward(self, items: Iterable[Any]) -> Iterator[ScoredImages]:
+        """Run the network over images."""
         check_is_fitted(self)
-        for pixels, geometries in self._batches(items, self._preprocess):
-            with torch.inference_mode(), _evaluating(self.network_):
-                output = self.network_.infer(pixels)
-            yield _Batch.of(output, geometries, pixels)
+        return scored(self.network_, self._batches(items, self._preprocess))
 
-    def _described(self, items: Iterable[Any]) -> Iterator[tuple[_Batch, Description]]:
+    def _described(self, items: Iterable[Any]) -> Iterator[tuple[ScoredImages, Description]]:
         """Run the network over images and hand out its features too."""
         check_is_fitted(self)
-        for pixels, geometries in self._batches(items, self._preprocess):
-            with torch.inference_mode(), _evaluating(self.network_):
-                description = self.network_.describe(pixels)
-            yield _Batch.of(description.output, geometries, pixels), description
+        return described(self.network_, self._batches(items, self._preprocess))
 
-    def _decision_of(self, batch: _Batch) -> NDArray[np.float64]:
-        score = self._log_odds_of(batch) - _log_odds(self.threshold_)
-        if len(self.classes_) == 2:
-            return -score if self._classes.good == 1 else score
-        types = batch.logits[:, self._classes.defects].double().numpy()
-        result = np.empty((len(score), len(self.classes_)))
-        result[:, self._classes.good] = -score / 2
-        behind = types - types.max(1)[:, None]  # first: it is exactly 0 for the likeliest
-        result[:, self._classes.defects] = (score / 2)[:, None] + behind
-        return result
-
-    def _log_odds_of(self, batch: _Batch) -> NDArray[np.float64]:
-        if batch.log_odds is not None:
-            return batch.log_odds
-        novelty = batch.novelty if self._heat_model.kind == "fused" else None
-        scores = defect_scores(batch.logits, novelty, self._classes.good)
-        return self._defect_probability.log_odds(scores)
+    @property
+    def _judge(self) -> Judge:
+        return Judge(
+            self._classes,
+            self._defect_probability,
+            self.threshold_,
+            self._heat_model.kind == "fused",
+            self._familiarity_limit,
+        )
 
     def _drift_rows(self, items: Iterable[Any]) -> NDArray[np.float32]:
         """Say of images what ``drift_reference_`` says of training's.
@@ -1924,53 +1844,19 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 novelty = torch.cat(maps).numpy()
             scores = defect_scores(batch.logits, None, self._classes.good)
             described = describe_images(scores, novelty)
-            rows.append(np.column_stack((self._defect_probabilities(batch), described)))
+            rows.append(np.column_stack((self._judge.defect_probabilities(batch), described)))
         return np.concatenate(rows).astype(np.float32)
 
-    def _probabilities(self, batch: _Batch) -> NDArray[np.float64]:
-        """Probability per class: of a defect from the calibration, its type from the network."""
-        return self._class_probabilities(self._defect_probabilities(batch), batch.logits)
-
-    def _class_probabilities(
-        self, defect: NDArray[np.float64], logits: torch.Tensor
-    ) -> NDArray[np.float64]:
-        result = np.empty((len(defect), len(self.classes_)))
-        result[:, self._classes.good] = 1 - defect
-        types = logits[:, self._classes.defects].double().softmax(1).numpy()
-        result[:, self._classes.defects] = defect[:, None] * types
-        return result
-
-    def _defect_probabilities(self, batch: _Batch) -> NDArray[np.float64]:
-        return expit(self._log_odds_of(batch))
-
-    def _labels_of(self, batch: _Batch) -> NDArray[Any]:
-        is_defect = self._defect_probabilities(batch) >= self.threshold_
-        return np.where(is_defect, self._defect_types_of(batch), self.good_label_)
-
-    def _defect_types_of(self, batch: _Batch) -> NDArray[Any]:
-        """Label of the most likely defect class of each image."""
-        return self.classes_[self._likely_defects(batch)]
-
-    def _likely_defects(self, batch: _Batch) -> NDArray[np.int64]:
-        defects = self._classes.defects
-        return np.asarray(defects)[batch.logits[:, defects].argmax(1).numpy()]
-
-    def _is_unfamiliar(self, batch: _Batch) -> NDArray[np.bool_]:
-        """Tell which images are unlike all training images."""
-        if batch.novelty is None or self._familiarity_limit is None:
-            return np.zeros(len(batch.geometries), dtype=bool)
-        return calm_novelty(batch.novelty) > self._familiarity_limit
-
-    def _localizations(self, batch: _Batch, items: Sequence[Any]) -> Iterator[Localization]:
-        probabilities = self._defect_probabilities(batch)
-        labels = self._labels_of(batch)
-        defect_types = self._defect_types_of(batch)
+    def _localizations(self, batch: ScoredImages, items: Sequence[Any]) -> Iterator[Localization]:
+        probabilities = self._judge.defect_probabilities(batch)
+        labels = self._judge.labels(batch)
+        defect_types = self._judge.defect_types(batch)
         grids = self._heat_model.grids(batch.levels, batch.novelty, batch.students).numpy()
         types, type_grids = None, None
         if len(self.defect_labels_) > 1:
             types = self.defect_labels_
             type_grids = self._heat_model.type_grids(batch.levels).numpy()
-        unfamiliar = self._is_unfamiliar(batch)
+        unfamiliar = self._judge.is_unfamiliar(batch)
         for i, item in enumerate(items):
             yield Localization(
                 label=labels[i],
@@ -1987,11 +1873,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
 
     def _attributed(
-        self, batch: _Batch, found: Iterable[Localization], method: str
+        self, batch: ScoredImages, found: Iterable[Localization], method: str
     ) -> Iterator[Localization]:
         """Put another method's maps in the place of the classifier's own."""
-        defects = self._likely_defects(batch).tolist()
-        with _evaluating(self.network_):
+        defects = self._judge.likely_defects(batch).tolist()
+        with evaluating(self.network_):
             maps = attribution_maps(
                 self.network_, batch.pixels, method, defects, self._classes.good
             )
@@ -2061,28 +1947,3 @@ def _resolve_device(device: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-@contextlib.contextmanager
-def _evaluating(network: DefectCAMNetwork) -> Iterator[None]:
-    """Evaluate within the block; leave each module's mode as it was, after the last thread."""
-    with _modes_lock:
-        n_blocks, training = _modes.get(network, (0, []))
-        if not n_blocks:
-            training = [module for module in network.modules() if module.training]
-            network.eval()
-        _modes[network] = (n_blocks + 1, training)
-    try:
-        yield
-    finally:
-        with _modes_lock:
-            n_blocks, training = _modes.pop(network)
-            if n_blocks > 1:
-                _modes[network] = (n_blocks - 1, training)
-            else:
-                for module in training:
-                    module.training = True
-
-
-def _log_odds(probability: float) -> float:
-    return float(logit(np.clip(probability, 1e-300, 1 - 1e-16)))

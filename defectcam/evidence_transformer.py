@@ -21,7 +21,8 @@ from torch import Tensor
 
 from defectcam.calibration import calm_novelty, defect_scores
 from defectcam.cam import defect_evidence
-from defectcam.classifier import DefectCAMClassifier, _evaluating
+from defectcam.classifier import DefectCAMClassifier
+from defectcam.inference import evaluating
 from defectcam.network import NetworkOutput
 from defectcam.novelty import novelty_peak
 from defectcam.sources import as_sources, is_path
@@ -184,7 +185,7 @@ data frame or array of shape (n, 1) with a column of paths
         classifier = self.classifier_
         network = classifier.network_
         for pixels, _ in classifier._batches(items, classifier._preprocess):
-            with torch.inference_mode(), _evaluating(network):
+            with torch.inference_mode(), evaluating(network):
                 if self._columns == "pooled":  # there may be no codebook, which scores need
                     features = network.trunk_features(pixels)
                     columns = _pooled(network.level_features(features.deep), features.patches)

@@ -40,13 +40,14 @@ from tqdm.auto import tqdm
 from defectcam.calibration import choose_threshold
 from defectcam.callbacks import time_limits, train_begins, train_ends
 from defectcam.checkpoints import FitCheckpoint
-from defectcam.classifier import DefectCAMClassifier, _Batch
+from defectcam.classifier import DefectCAMClassifier
 from defectcam.cross_fitting import Fold, held_out_networks
 from defectcam.diagnostics import rank_suspects, warn_if_chance
 from defectcam.exceptions import warn_caller
 from defectcam.fingerprint import fingerprint_of_rows
 from defectcam.images import ImageReadError
 from defectcam.incremental import Trained, first_classes
+from defectcam.inference import ScoredImages
 from defectcam.labels import as_labels
 from defectcam.large_images import PixelRows, open_rows, read_tiles
 from defectcam.network import DefectCAMNetwork
@@ -178,7 +179,7 @@ def localize_in_tiles(
         yield found
 
 
-def score_in_tiles(clf: DefectCAMClassifier, items: Iterable[Any]) -> Iterator[_Batch]:
+def score_in_tiles(clf: DefectCAMClassifier, items: Iterable[Any]) -> Iterator[ScoredImages]:
     """Score whole images by their tiles; each batch is about one image and has no maps."""
     tiler = _Tiler(clf)
     for index, item in enumerate(items):
@@ -186,7 +187,7 @@ def score_in_tiles(clf: DefectCAMClassifier, items: Iterable[Any]) -> Iterator[_
             grid = tiler.grid(rows.size)
             worst = _Worst()
             for _, batch in _judged(clf, rows, grid):
-                worst.look_at(clf._log_odds_of(batch), batch)
+                worst.look_at(clf._judge.log_odds(batch), batch)
         log_odds = tiler.model(grid).log_odds(worst.as_array(), grid.n_tiles)
         yield _batch_of(worst.logits[None], log_odds)
 
@@ -197,7 +198,7 @@ class _Worst:
     log_odds = -np.inf
     logits: Tensor
 
-    def look_at(self, log_odds: NDArray[np.float64], batch: _Batch) -> None:
+    def look_at(self, log_odds: NDArray[np.float64], batch: ScoredImages) -> None:
         index = int(log_odds.argmax())
         if log_odds[index] > self.log_odds:
             self.log_odds, self.logits = float(log_odds[index]), batch.logits[index]
@@ -207,14 +208,14 @@ class _Worst:
         return np.array([self.log_odds])
 
 
-def _batch_of(logits: Tensor, log_odds: NDArray[np.float64]) -> _Batch:
+def _batch_of(logits: Tensor, log_odds: NDArray[np.float64]) -> ScoredImages:
     """Sum up images that were seen in tiles, as far as labels and probabilities need it."""
-    return _Batch(logits, torch.empty(0), None, None, [], torch.empty(0), log_odds)
+    return ScoredImages(logits, torch.empty(0), None, None, [], torch.empty(0), log_odds)
 
 
 def _judged(
     clf: DefectCAMClassifier, rows: PixelRows, grid: TileGrid
-) -> Iterator[tuple[list[tuple[int, int]], _Batch]]:
+) -> Iterator[tuple[list[tuple[int, int]], ScoredImages]]:
     """Run the network over the tiles of an image; each batch with its tiles' rows and columns."""
     places = iter(grid)
     for batch in clf._forward(_tiles_of(rows, grid)):
@@ -234,9 +235,9 @@ def _localize(tiler: _Tiler, rows: PixelRows, item: Any) -> TiledLocalization:
     types = clf.defect_labels_ if len(clf.defect_labels_) > 1 else None
     type_heat = None if types is None else np.zeros((len(types), *grid.shape), dtype=np.float32)
     for places, batch in _judged(clf, rows, grid):
-        log_odds = clf._log_odds_of(batch)
+        log_odds = clf._judge.log_odds(batch)
         worst.look_at(log_odds, batch)
-        n_unfamiliar += int(clf._is_unfamiliar(batch).sum())
+        n_unfamiliar += int(clf._judge.is_unfamiliar(batch).sum())
         maps = clf._heat_model.grids(batch.levels, batch.novelty, batch.students).numpy()
         of_image = model.log_odds(log_odds, grid.n_tiles)
         for place, values, value in zip(places, maps, of_image, strict=True):
@@ -248,8 +249,8 @@ def _localize(tiler: _Tiler, rows: PixelRows, item: Any) -> TiledLocalization:
             for place, values in zip(places, type_maps.numpy(), strict=True):
                 grid.add(type_heat, *place, values)
     batch = _batch_of(worst.logits[None], model.log_odds(worst.as_array(), grid.n_tiles))
-    probability = float(clf._defect_probabilities(batch)[0])
-    label = clf._labels_of(batch)[0]
+    probability = float(clf._judge.defect_probabilities(batch)[0])
+    label = clf._judge.labels(batch)[0]
     if isinstance(item, ImageView) and item.placements:
         raise ValueError(
             "tiles cannot follow steps that crop or warp an image: crop first, and pass arrays."
@@ -262,7 +263,7 @@ def _localize(tiler: _Tiler, rows: PixelRows, item: Any) -> TiledLocalization:
         geometry=grid.geometry,
         **clf._result_settings(),
         source=original_of(item),
-        defect_label=clf._defect_types_of(batch)[0],
+        defect_label=clf._judge.defect_types(batch)[0],
         type_grids=type_heat,
         defect_labels=types,
         unfamiliar=n_unfamiliar >= UNFAMILIAR_SHARE * grid.n_tiles,
@@ -627,7 +628,7 @@ def _calibrate(clf: DefectCAMClassifier, images: _TrainingImages, learned: _Lear
     overlap = as_overlap(clf.overlap, tile)
     model, of_images = fit_tile_model(tile, overlap, log_odds, images.is_defect, images.weights)
     batch = _batch_of(torch.stack(logits), of_images)
-    probability = clf._defect_probabilities(batch)
+    probability = clf._judge.defect_probabilities(batch)
     is_half = clf.threshold == "balanced" and not images.is_defect.any()
     clf.threshold_ = choose_threshold(
         0.5 if is_half else clf.threshold, images.is_defect, probability, images.weights
@@ -639,7 +640,7 @@ def _calibrate(clf: DefectCAMClassifier, images: _TrainingImages, learned: _Lear
     clf.held_out_probability_ = np.full(len(images.items), np.nan)
     clf.held_out_probability_[images.used] = probability
     targets = clf._classes.encode(images.labels[images.used])
-    own = np.take_along_axis(clf._probabilities(batch), targets[:, None], 1)[:, 0]
+    own = np.take_along_axis(clf._judge.probabilities(batch), targets[:, None], 1)[:, 0]
     clf.suspects_ = images.used[rank_suspects(own)].astype(np.int64)
     is_held_out = bool(learned.held_out) and not learned.trained.result.interrupted
     if is_held_out and images.is_defect.any():
@@ -656,6 +657,6 @@ def _scores(
     found, worst = [], _Worst()
     with _named(index, item), open_rows(item) as rows:
         for _, batch in _judged(judge, rows, grid_of(rows.size)):
-            found.append(judge._log_odds_of(batch))
+            found.append(judge._judge.log_odds(batch))
             worst.look_at(found[-1], batch)
     return np.concatenate(found), worst

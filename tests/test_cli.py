@@ -25,9 +25,9 @@ from sklearn.utils._param_validation import StrOptions
 import defectcam
 from defectcam import DefectCAMClassifier, annotations, cli, cli_options, load, tables
 from defectcam.attribution import METHODS
-from defectcam.classifier import RECIPES, VGG16_CAM
 from defectcam.configuration import read_configuration
 from defectcam.datasets import load_csv, load_folder, train_test_split_by_type
+from defectcam.recipes import RECIPES, VGG16_CAM
 from defectcam.splitting import FORMS
 from defectcam.tables import result_row
 from defectcam.training import TailTraining

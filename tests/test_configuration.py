@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from defectcam import DefectCAMClassifier
-from defectcam.classifier import VGG16_CAM
 from defectcam.configuration import (
     LEFT_OUT,
     ConfigurationError,
     configuration_text,
     read_configuration,
 )
+from defectcam.recipes import VGG16_CAM
 
 
 class Estimator:
