@@ -318,7 +318,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Earlier images whose trunk features are kept for `partial_fit`, so that nothing is
         forgotten; 0.7 MB each with the defaults, in proportion to the area of ``image_size``. None:
         ``fit`` keeps none, ``partial_fit`` up to 400.
-    cache_size : int, default=2**29
+    cache_size : int, default=2**28
         Bytes of trunk features held in memory; a larger cache goes to a temporary file.
     memory : str, PathLike, joblib.Memory or None, default=None
         Where what fits compute is kept on disk, as in scikit-learn's `Pipeline`. Folds and grid
@@ -528,7 +528,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         overlap: float | int = 0.125,
         warm_start: bool = False,
         replay_size: int | None = None,
-        cache_size: int = 2**29,
+        cache_size: int = 2**28,
         memory: Any = None,
         device: str = "auto",
         precision: str = "auto",

@@ -241,7 +241,7 @@ PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
         _Parameter("overlap", 0.125, _share_or_pixels, "of tiles: a share such as 0.25, or pixels"),
     ),
     "machine": (
-        _Parameter("cache_size", 2**29, int, "bytes of features held in memory"),
+        _Parameter("cache_size", 2**28, int, "bytes of features held in memory"),
         _Parameter(
             "memory",
             None,
