@@ -454,10 +454,15 @@ def proportional(labels: np.ndarray) -> np.ndarray:
 
 
 def copies(subject: Subject, n: int, name: str) -> tuple[list[str], np.ndarray]:
-    """So many JPEG files, of the training images, each turned around its edges and with noise."""
+    """So many JPEG files, of the training images, each turned around its edges and with noise.
+
+    Within a label their order is random: as they come, they are sorted by type, and so by size.
+    """
     rng = np.random.default_rng(SEED)
     folder = new_folder(subject.scratch, name)
-    chosen = np.arange(n) % len(subject.train)
+    shuffled = rng.permutation(len(subject.train))
+    order = shuffled[proportional(subject.labels[shuffled])]
+    chosen = order[np.arange(n) % len(order)]
     paths = [str(folder / f"{i}.jpg") for i in range(n)]
     for path, source in zip(paths, subject.train[chosen], strict=True):
         pixels = read_image(source)

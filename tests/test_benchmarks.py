@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from defectcam.images import read_image
 
@@ -437,6 +439,22 @@ def test_any_first_images_have_the_labels_in_their_proportions(script):
     assert sorted(order) == list(range(80))
     for n in (1, 4, 10, 37, 80):
         assert abs((labels[order[:n]] == "anomaly").sum() - n / 4) <= 1
+
+
+def test_few_copies_are_as_large_as_many(script, tmp_path):
+    sizes = 8 * (1 + np.arange(40) % 20)  # sorted within each label, as sets are by type
+    for i, size in enumerate(sizes):
+        Image.fromarray(np.full((size, size), 90, dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    subject = SimpleNamespace(
+        scratch=tmp_path,
+        train=np.array([str(tmp_path / f"{i}.png") for i in range(40)]),
+        labels=np.repeat(["anomaly", "good"], 20),
+    )
+    paths, labels = script("speed").copies(subject, 90, "copies")
+    assert Counter(labels[:10]) == {"anomaly": 5, "good": 5}
+    sides = [Image.open(path).width for path in paths]
+    assert Counter(sides[:40]) == Counter(sides[40:80]) == Counter(sizes.tolist())
+    assert np.mean(sides[:20]) == pytest.approx(np.mean(sizes), rel=0.25)
 
 
 # Methods of class activation maps -----------------------------------------------------------------
