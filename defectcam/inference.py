@@ -54,9 +54,7 @@ class ScoredImages(NamedTuple):
     log_odds: NDArray[np.float64] | None = None
 
     @classmethod
-    def of(
-        cls, output: NetworkOutput, geometries: list[Geometry], pixels: torch.Tensor
-    ) -> ScoredImages:
+    def of(cls, output: NetworkOutput, geometries: list[Geometry], pixels: Tensor) -> ScoredImages:
         """Fetch what a network has said."""
         novelty = None if output.novelty is None else output.novelty.float().cpu()
         logits, levels = output.logits.float().cpu(), output.levels.float().cpu()

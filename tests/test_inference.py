@@ -15,11 +15,10 @@ from defectcam.inference import described, evaluating, scored
 from defectcam.network import DefectCAMNetwork
 
 
-def network(**options: Any) -> DefectCAMNetwork:
-    head_options: dict[str, Any] = {"n_classes": 2, "pooling": "average", **options}
+def network() -> DefectCAMNetwork:
     return DefectCAMNetwork(
         create_backbone("test_efficientnet", None),
-        head_options=head_options,
+        head_options={"n_classes": 2, "pooling": "average"},
         trainable_stages=2,
         evidence_stages=2,
     )
