@@ -450,7 +450,7 @@ def _bounding_boxes(boxes: NDArray[np.int64], groups: NDArray[np.intp]) -> NDArr
 
 
 def _checked_map(heatmap: ArrayLike) -> NDArray[np.float32]:
-    values = np.asarray(heatmap, dtype=np.float32)
+    values = np.asarray(heatmap, dtype=np.float32, order="C")  # OpenCV writes into no other
     if values.ndim != 2 or values.size == 0:
         raise ValueError(
             f"heatmap must be a non-empty array of shape (H, W), got shape {values.shape}; "

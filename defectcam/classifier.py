@@ -651,8 +651,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             whose items have labels.
         sample_weight : array-like of shape (n,), optional
             Weights of the images, 0 or more. Integers are repetition, exactly: the fit is the one
-            on ``np.repeat(X, sample_weight, axis=0)``, and costs as much. If any weight is a
-            fraction, they count in the loss, ``class_weight="balanced"``, the calibration of the
+            on ``np.repeat(X, sample_weight, axis=0)``, and costs as much (nearly the one with
+            ``tile``, where an image is cut into tiles once). If any weight is a fraction, they count in the loss, ``class_weight="balanced"``, the calibration of the
             probability and ``threshold_``, but neither in the codebook nor in the heatmap's scale.
             An image of weight 0 is left out: ``held_out_probability_`` is NaN there.
         resume : str or PathLike, optional
@@ -830,6 +830,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         )
         if given.are_only_good:
             self._check_for_good_only(classes.good_label)
+        if given.is_defect.all():
+            raise ValueError(
+                f"y holds no good image (label {plain_label(classes.good_label)!r}), and the first "
+                "call needs some: what is good is learned from them."
+            )
         check_readable(paths_of(sources), n_workers=self.n_jobs)
         if not given.are_only_good:
             self._class_weights(classes, given.targets, weighed.weights)  # refuse a wrong one early
@@ -882,6 +887,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                     is_warm=is_warm,
                     images=hashes,
                     labels=given.labels.tolist(),
+                    classes=classes.labels.tolist(),
+                    good=classes.good,
                     weights=weights.tolist(),
                 )
                 network, trained = learn_once(self.memory, identity, network, train)

@@ -320,6 +320,13 @@ def _check_exportable(clf: Any) -> None:
             f"a {type(clf).__name__} cannot be exported, only a DefectCAMClassifier.{hint}"
         )
     check_is_fitted(clf, "network_")
+    if clf.tile_ is not None:
+        raise ExportError(
+            f"a classifier that was fitted with tiles of {clf.tile_} pixels cannot be exported: "
+            "the graph sees a whole image at once, and its scores would not be those that "
+            "thresholds and probabilities were learned for. Use the classifier itself, or fit one "
+            "without tile."
+        )
 
 
 def _check_target(target: Path, overwrite: bool, is_int8: bool) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
+from numbers import Integral
 from typing import Any
 
 import cv2
@@ -1005,10 +1006,10 @@ def max_box_accuracy_score(
     required = np.asarray(iou_thresholds, dtype=float)
     if required.ndim != 1 or not required.size or not np.all((required > 0) & (required <= 1)):
         raise ValueError(f"iou_thresholds must be numbers in (0, 1], got {iou_thresholds!r}.")
-    relative = isinstance(thresholds, int)
+    relative = isinstance(thresholds, Integral)
     levels: FloatArray = (
-        np.arange(thresholds) / thresholds
-        if isinstance(thresholds, int)
+        np.arange(int(thresholds)) / int(thresholds)
+        if isinstance(thresholds, Integral)
         else np.unique(np.asarray(thresholds, dtype=float))
     )
     if not levels.size:

@@ -203,6 +203,7 @@ _RULES = (
     _Rule("parameters", "an object", _is_object),
     _Rule("network", "an object", _is_object),
     _Rule("network.backbone", "a name", _is_text),
+    _Rule("built_with", "an object", _is_object, is_optional=True),
     _Rule("novelty_levels", "a list of whole numbers", _are_levels),
     _Rule("weights_source", "text or null", _is_optional_text),
     _Rule("preprocessing", "an object", _is_object),

@@ -253,6 +253,7 @@ def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
         "versions": _versions(),
         "parameters": {name: _encode(value, name) for name, value in _parameters_of(clf).items()},
         "network": _network_parameters(clf),
+        "built_with": {name: _encode(value, name) for name, value in clf._built_with.items()},
         "novelty_levels": clf.network_.novelty_levels,
         "weights_source": clf.weights_source_,
         "preprocessing": {
@@ -433,7 +434,8 @@ def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -
     network.eval()
     preprocess = Preprocess(**description["preprocessing"])
     clf._set_network(network, preprocess.to(next(network.parameters()).device), classes)
-    clf._built_with = {**clf._built_with, **description["network"]}
+    built_with = _known_parameters(description.get("built_with", {}))
+    clf._built_with = {**clf._built_with, **built_with, **description["network"]}
     for name in _FITTED_ARRAYS:
         if name in _LATER_ARRAYS and _FITTED + name not in tensors:
             setattr(clf, name, _LATER_ARRAYS[name].copy())

@@ -159,7 +159,7 @@ class TailTraining:
         options = self.options
         generator = torch.Generator().manual_seed(self.seed + fold)
         optimizer = _make_optimizer(self.network, options)
-        n_batches = -(-len(rows) // options.batch_size)
+        n_batches = len(_batches(torch.as_tensor(rows), options.batch_size))
         n_steps = options.max_epochs * n_batches
         schedule = _make_schedule(optimizer, options.schedule, n_steps)
         loop = TrainingLoop(self.network, optimizer, schedule, generator)
@@ -209,7 +209,12 @@ class TailTraining:
             return
         self.run(rows, fold)
         if self.options.train_batch_norm:
-            update_batch_norm(self.network, self.cache, rows)
+            trained = copy.deepcopy(self.network.state_dict())
+            try:
+                update_batch_norm(self.network, self.cache, rows)
+            except KeyboardInterrupt:
+                self.network.load_state_dict(trained)
+                self.interrupted = True
             self.network.eval()
         if self.checkpoint is not None and not self.interrupted:
             self.checkpoint.finish(fold, tail_state(copy.deepcopy(self.network.state_dict())))
@@ -384,11 +389,13 @@ def update_batch_norm(
     order = torch.as_tensor(rows)[
         torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     ]
-    with torch.no_grad():
-        for batch in order.tensor_split(-(-len(rows) // CACHE_BATCH)):
-            network.evidence(cache.batch(batch, torch.zeros_like(batch)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    try:
+        with torch.no_grad():
+            for batch in order.tensor_split(-(-len(rows) // CACHE_BATCH)):
+                network.evidence(cache.batch(batch, torch.zeros_like(batch)))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def _batches(order: Tensor, batch_size: int) -> list[Tensor]:

@@ -81,6 +81,8 @@ def learn_more(
     check_callbacks(clf.callbacks)
     folder_of_memory(clf.memory)  # refuse a wrong one early
     new = _accept(clf, X, y, sample_weight, classes)
+    if not has_evidence(clf.network_) and (new.targets == clf._classes.good).all():
+        clf._check_for_good_only(clf._classes.good_label)
     memory = _remembered(clf)
     seed = int(check_random_state(clf.random_state).randint(np.iinfo(np.int32).max))
     seed = (seed + clf.n_images_seen_) % np.iinfo(np.int32).max  # another one each day
@@ -90,7 +92,9 @@ def learn_more(
         torch.manual_seed(seed)
         learned = _learn(clf, new, hashes, memory, seed)
     if learned.trained is not None:
-        _take_over(clf, learned, learned.trained, new.weighed)
+        updated = copy.copy(clf)  # calibration may be refused after the first attributes are set
+        _take_over(updated, learned, learned.trained, new.weighed)
+        vars(clf).update(vars(updated))
     clf.n_images_seen_ += new.weighed.n_used
     if clf.training_data_ is not None:  # else earlier images are not known
         data = fingerprint_of_rows(hashes, new.labels, new.weighed.rows)
@@ -212,9 +216,10 @@ def _course(
     n_classes = len(np.unique(records.targets))
     is_trained = has_evidence(network)
     has_good = bool((records.targets == clf._classes.good).any())
-    if n_classes == 1 and (is_trained or not has_good):
+    if not has_good or (n_classes == 1 and is_trained):
+        given, missing = ("good", "defective") if has_good else ("defective", "good")
         warn_caller(
-            "partial_fit was given images of one class and remembers none of the other: they are "
+            f"partial_fit was given {given} images alone and remembers no {missing} one: they are "
             "remembered, and nothing is trained until there are both."
         )
         return None

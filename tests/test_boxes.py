@@ -434,3 +434,12 @@ def test_of_equal_boxes_the_larger_then_the_upper_then_the_left_one_comes_first(
     # The areas are 2, 2, 2, 9 and 10.
     assert merged.tolist() == boxes[[4, 3, 2, 1, 0]].tolist()
     assert scores.tolist() == [1.0] * 5
+
+
+def test_the_order_of_a_map_in_memory_does_not_matter():
+    heatmap = np.zeros((40, 50), dtype=np.float32)
+    heatmap[10:15, 20:30] = np.linspace(1, 3, 50).reshape(5, 10)
+    expected, scores = find_boxes(heatmap, 0.5, tighten=True)
+    found, its_scores = find_boxes(np.asfortranarray(heatmap), 0.5, tighten=True)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(its_scores, scores)

@@ -187,6 +187,18 @@ def test_other_weights_to_start_from_are_refused(quick, parts, undisturbed, tmp_
         warm.fit(*parts, resume=resume)
 
 
+def test_another_fit_whose_long_parameter_ends_otherwise_is_refused(quick, parts, tmp_path):
+    images, _ = parts
+    y = ["good"] * 4 + 2 * ["x" * 150, "y" * 150]
+    weights = {"good": 1.0, "x" * 150: 1.0, "y" * 150: 1.0}
+    resume = tmp_path / "fit.checkpoint"
+    cut_off(quick(target="type", class_weight=weights), 1, images, y, resume=resume)
+    other = quick(target="type", class_weight=weights | {"y" * 150: 9.0})
+    with pytest.raises(CheckpointError, match="class_weight") as caught:
+        other.fit(images, y, resume=resume)
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

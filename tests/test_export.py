@@ -314,6 +314,13 @@ def test_a_pipeline_with_steps_is_refused(fitted, tmp_path: Path) -> None:
         export(pipeline, tmp_path / "part.onnx")
 
 
+def test_a_classifier_of_tiles_is_refused(tiny_classifier, fitted_parts, tmp_path: Path) -> None:
+    clf = tiny_classifier(max_epochs=1, tile=64).fit(fitted_parts)
+    with pytest.raises(ExportError, match=r"tiles of \(64, 64\)"):
+        clf.export(tmp_path / "part.pt2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unfitted_classifier_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFittedError):
         DefectCAMClassifier().export(tmp_path / "part.onnx")

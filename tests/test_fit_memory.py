@@ -250,3 +250,22 @@ def test_tiles_are_learned_each_time(tiny_classifier, arrays, tmp_path, learned)
     again = tiny_classifier(**settings, memory=tmp_path).fit(arrays, Y)
     assert learned["epochs"] > 0
     assert again.predict(arrays).tolist() == expected.predict(arrays).tolist()
+
+
+def test_what_was_learned_with_other_classes_is_not_recalled(tiny_classifier, arrays, tmp_path):
+    """The labels are the same, but the good class has another number."""
+    tiny_classifier(heatmap="cam", memory=tmp_path).fit(arrays, Y)
+    more = ["good", "scratch", "dent"]
+    expected = tiny_classifier(heatmap="cam").partial_fit(arrays, Y, classes=more)
+    found = tiny_classifier(heatmap="cam", memory=tmp_path).partial_fit(arrays, Y, classes=more)
+    assert_same(found, expected, arrays)
+
+
+def test_long_parameters_are_told_apart_to_their_end(tiny_classifier, arrays, tmp_path):
+    types = [f"a defect whose name is really rather long, {i}" for i in range(4)]
+    y = np.array(["good"] * 6 + types)
+    for last in (1.0, 50.0):
+        weights = {name: 1.0 for name in ["good", *types[:3]]} | {types[3]: last}
+        assert len(repr(weights)) > 200
+        one = partial(tiny_classifier, target="type", class_weight=weights, max_epochs=1)
+        assert_same(one(memory=tmp_path).fit(arrays, y), one().fit(arrays, y), arrays)

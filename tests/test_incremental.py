@@ -438,6 +438,55 @@ def test_where_nothing_fits_warm_start_says_so(tiny_classifier, change):
     assert torch.equal(weights(clf), weights(expected))
 
 
+TYPES = np.array(["good"] * 4 + ["dent"] * 3 + ["scratch"] * 3)
+
+
+def test_several_kinds_of_defects_alone_wait_for_good_images(tiny_classifier):
+    X = FIRST[0]
+    clf = tiny_classifier(target="type", max_epochs=1).fit(X, TYPES)
+    before = weights(clf)
+    with (
+        pytest.warns(UserWarning, match="remembers no earlier image"),
+        pytest.warns(UserWarning, match="defective images alone and remembers no good one"),
+    ):
+        clf.partial_fit(X[4:], TYPES[4:])
+    assert torch.equal(weights(clf), before)
+
+
+def test_a_first_call_without_good_images_is_refused(tiny_classifier):
+    clf, X = tiny_classifier(target="type"), FIRST[0]
+    with pytest.raises(ValueError, match=r"no good image \(label 'good'\)"):
+        clf.partial_fit(X[4:], TYPES[4:], classes=["good", "dent", "scratch"])
+    assert not hasattr(clf, "network_")
+
+
+@pytest.mark.parametrize("changed", [{"threshold": "recall>=0.9"}, {"heatmap": "cam"}])
+def test_what_good_images_alone_cannot_teach_is_refused_and_changes_nothing(
+    tiny_classifier, changed
+):
+    X, y = FIRST
+    clf = tiny_classifier(replay_size=20, max_epochs=1).fit(X[:5], y[:5])
+    before = dict(vars(clf.set_params(**changed)))
+    with pytest.raises(ValueError, match=next(iter(changed))):
+        clf.partial_fit(SECOND[0][:3], SECOND[1][:3])
+    assert {name: value is before[name] for name, value in vars(clf).items()} == dict.fromkeys(
+        before, True
+    )
+
+
+def test_an_update_that_fails_late_changes_nothing(tiny_classifier, monkeypatch):
+    clf = tiny_classifier(max_epochs=1).partial_fit(*FIRST)
+    before = dict(vars(clf))
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ArithmeticError
+
+    monkeypatch.setattr("defectcam.classifier.choose_threshold", fail)
+    with pytest.raises(ArithmeticError):
+        clf.partial_fit(*SECOND)
+    assert all(vars(clf)[name] is value for name, value in before.items())
+
+
 # --- Callbacks ------------------------------------------------------------------------------------
 
 

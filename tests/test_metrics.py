@@ -882,3 +882,11 @@ def test_max_box_accuracy_needs_thresholds():
         metrics.max_box_accuracy_score(masks, maps, iou_thresholds=(0.0,))
     with pytest.raises(ValueError, match=r"masks\[0\].*boxes"):
         metrics.max_box_accuracy_score([np.ones((2, 3))], [np.ones((4, 5))])
+
+
+def test_a_number_of_thresholds_may_be_a_numpy_integer():
+    heatmap = np.zeros((8, 8))
+    heatmap[2:6, 2:6] = 1.0
+    for number in (100, np.int64(100)):
+        score = metrics.max_box_accuracy_score([[[2, 2, 6, 6]]], [heatmap], thresholds=number)
+        assert score == 1.0

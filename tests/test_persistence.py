@@ -12,6 +12,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from conftest import draw_part
 from sklearn.exceptions import NotFittedError
 
 import defectcam
@@ -469,3 +470,20 @@ def test_the_memory_is_not_saved(tmp_path: Path) -> None:
     loaded = load(tmp_path / "m.safetensors")
     assert loaded.memory is None
     assert_same(loaded, clf)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"novelty_strides": (8,)}, {"head_init": "linear"}, {"resize": "pad"}]
+)
+def test_parameters_set_after_a_fit_do_not_count_after_loading_either(
+    tiny_classifier, tmp_path, changed
+):
+    rng = np.random.default_rng(0)
+    good = [draw_part(rng, scratched=False) for _ in range(4)]
+    bad = [draw_part(rng, scratched=True) for _ in range(4)]
+    y = ["good"] * 4 + ["anomaly"] * 4
+    clf = tiny_classifier(max_epochs=1, replay_size=0).fit(good, y[:4]).set_params(**changed)
+    clf.save(tmp_path / "good.safetensors")
+    loaded = load(tmp_path / "good.safetensors")
+    found, expected = (one.partial_fit(good + bad, y).predict_proba(bad) for one in (loaded, clf))
+    np.testing.assert_array_equal(found, expected)

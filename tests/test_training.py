@@ -259,6 +259,15 @@ def test_all_optimizers_move_tail_and_head(optimizer, schedule):
         assert torch.equal(old, new) != new.requires_grad
 
 
+@pytest.mark.parametrize(("batch_size", "n_batches"), [(5, 1), (4, 2), (1, 5)])
+def test_one_cycle_ends_with_the_last_batch(learning_rates, batch_size, n_batches):
+    """A single image left over joins the batch before it, which is then one step fewer."""
+    run = tail_training(schedule="one_cycle", max_epochs=3, batch_size=batch_size)
+    run.run(ROWS, fold=0)
+    assert len(learning_rates) == 3 * n_batches
+    assert learning_rates[-1][0] < 1e-3 * max(rates[0] for rates in learning_rates)
+
+
 def test_a_network_without_tail_trains_its_head(learning_rates):
     net = DefectCAMNetwork(
         create_backbone("test_efficientnet", None),
@@ -362,3 +371,22 @@ def test_an_interrupt_later_leaves_the_weights_of_the_last_finished_epoch(monkey
     assert run.interrupted
     assert torch.equal(weights(run.network), weights(expected))
     assert len(run.history["loss"]) == 1
+
+
+def test_an_interrupt_while_statistics_are_measured_loses_no_epoch(monkeypatch):
+    run = tail_training()
+    norms = [m for m in run.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+
+    def interrupt(self: DefectCAMNetwork, features: torch.Tensor) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DefectCAMNetwork, "evidence", interrupt)
+    try:
+        run.run_and_measure(ROWS, fold=0)
+    except KeyboardInterrupt:  # which would end pytest
+        pytest.fail("the finished epochs are lost")
+    assert run.interrupted
+    assert len(run.history["epoch"]) == OPTIONS.max_epochs
+    assert [norm.momentum for norm in norms] == momenta
+    assert any((norm.running_var != 1).any() for norm in norms)  # they are those of the epochs
