@@ -69,7 +69,7 @@ from defectcam.diagnostics import (
 )
 from defectcam.drift import Drift, describe_images, measure_drift
 from defectcam.duplicates import duplicate_groups, duplicate_pairs
-from defectcam.evaluation import Evaluation, evaluate
+from defectcam.evaluation import Evaluation, evaluate, good_label_among
 from defectcam.exceptions import warn_caller
 from defectcam.explorer import Explorer, explore
 from defectcam.feature_cache import VIEWS, FeatureCache
@@ -651,9 +651,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             whose items have labels.
         sample_weight : array-like of shape (n,), optional
             Weights of the images, 0 or more. Integers are repetition, exactly: the fit is the one
-            on ``np.repeat(X, sample_weight, axis=0)``, and costs as much (nearly the one with
-            ``tile``, where an image is cut into tiles once). If any weight is a fraction, they count in the loss, ``class_weight="balanced"``, the calibration of the
-            probability and ``threshold_``, but neither in the codebook nor in the heatmap's scale.
+            on ``np.repeat(X, sample_weight, axis=0)``, and costs as much (nearly that one with
+            ``tile``, where an image is cut into tiles once). If any weight is a fraction, they
+            count in the loss, ``class_weight="balanced"``, the calibration of the probability and
+            ``threshold_``, but neither in the codebook nor in the heatmap's scale.
             An image of weight 0 is left out: ``held_out_probability_`` is NaN there.
         resume : str or PathLike, optional
             File that the training is kept in after each epoch. If it is there, left by a fit that
@@ -1351,6 +1352,21 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """
         return np.concatenate([self._judge.probabilities(batch) for batch in self._scored(X)])
 
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Logarithm of the probabilities of `predict_proba`.
+
+        Parameters
+        ----------
+        X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+
+        Returns
+        -------
+        ndarray of shape (n, n_classes)
+            Columns as in ``classes_``.
+        """
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X))
+
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Signed distance from the decision, in log-odds.
 
@@ -1392,19 +1408,32 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
         y : array-like of shape (n,), optional
             Labels; left out when ``X`` is a folder with one sub-folder per class. A defect type
-            that training did not know is right when it is called any defect.
+            that training did not know is right when it is called any defect. Of labels of another
+            kind than the training's, truth values instead of names, the good one is found as
+            `fit` finds it.
         sample_weight : array-like of shape (n,), optional
 
         Returns
         -------
         float
+
+        Warns
+        -----
+        UserWarning
+            If no image is labelled good.
         """
         check_is_fitted(self)
-        sources, labels = labelled_sources(X, y, self.good_label_)
-        truth, predicted = self._classes.merge(labels), self.predict(sources.items)
-        is_unknown = ~np.isin(truth, self.classes_)
-        truth = np.where(is_unknown & (predicted != self.good_label_), predicted, truth)
-        return float(accuracy_score(truth, predicted, sample_weight=sample_weight))
+        learned = np.asarray(self.good_label_).item()
+        name = learned if isinstance(learned, str) else None
+        sources, labels = labelled_sources(X, y, name)
+        labels = as_labels(labels)
+        is_good = labels == good_label_among(labels, learned, None)
+        predicted = self.predict(sources.items)
+        is_right = (predicted == self.good_label_) == is_good
+        if len(self._classes.defects) > 1:
+            is_right &= (predicted == labels) | is_good | ~np.isin(labels, self.classes_)
+        everything = np.ones_like(is_right)
+        return float(accuracy_score(everything, is_right, sample_weight=sample_weight))
 
     def evaluate(
         self, X: Any, y: ArrayLike | None = None, masks: Any = None, *, good_label: Any = None

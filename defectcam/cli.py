@@ -122,6 +122,13 @@ def _fit(args: argparse.Namespace) -> int:
     from defectcam.images import ImageReadError
 
     labelled_folder(args.folder, given.get("good_label"))  # refuse a wrong folder early
+    if _has_test_images(args.folder) and not args.quiet:
+        train = Path(args.folder, "train")
+        print(
+            f"defectcam: training on the images of train and test; {train} alone would leave those "
+            "of test to evaluate on",
+            file=sys.stderr,
+        )
     from defectcam.classifier import DefectCAMClassifier
     from defectcam.training import TrainingDivergedError
 
@@ -269,7 +276,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from defectcam.folders import labelled_folder
 
     folder = _tested(args.folder)
-    if args.good_label is not None:
+    if args.good_label is not None or not folder.is_dir():
         labelled_folder(folder, args.good_label)  # refuse a wrong folder before loading a model
     if args.masks is not None and not Path(args.masks).is_dir():
         raise _UsageError(f"--masks {args.masks}: there is no such folder.")
@@ -596,10 +603,15 @@ def _configured(path: str) -> dict[str, Any]:
     return given
 
 
+def _has_test_images(folder: str) -> bool:
+    """Tell whether a folder has the layout of MVTec AD, with images to train and to test on."""
+    return Path(folder, "train").is_dir() and Path(folder, "test").is_dir()
+
+
 def _tested(folder: str) -> Path:
     """Give the folder `test` of the MVTec AD layout, any other folder as it is."""
     test = Path(folder, "test")
-    if not (Path(folder, "train").is_dir() and test.is_dir()):
+    if not _has_test_images(folder):
         return Path(folder)
     print(f"defectcam: evaluating on {test}", file=sys.stderr)
     return test

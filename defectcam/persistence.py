@@ -109,12 +109,15 @@ def save(clf: DefectCAMClassifier, path: str | os.PathLike[str], overwrite: bool
     ------
     sklearn.exceptions.NotFittedError
         If the classifier is not fitted.
+    ValueError
+        If a parameter that was set since the fit is wrong.
     FileExistsError
         If the file exists and `overwrite` is false.
     OSError
         If the file cannot be written. An old file stays as it was.
     """
     check_is_fitted(clf, "network_")
+    clf._validate_params()  # set since the fit, they would make a file that cannot be loaded
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder: give the name of a file in it.")

@@ -94,7 +94,7 @@ def learn_more(
     if learned.trained is not None:
         updated = copy.copy(clf)  # calibration may be refused after the first attributes are set
         _take_over(updated, learned, learned.trained, new.weighed)
-        vars(clf).update(vars(updated))
+        clf.__dict__.update(vars(updated))
     clf.n_images_seen_ += new.weighed.n_used
     if clf.training_data_ is not None:  # else earlier images are not known
         data = fingerprint_of_rows(hashes, new.labels, new.weighed.rows)

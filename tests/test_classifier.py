@@ -635,6 +635,33 @@ def test_an_unknown_type_is_right_where_it_is_called_any_defect(tiny_classifier,
     assert classifier.score(arrays, unknown) == 0.5
 
 
+@pytest.mark.parametrize("target", ["anomaly", "type"])
+def test_score_takes_labels_of_another_kind_as_evaluate_does(tiny_classifier, arrays, target):
+    names = np.array(["good"] * 5 + ["scratch"] * 3 + ["dent"] * 2)
+    is_defect = names != "good"
+    for learned in (names, is_defect) if target == "anomaly" else (names,):
+        classifier = tiny_classifier(max_epochs=1, target=target).fit(arrays, learned)
+        for asked in (is_defect, is_defect.astype(int), np.where(is_defect, "bad", "good")):
+            accuracy = classifier.evaluate(arrays, asked).accuracy
+            assert classifier.score(arrays, asked) == pytest.approx(accuracy)
+
+
+def test_a_classifier_of_truth_values_scores_folders(tiny_classifier, arrays, fitted_parts):
+    classifier = tiny_classifier(max_epochs=1).fit(arrays, Y != "good")
+    assert classifier.score(fitted_parts) == classifier.evaluate(fitted_parts).accuracy
+
+
+def test_score_says_where_no_label_is_the_good_one(fitted, arrays):
+    with pytest.warns(UserWarning, match="No image is labelled 'good'"):
+        fitted.score(arrays, np.where(Y == "good", "OK", "NG"))
+
+
+def test_logarithms_of_probabilities(fitted, arrays):
+    np.testing.assert_array_equal(
+        fitted.predict_log_proba(arrays), np.log(fitted.predict_proba(arrays))
+    )
+
+
 def test_single_images_many_images_and_folders(fitted, fitted_parts, paths):
     many = fitted.localize(paths)
     assert isinstance(many, list)

@@ -769,6 +769,21 @@ def test_evaluate_needs_to_know_the_good_folder(
     by_type = json.loads(capsys.readouterr().out)["by_type"]
     assert list(by_type) == ["A", "scratch"]
     assert run("evaluate", model, parts, "--masks", tmp_path / "none") == cli.USAGE
+    assert run("evaluate", model, tmp_path / "typo") == cli.BAD_DATA
+    assert "typo" in capsys.readouterr().err
+
+
+def test_fit_says_that_it_trains_on_test_images_too(
+    parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(parts, tmp_path / "parts" / part)
+    loud = [argument for argument in TINY if argument != "--quiet"]
+    options = ["-o", tmp_path / "m.safetensors", *loud, "--max-epochs", "1"]
+    assert run("fit", tmp_path / "parts", *options) == 0
+    assert "training on the images of train and test" in capsys.readouterr().err
+    assert run("fit", tmp_path / "parts" / "train", *options, "--force") == 0
+    assert "train and test" not in capsys.readouterr().err
 
 
 def test_info(model: Path, capsys: Output) -> None:

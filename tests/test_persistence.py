@@ -487,3 +487,12 @@ def test_parameters_set_after_a_fit_do_not_count_after_loading_either(
     loaded = load(tmp_path / "good.safetensors")
     found, expected = (one.partial_fit(good + bad, y).predict_proba(bad) for one in (loaded, clf))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_a_wrong_parameter_set_since_the_fit_is_not_saved(clf, tmp_path):
+    path = tmp_path / "model.safetensors"
+    clf.save(path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="min_area"):
+        copy.copy(clf).set_params(min_area=0).save(path)
+    assert path.read_bytes() == before

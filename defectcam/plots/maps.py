@@ -433,7 +433,7 @@ class DefectDensityDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, *, ax: Any = None, **kwargs: Any
+        cls, estimator: Any, X: Any, y: Any = None, *, ax: Any = None, **kwargs: Any
     ) -> DefectDensityDisplay:
         """Localise images and draw where they are marked.
 
@@ -442,6 +442,8 @@ class DefectDensityDisplay:
         estimator : DefectCAMClassifier or Pipeline
             Fitted.
         X : folder, sequence of paths, array of shape (n, H, W[, C]), or sequence of arrays
+        y : ignored
+            Other displays take labels there.
         ax : matplotlib Axes, optional
         **kwargs
             Passed to `plot`.
