@@ -85,9 +85,10 @@ class _Tiler:
         self.clf, self.fitted = clf, clf._tile_model
         self.tile = tile
         self.overlap = clf.overlap if overlap is None else overlap
+        self.fitted_overlap: tuple[int, int] | None = None  # in pixels
         if self.fitted is not None and tile is None:
             self.tile = self.fitted.tile
-            self.overlap = self.fitted.overlap[0] if overlap is None else overlap
+            self.fitted_overlap = self.fitted.overlap if overlap is None else None
         if self.tile != "auto":
             self.tile = as_tile(self.tile)
             self._check(self.tile)
@@ -114,14 +115,17 @@ class _Tiler:
         tile = self.tile
         if tile == "auto":
             tile = choose_tile(size, self.clf.image_size_, self.overlap)
-        return TileGrid(size, tile, as_overlap(self.overlap, tile), self.cells)
+        return TileGrid(size, tile, self._overlap_of(tile), self.cells)
 
     def model(self, grid: TileGrid) -> TileModel:
         """Return what the scores of these tiles say of the image."""
         return self.fitted or uncalibrated(grid.tile, grid.overlap)
 
+    def _overlap_of(self, tile: tuple[int, int]) -> tuple[int, int]:
+        return self.fitted_overlap or as_overlap(self.overlap, tile)
+
     def _check(self, tile: tuple[int, int]) -> None:
-        as_overlap(self.overlap, tile)
+        self._overlap_of(tile)
         _refuse_padding(self.clf._preprocess, tile)
 
 

@@ -122,6 +122,19 @@ def test_a_saved_classifier_answers_the_same(clf: DefectCAMClassifier, tmp_path:
     assert again._tile_model == clf._tile_model
 
 
+@pytest.mark.parametrize("tile", [(64, 32), (32, 64)])
+def test_oblong_tiles_share_as_many_pixels_as_in_training(
+    tile: tuple[int, int], tiny_classifier: Callable[..., DefectCAMClassifier]
+) -> None:
+    images, is_bad, _ = surfaces(5, 0)
+    parameters = {**TINY, "tile": tile, "overlap": 0.5, "cv": None, "max_epochs": 1}
+    clf = tiny_classifier(**parameters).fit(images, is_bad)
+    grid = tiled._Tiler(clf).grid(SIZE)
+    assert grid.overlap == (tile[0] // 2, tile[1] // 2)
+    assert grid.n_tiles == clf._tile_model.n_tiles  # all images have one size
+    assert clf.predict(images).shape == (5,)
+
+
 def test_a_row_of_tiles_is_read_at_a_time(
     clf: DefectCAMClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
