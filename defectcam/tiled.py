@@ -235,7 +235,8 @@ def _localize(tiler: _Tiler, rows: PixelRows, item: Any) -> TiledLocalization:
     clf, grid = tiler.clf, tiler.grid(rows.size)
     model, worst, n_unfamiliar = tiler.model(grid), _Worst(), 0
     heat = np.zeros(grid.shape, dtype=np.float32)
-    highest = np.full(grid.shape, -np.inf, dtype=np.float32)
+    # In double precision, as the image's own: rounded, the worst tile could fall short of it.
+    highest = np.full(grid.shape, -np.inf)
     types = clf.defect_labels_ if len(clf.defect_labels_) > 1 else None
     type_heat = None if types is None else np.zeros((len(types), *grid.shape), dtype=np.float32)
     for places, batch in _judged(clf, rows, grid):

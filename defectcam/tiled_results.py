@@ -60,9 +60,9 @@ class TiledLocalization(Localization):
 
     Parameters
     ----------
-    probability_grid : float32 array of shape (h, w)
+    probability_grid : float64 array of shape (h, w)
         On the cells of `grid`, the probability of a defect that the most suspicious tile there
-        gives the image.
+        gives the image. Of what `localize` makes, the highest is `probability`, exactly.
     tile : (int, int)
         Height and width of a tile in pixels.
 
@@ -71,12 +71,12 @@ class TiledLocalization(Localization):
     defectcam.results.Localization : The other parameters and attributes.
     """
 
-    probability_grid: NDArray[np.float32]
+    probability_grid: NDArray[np.float64]
     tile: tuple[int, int]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        plain = np.array(self.probability_grid, dtype=np.float32)
+        plain = np.array(self.probability_grid, dtype=np.float64)
         if plain.shape != self.grid.shape:
             raise ValueError(
                 f"probability_grid must have the shape of grid, {self.grid.shape}, got "

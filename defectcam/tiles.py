@@ -146,7 +146,7 @@ class TileGrid:
         rows, columns = self.place(row, column)
         total[..., rows, columns] += self.weights(row, column) * np.asarray(values)
 
-    def raise_to(self, highest: NDArray[np.float32], row: int, column: int, value: float) -> None:
+    def raise_to(self, highest: NDArray[np.float64], row: int, column: int, value: float) -> None:
         """Raise the cells in which a tile counts to at least a value, in place."""
         part = highest[self.place(row, column)]
         np.maximum(part, value, out=part, where=self.weights(row, column) > 0)

@@ -108,6 +108,17 @@ def test_all_scores_are_those_of_localize(clf: DefectCAMClassifier) -> None:
         assert one.probability_grid.max() == pytest.approx(one.probability, rel=1e-5)
 
 
+def test_the_worst_tile_is_suspicious_at_the_probability_of_the_image(
+    clf: DefectCAMClassifier,
+) -> None:
+    images, _, _ = surfaces(20, 2)
+    for one in clf.localize(images):
+        assert one.probability_grid.max() == one.probability
+        lowest = float(one.heatmap.min()) - 1  # that no box is missing for want of heat
+        answer = one.with_threshold(lowest, decision_threshold=one.probability)
+        assert (answer.is_defect, len(answer.boxes) > 0) == (True, True)
+
+
 def test_what_is_said_of_training_is_about_images(clf: DefectCAMClassifier) -> None:
     assert clf.held_out_probability_.shape == (10,)
     assert sorted(clf.suspects_.tolist()) == list(range(10))
