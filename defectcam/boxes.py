@@ -17,7 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from defectcam.hills import Hill, fit_hills
 
-__all__ = ["component_labels", "component_mask", "find_boxes", "find_boxes_at", "merge_boxes"]
+__all__ = [
+    "component_labels",
+    "component_mask",
+    "find_boxes",
+    "find_boxes_at",
+    "merge_and_trace",
+    "merge_boxes",
+]
 
 #: How far down a region reaches, as a share of the least peak that regions must have.
 _EXTENT = 1 / 2
@@ -259,20 +266,50 @@ def merge_boxes(
     (array([[ 0,  0, 20, 10],
            [90, 90, 95, 95]]), array([3., 2.], dtype=float32))
     """
+    merged, highest, _ = merge_and_trace(boxes, scores, merge_distance)
+    return merged, highest
+
+
+def merge_and_trace(
+    boxes: NDArray[np.int64], scores: NDArray[np.float32], merge_distance: float | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.intp]]:
+    """Merge boxes as `merge_boxes` does, and tell what became of each.
+
+    Parameters
+    ----------
+    boxes, scores, merge_distance
+        As in `merge_boxes`.
+
+    Returns
+    -------
+    boxes, scores
+        What `merge_boxes` returns.
+    rows : int array of shape (n,)
+        The row of the merged boxes that each given box is in.
+
+    Examples
+    --------
+    >>> boxes = np.array([[0, 0, 10, 10], [90, 90, 95, 95], [12, 0, 20, 10]])
+    >>> scores = np.array([1.0, 2.0, 3.0], dtype=np.float32)
+    >>> merge_and_trace(boxes, scores, merge_distance=2)[2].tolist()
+    [0, 1, 0]
+    """
     from scipy.sparse.csgraph import connected_components  # boxes of whole maps need no SciPy
 
+    rows = np.arange(len(boxes))
     while merge_distance is not None and len(boxes):
         n_groups, groups = connected_components(_gaps(boxes) <= merge_distance, directed=False)
         if n_groups == len(boxes):
             break
         # A merged box is larger than its parts and may come near others: look again.
+        rows = groups[rows]
         boxes = _bounding_boxes(boxes, groups)
         highest = np.full(n_groups, -np.inf, dtype=np.float32)
         np.maximum.at(highest, groups, scores)
         scores = highest
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = np.lexsort((boxes[:, 0], boxes[:, 1], -areas, -scores))
-    return boxes[order], scores[order]
+    return boxes[order], scores[order], np.argsort(order)[rows]
 
 
 def _gaps(boxes: NDArray[np.int64]) -> NDArray[np.int64]:

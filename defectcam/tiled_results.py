@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectcam import display
-from defectcam.boxes import find_boxes, merge_boxes
+from defectcam.boxes import component_labels, find_boxes, merge_and_trace
 from defectcam.geometry import Geometry
 from defectcam.labels import ANOMALY
 from defectcam.large_images import open_rows, read_shrunk
@@ -44,6 +44,14 @@ class _Part(NamedTuple):
     top: int
 
 
+class _Found(NamedTuple):
+    """The boxes of the image, and what became of those of its parts."""
+
+    boxes: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    numbers: list[NDArray[np.int32]]  # of each part's boxes: 1 + the row among these, 0 = dropped
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TiledLocalization(Localization):
     """Where the defects of a large image are, seen in tiles.
@@ -53,8 +61,9 @@ class TiledLocalization(Localization):
     - Boxes lie in suspicious tiles only: those that alone would make the image be called defective.
       `peak_fraction` and `tighten` compare within a group of tiles that touch, not within the whole
       image: what lies far from the strongest defect is no echo of it.
-    - `heatmap`, `mask` and `image` have the original size and as much memory as that takes, so use
-      `heatmap_of` for a part. `overlay` is shrunk to 4096 pixels of the longer side.
+    - `heatmap`, `mask`, `component_labels` and `image` have the original size and as much memory as
+      that takes, so use `heatmap_of` for a part. `overlay` is shrunk to 4096 pixels of the longer
+      side.
     - Where more than 16 million pixels are suspicious in one place, boxes are found on a map that
       is shrunk by a whole number, and are exact to that many pixels.
 
@@ -133,6 +142,29 @@ class TiledLocalization(Localization):
         for left, top, right, bottom in self.boxes.tolist():
             mask[top:bottom, left:right] |= self._marked((left, top, right, bottom))
         return mask
+
+    def component_labels(self) -> NDArray[np.int32]:
+        """Mark the pixels of each box's regions with the box's number.
+
+        Returns
+        -------
+        labels : int32 array of shape (H, W)
+            0 outside, ``1 + i`` in the regions of ``boxes[i]``: regions never overlap, boxes may.
+        """
+        labels = np.zeros(self.image_size, dtype=np.int32)
+        if not self.is_defect:
+            return labels
+        for (part, shrink), numbers in zip(self._parts(), self._found.numbers, strict=True):
+            options = self._options_of_parts(shrink)
+            own = component_labels(part.heat, self.threshold, **options)
+            own = np.concatenate([[0], numbers]).astype(np.int32)[own]
+            own = own.repeat(shrink, axis=0).repeat(shrink, axis=1)
+            place = labels[part.top * shrink :, part.left * shrink :]
+            place = place[: own.shape[0], : own.shape[1]]
+            # Rectangles of parts may overlap, and a shrunk one may end beyond the image.
+            own = own[: place.shape[0], : place.shape[1]]
+            np.copyto(place, own, where=own > 0)
+        return labels
 
     def overlay(
         self,
@@ -213,30 +245,37 @@ class TiledLocalization(Localization):
                 "it was localized; localize it again."
             )
 
-    @cached_property
+    @property
     def _boxes_and_scores(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        return self._found.boxes, self._found.scores
+
+    @cached_property
+    def _found(self) -> _Found:
         boxes, scores = [np.empty((0, 4), np.int64)], [np.empty(0, np.float32)]
-        across, down = self._point_spread
-        if self.is_defect:
-            for part, shrink in self._parts():
-                found, peaks = find_boxes(
-                    part.heat,
-                    self.threshold,
-                    min_area=max(1, self.min_area // shrink**2),
-                    peak_fraction=self.peak_fraction,
-                    tighten=self.tighten,
-                    point_spread=(across / shrink, down / shrink),
-                )
-                found = (found + np.tile([part.left, part.top], 2)) * shrink
-                boxes.append(np.minimum(found, np.tile(self.image_size[::-1], 2)))
-                scores.append(peaks)
-        merged, highest = merge_boxes(
+        for part, shrink in self._parts() if self.is_defect else ():
+            found, peaks = find_boxes(part.heat, self.threshold, **self._options_of_parts(shrink))
+            found = (found + np.tile([part.left, part.top], 2)) * shrink
+            boxes.append(np.minimum(found, np.tile(self.image_size[::-1], 2)))
+            scores.append(peaks)
+        merged, highest, rows = merge_and_trace(
             np.concatenate(boxes), np.concatenate(scores), self.merge_distance
         )
         merged, highest = merged[: self.max_boxes], highest[: self.max_boxes]
         for array in (merged, highest):
             array.setflags(write=False)
-        return merged, highest
+        numbers = np.where(rows < len(merged), rows + 1, 0).astype(np.int32)
+        ends = np.cumsum([len(peaks) for peaks in scores])
+        return _Found(merged, highest, np.split(numbers, ends[:-1])[1:])
+
+    def _options_of_parts(self, shrink: int) -> dict[str, Any]:
+        """Return how regions are found in parts, whose boxes are merged and counted later."""
+        across, down = self._point_spread
+        return {
+            "min_area": max(1, self.min_area // shrink**2),
+            "peak_fraction": self.peak_fraction,
+            "tighten": self.tighten,
+            "point_spread": (across / shrink, down / shrink),
+        }
 
     def _parts(self) -> Iterator[tuple[_Part, int]]:
         """Go through the parts of the map that suspicious tiles cover, outside of them calm."""

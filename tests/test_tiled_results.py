@@ -4,6 +4,7 @@ import copy
 import pickle
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -115,6 +116,52 @@ def test_the_mask_lies_in_the_boxes() -> None:
     for left, top, right, bottom in found.boxes.tolist():
         mask[top:bottom, left:right] = False
     assert not mask.any()
+
+
+@pytest.mark.parametrize("is_shrunk", [False, True])
+@pytest.mark.parametrize("merge_distance", [None, 0, 40])
+@pytest.mark.parametrize("tighten", [False, True])
+def test_regions_have_the_numbers_of_their_boxes(
+    tighten: bool, merge_distance: float | None, is_shrunk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_shrunk:  # by 2, 3 or 4
+        monkeypatch.setattr(tiled_results, "LARGEST_PART", 300 * 410 // 9)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        found = made(
+            grid=cv2.GaussianBlur(rng.normal(size=GRID.shape), (0, 0), 1.5) * 10,
+            probability_grid=np.kron(rng.random((4, 6)), np.ones((10, 10)))[: GRID.shape[0], :52],
+            decision_threshold=0.6,
+            merge_distance=merge_distance,
+            max_boxes=5,
+            tighten=tighten,
+            point_spread=1.5,
+        )
+        labels = found.component_labels()
+        assert (labels.shape, labels.dtype) == (found.image_size, np.int32)
+        assert len(found.boxes) > 0
+        assert set(np.unique(labels).tolist()) == set(range(1 + len(found.boxes)))
+        for number, box in enumerate(found.boxes.tolist(), start=1):
+            rows, columns = np.nonzero(labels == number)
+            around = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert around == box
+            if not is_shrunk:
+                assert found.heatmap[rows, columns].max() == found.box_scores[number - 1]
+
+
+def test_outlines_are_those_of_the_suspicious_region() -> None:
+    """The hotter spot lies in tiles that are calm."""
+    found = made(probability_grid=suspicious((slice(26, 36), slice(36, 46))))
+    labels = found.component_labels()
+    ((left, top, right, bottom),) = found.boxes.tolist()
+    assert np.count_nonzero(labels) == np.count_nonzero(labels[top:bottom, left:right]) > 0
+    (annotation,) = found.to_coco("part.png")["annotations"]
+    assert annotation["bbox"] == [left, top, right - left, bottom - top]
+    assert annotation["area"] == np.count_nonzero(labels == 1)
+
+
+def test_no_region_is_marked_in_a_good_image() -> None:
+    assert not made(is_defect=False).component_labels().any()
 
 
 def test_pictures_are_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
