@@ -291,8 +291,9 @@ class TiledLocalization(Localization):
             heat = geometry.restore(self.grid, window)
             rows = self._cells(range(window[1], window[3]), size[0], 0)
             columns = self._cells(range(window[0], window[2]), size[1], 1)
-            # Calm, but finite: slopes are looked at.
-            heat[labels[np.ix_(rows, columns)] != label] = min(float(heat.min()), self.threshold)
+            # Calm, but finite: slopes are looked at. Hills reach below the threshold, but not to 0.
+            calm = min(float(heat.min()), self.threshold, 0.0)
+            heat[labels[np.ix_(rows, columns)] != label] = calm
             yield _Part(heat, window[0], window[1]), shrink
 
     def _pixels_of(self, stats: list[int]) -> tuple[int, int, int, int]:

@@ -71,6 +71,16 @@ def test_boxes_lie_in_suspicious_tiles_only() -> None:
     assert 20 <= top < bottom <= 60
 
 
+def test_a_warm_map_leads_no_region_into_calm_tiles() -> None:
+    warm = np.full(GRID.shape, 1.2)
+    warm[4, 4] = 1.5
+    corner = suspicious((slice(0, 20), slice(0, 10)), (slice(0, 10), slice(0, 30)))
+    found = made(grid=warm, probability_grid=corner, tighten=True, point_spread=1.5)
+    labels = found.component_labels()
+    assert (labels[:80, :240] > 0).any()
+    assert not labels[80:, 80:].any()
+
+
 def test_far_defects_are_no_echoes_of_the_strongest() -> None:
     near = (slice(0, 10), slice(0, 10))
     far = (slice(26, 36), slice(36, 46))
