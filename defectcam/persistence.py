@@ -117,13 +117,13 @@ def save(clf: DefectCAMClassifier, path: str | os.PathLike[str], overwrite: bool
         If the file cannot be written. An old file stays as it was.
     """
     check_is_fitted(clf, "network_")
-    clf._validate_params()  # set since the fit, they would make a file that cannot be loaded
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder: give the name of a file in it.")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
     description = json.dumps(_describe(clf), allow_nan=False)
+    clf._validate_params()  # a wrong one, set since the fit, makes a file that `load` refuses
     tensors = _tensors_of(clf)
     texts = {_KEY: description, _DIGEST: _digest(description, tensors)}
     write_atomically(target, safetensors.torch.save(tensors, texts))
