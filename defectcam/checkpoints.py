@@ -48,9 +48,6 @@ WITHOUT_EFFECT = frozenset(
     ]
 )
 
-#: Of a parameter's value in a complaint.
-SHOWN_CHARACTERS = 200
-
 _KEY = "defectcam_checkpoint"  # of the metadata, and the name of the format
 _DIGEST = "digest"  # of all the rest, in the metadata
 _WHAT = {  # what a fit is told apart by, in the words of the complaint
@@ -176,7 +173,7 @@ class FitCheckpoint:
         if isinstance(now, dict) and isinstance(then, dict):
             changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
             what = ", ".join(
-                f"{key} {_shown(then.get(key))}, now {_shown(now.get(key))}" for key in changed
+                f"{key} {then.get(key)!s:.200}, now {now.get(key)!s:.200}" for key in changed
             )
         raise CheckpointError(
             f"resume={os.fspath(self.path)!r} belongs to another fit ({what}): call fit as it was "
@@ -344,12 +341,6 @@ def _told(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return repr(value) if not isinstance(value, np.random.RandomState) else None
-
-
-def _shown(value: Any) -> str:
-    """Shorten a parameter for a complaint."""
-    text = str(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _packed(description: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:

@@ -209,11 +209,11 @@ class TailTraining:
             return
         self.run(rows, fold)
         if self.options.train_batch_norm:
-            trained = copy.deepcopy(self.network.state_dict())
+            trained = copy.deepcopy(tail_state(self.network.state_dict()))
             try:
                 update_batch_norm(self.network, self.cache, rows)
             except KeyboardInterrupt:
-                self.network.load_state_dict(trained)
+                self.network.load_state_dict(trained, strict=False)  # the trunk's never change
                 self.interrupted = True
             self.network.eval()
         if self.checkpoint is not None and not self.interrupted:
