@@ -962,60 +962,67 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     ) -> Trained:
         """Learn codebook, tail, head and map from all cached images."""
         is_good, folds = targets == classes.good, course.folds
-        novelty: torch.Tensor | None = None
-        codebooks: list[Codebook] = []
-        if network.novelty_levels:
-            if course.judges_first:
-                novelty, codebooks = update_codebook(
-                    network, cache, is_good, course.known, self.codebook_size, seed
-                )
-            else:
-                novelty, codebooks = add_codebook(
-                    network,
-                    cache,
-                    is_good,
-                    folds,
-                    self.codebook_size,
-                    seed,
-                    codebook_maker(self.memory),
-                )
+        novelty, codebooks = self._learn_codebook(network, cache, is_good, course, seed)
         if is_good.all():
             result = result_of_good_only(network, cache)
-            return Trained(
-                result,
-                novelty,
-                codebooks,
-                self._fit_heat_model(classes, input_size, result, novelty, ~is_good),
-            )
-        n_images = len(targets)
-        if course.is_update:
-            n_images = max(n_images, self.n_images_seen_)
-        options = self._training_options(self._max_epochs(n_images))
-        if course.is_update:
-            options = options_of_update(options)
-        with self._epoch_bar((1 + len(folds)) * options.max_epochs) as bar:
-            training = self._tail_training(
-                network, cache, classes, targets, weights, options, seed, bar
-            )
-            if course.is_update:
-                training.history = {name: list(column) for name, column in self.history_.items()}
-                training.first_fold = 1 + int(max(training.history["fold"], default=-1))
-            if checkpoint is not None:
-                training.checkpoint, training.history = checkpoint, checkpoint.history
-                bar.update(len(training.history.get("epoch", ())))
-            if course.holds_out and (course.is_update or course.is_warm):
-                training.uncentre_scores()
-            if course.judges_first:
-                result = judge_then_train(training, course.known)
-            else:
-                result = train_with_folds(training, folds)
+        else:
+            options = self._options_of(course, len(targets))
+            with self._epoch_bar((1 + len(folds)) * options.max_epochs) as bar:
+                training = self._tail_training(
+                    network, cache, classes, targets, weights, options, seed, bar
+                )
+                result = self._run_course(training, course, checkpoint, bar)
         heat_model = self._fit_heat_model(classes, input_size, result, novelty, ~is_good)
         network.students = torch.nn.ModuleList()
-        if self.self_training and heat_model.kind == "fused" and novelty is not None:
+        is_taught = self.self_training and not is_good.all() and heat_model.kind == "fused"
+        if is_taught and novelty is not None:
             heat_model = _self_train(
                 network, cache, folds, heat_model, result, novelty, ~is_good, seed
             )
         return Trained(result, novelty, codebooks, heat_model)
+
+    def _learn_codebook(
+        self,
+        network: DefectCAMNetwork,
+        cache: FeatureCache,
+        is_good: NDArray[np.bool_],
+        course: Course,
+        seed: int,
+    ) -> tuple[torch.Tensor | None, list[Codebook]]:
+        """Learn what good patches look like; held-out novelty maps, and the folds' codebooks."""
+        if not network.novelty_levels:
+            return None, []
+        if course.judges_first:
+            return update_codebook(network, cache, is_good, course.known, self.codebook_size, seed)
+        make = codebook_maker(self.memory)
+        return add_codebook(network, cache, is_good, course.folds, self.codebook_size, seed, make)
+
+    def _options_of(self, course: Course, n_images: int) -> TrainingOptions:
+        """How a fit or an update trains: one of few new images replays many more."""
+        if not course.is_update:
+            return self._training_options(self._max_epochs(n_images))
+        n_images = max(n_images, self.n_images_seen_)
+        return options_of_update(self._training_options(self._max_epochs(n_images)))
+
+    def _run_course(
+        self,
+        training: TailTraining,
+        course: Course,
+        checkpoint: FitCheckpoint | None,
+        bar: tqdm,
+    ) -> FitResult:
+        """Train the folds' tails and the final one, from where there is something to go on from."""
+        if course.is_update:
+            training.history = {name: list(column) for name, column in self.history_.items()}
+            training.first_fold = 1 + int(max(training.history["fold"], default=-1))
+        if checkpoint is not None:
+            training.checkpoint, training.history = checkpoint, checkpoint.history
+            bar.update(len(training.history.get("epoch", ())))
+        if course.holds_out and (course.is_update or course.is_warm):
+            training.uncentre_scores()
+        if course.judges_first:
+            return judge_then_train(training, course.known)
+        return train_with_folds(training, course.folds)
 
     def _tail_training(
         self,
