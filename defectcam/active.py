@@ -6,6 +6,8 @@ neither labels nor files.
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -161,8 +163,8 @@ def choose_queries(
     Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
     """
     n_images = len(descriptions)
-    if not 1 <= n <= n_images:
-        raise ValueError(f"n={n!r}: expected a number from 1 to {n_images}, the images in X.")
+    if not (isinstance(n, Integral) and 1 <= n <= n_images):
+        raise ValueError(f"n={n!r}: expected an integer from 1 to {n_images}, the images in X.")
     weight = np.maximum(uncertainty, unfamiliarity)
     candidates = np.argsort(-weight, kind="stable")[: CANDIDATES_PER_QUERY * n]
     points = descriptions[candidates]

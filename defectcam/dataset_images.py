@@ -263,6 +263,14 @@ def _names_and_targets(items: Any) -> tuple[Sequence[str] | None, list[Any]]:
     if _is_torch(items, "Subset"):
         names, targets = _names_and_targets(items.dataset)
         return names, [targets[index] for index in items.indices] if names else []
+    if _is_torch(items, "ConcatDataset"):
+        parts = [_names_and_targets(part) for part in items.datasets]
+        if any(names != parts[0][0] for names, _ in parts):
+            raise ValueError(
+                "The parts of X (ConcatDataset) have different classes, so that a number means "
+                f"another one in each: {[names for names, _ in parts]}. Pass y."
+            )
+        return parts[0][0], [target for _, targets in parts for target in targets]
     names, numbers = getattr(items, "classes", None), getattr(items, "targets", None)
     if names is None or numbers is None:
         return None, []

@@ -25,7 +25,7 @@ from defectcam.classifier import DefectCAMClassifier
 from defectcam.inference import evaluating
 from defectcam.network import NetworkOutput
 from defectcam.novelty import novelty_peak
-from defectcam.sources import as_sources, is_path
+from defectcam.sources import as_sources, brings_labels, is_path
 
 __all__ = ["EvidenceTransformer"]
 
@@ -98,7 +98,7 @@ class EvidenceTransformer(TransformerMixin, BaseEstimator):
         X : folder, sequence of paths, array of shape (n, H, W[, C]), sequence of arrays, or a \
 data frame or array of shape (n, 1) with a column of paths
         y : array-like of shape (n,), optional
-            Labels, as `DefectCAMClassifier.fit` takes them.
+            Labels, as `DefectCAMClassifier.fit` takes them: left out where ``X`` brings them.
 
         Returns
         -------
@@ -108,15 +108,20 @@ data frame or array of shape (n, 1) with a column of paths
         Raises
         ------
         ValueError
-            If ``columns`` ask for evidence, and there are neither labels nor a frozen classifier.
+            If ``columns`` ask for evidence, and there are neither labels nor a frozen classifier;
+            if the classifier sees images in tiles.
         """
         classifier = DefectCAMClassifier() if self.classifier is None else clone(self.classifier)
+        classifier._refuse_tiles("EvidenceTransformer")
         is_frozen = isinstance(classifier, FrozenEstimator)
         images = _column(X)
+        if isinstance(images, Iterator):
+            images = list(images)  # asked for twice
+        is_labelled = is_frozen or y is not None or brings_labels(images, classifier.good_label)
         columns = self.columns
         if columns == "auto":
-            columns = "pooled" if y is None and not is_frozen else "all"
-        if columns != "pooled" and y is None and not is_frozen:
+            columns = "all" if is_labelled else "pooled"
+        if columns != "pooled" and not is_labelled:
             raise ValueError(
                 f"columns={self.columns!r} needs labels: pass y, or FrozenEstimator(clf) with a "
                 'fitted classifier, or use columns="pooled".'
@@ -216,6 +221,7 @@ data frame or array of shape (n, 1) with a column of paths
 def _prepare(classifier: DefectCAMClassifier) -> None:
     """Give an unfitted classifier its network, pre-trained but untrained."""
     classifier._validate_params()
+    classifier._check_parameters()
     seed = int(check_random_state(classifier.random_state).randint(np.iinfo(np.int32).max))
     with torch.random.fork_rng():
         torch.manual_seed(seed)

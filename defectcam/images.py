@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
@@ -60,6 +61,10 @@ _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 
 _MAX_FILES_NAMED = 10
+
+#: A Pillow image that is not loaded yet reads its file when it is asked for pixels, and must not be
+#: asked by two threads at once. Different images seldom share a lock.
+_LOADING = tuple(threading.Lock() for _ in range(64))
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
 
@@ -482,6 +487,8 @@ def _reduce(image: Image.Image, min_size: tuple[int, int]) -> tuple[int, int]:
 
 def _read_pillow(image: Image.Image) -> np.ndarray:
     try:
+        with _LOADING[id(image) // 64 % len(_LOADING)]:  # addresses are multiples of small powers
+            image.load()
         return _pillow_to_rgb(image)
     except MemoryError:
         raise
@@ -725,7 +732,8 @@ def _numbered(item: tuple[int, ImageSource], read: Callable[[ImageSource], _T]) 
     index, source = item
     try:
         return read(source)
-    except ImageReadError as error:
+    except (ImageReadError, TypeError) as error:  # the latter of what is no image at all
         if isinstance(source, (str, os.PathLike)):
             raise
-        raise ImageReadError(f"Image at index {index}: {error}") from error
+        kind = ImageReadError if isinstance(error, ImageReadError) else TypeError
+        raise kind(f"Image at index {index}: {error}") from error

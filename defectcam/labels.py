@@ -126,6 +126,8 @@ def as_labels(y: ArrayLike) -> NDArray[Any]:
         )
     if getattr(getattr(y, "dtype", None), "kind", None) == "b":
         y = np.asarray(y)  # of pandas' nullable booleans, scikit-learn would make numbers
+    if getattr(getattr(y, "dtype", None), "kind", None) == "T":
+        y = np.array(np.asarray(y).tolist())  # scikit-learn does not know this kind of string
     _refuse_closing_nulls(y)
     labels = column_or_1d(y, warn=True)
     if labels.dtype.kind == "O" and {_kind(v) for v in labels} in ({"bool"}, {"int"}):

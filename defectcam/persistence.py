@@ -507,6 +507,9 @@ def _make_network(
     """Make the network that the file describes, with random weights."""
     state = _of_network(shapes)
     builder = DefectCAMClassifier(**clf.get_params(deep=False))
+    built_with = _known_parameters(description.get("built_with", {}))
+    if "novelty_strides" in built_with:
+        builder.novelty_strides = built_with["novelty_strides"]
     # 0.1.0, whose files name no precision, knew float32 alone.
     builder.set_params(**{"precision": "float32", **description["network"]}, weights=None)
     builder._validate_params()

@@ -32,15 +32,14 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
-from defectcam.dataset_images import dataset_labels
 from defectcam.diagnostics import contradicted_labels
 from defectcam.evaluation import BOX_IOU, Evaluation, Judged, evaluate, image_name
 from defectcam.files import write_atomically
 from defectcam.folders import labelled_folder
-from defectcam.images import ImageReadError, check_readable
+from defectcam.images import check_readable
 from defectcam.report_images import Album, box_stops, map_scale
 from defectcam.results import Localization
-from defectcam.sources import as_sources, is_path, paths_of
+from defectcam.sources import as_sources, brings_labels, is_path, paths_of
 
 __all__ = ["Report", "make_report", "write_report"]
 
@@ -218,14 +217,7 @@ def _checked_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
 def _has_labels(clf: Any, X: Any, y: Any, good_label: Any) -> bool:
     if y is not None or good_label is not None:
         return True
-    if not is_path(X) or not os.path.isdir(X):
-        return not is_path(X) and dataset_labels(X) is not None
-    try:
-        good = np.asarray(clf.good_label_).item()
-        labelled_folder(X, good if isinstance(good, str) else None)
-    except ImageReadError:
-        return False  # a folder of images, and no classes
-    return True
+    return brings_labels(X, np.asarray(clf.good_label_).item())
 
 
 def _labelled(clf: Any, X: Any, y: Any, masks: Any, good_label: Any) -> _Content:

@@ -6,19 +6,16 @@ goes through them. It asks the estimator for its answers as any user would, and 
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.pipeline import Pipeline
 
-from defectcam.dataset_images import dataset_labels
 from defectcam.evaluation import good_label_among
-from defectcam.folders import find_good_label, labelled_folder
-from defectcam.images import ImageReadError
+from defectcam.folders import find_good_label
 from defectcam.labels import as_labels
-from defectcam.sources import as_sources, is_path, labelled_sources
+from defectcam.sources import as_sources, brings_labels, labelled_sources
 
 __all__ = [
     "Labelled",
@@ -97,25 +94,13 @@ def labelled_images(
     """
     learned = good_label_of(estimator)
     expected = learned if good_label is None else good_label
-    if y is None and not needed and not _brings_labels(X, expected):
+    if y is None and not needed and not brings_labels(X, expected):
         sources = as_sources(X)
         items = [X] if sources.single else sources.items
         return Labelled(items, None, None)
     sources, labels = labelled_sources(X, y, expected if isinstance(expected, str) else None)
     types = as_labels(labels)
     return Labelled(sources.items, types, good_label_among(types, learned, good_label))
-
-
-def _brings_labels(X: Any, good_label: Any) -> bool:
-    if not is_path(X):
-        return dataset_labels(X) is not None
-    if not os.path.isdir(X):
-        return False
-    try:
-        labelled_folder(X, good_label if isinstance(good_label, str) else None)
-    except (ImageReadError, ValueError):  # a folder of images, whose names are not labels
-        return False
-    return True
 
 
 def defect_probability(estimator: Any, items: list[Any]) -> NDArray[np.float64]:

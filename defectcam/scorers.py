@@ -6,7 +6,6 @@ label means good, and where masks come from. It computes no score itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,33 +24,21 @@ __all__ = [
 ]
 
 
-def _defect_recall(
-    y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | None = None
-) -> float:
-    return _with_good_label(defect_recall_score, y_true, y_pred, sample_weight)
+class _RateScorer(type(make_scorer(defect_recall_score))):  # type: ignore[misc]
+    """A scorer of predicted labels, which tells the metric which of them is good.
 
+    The classes that the estimator has learned are looked through too: a fold may hold defects
+    alone, all of them found.
+    """
 
-def _escape_rate(
-    y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | None = None
-) -> float:
-    return _with_good_label(escape_rate, y_true, y_pred, sample_weight)
-
-
-def _overkill_rate(
-    y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | None = None
-) -> float:
-    return _with_good_label(overkill_rate, y_true, y_pred, sample_weight)
-
-
-def _with_good_label(
-    metric: Callable[..., float],
-    y_true: ArrayLike,
-    y_pred: ArrayLike,
-    sample_weight: ArrayLike | None,
-) -> float:
-    labels = np.concatenate([np.unique(y_true), np.unique(y_pred)])
-    good = find_good_label(np.unique(labels))
-    return metric(y_true, y_pred, good_label=good, sample_weight=sample_weight)
+    def _score(
+        self, method_caller: Any, estimator: Any, X: Any, y_true: ArrayLike, **kwargs: Any
+    ) -> float:
+        predicted = method_caller(estimator, "predict", X)
+        labels = [np.unique(y_true), np.unique(predicted), getattr(estimator, "classes_", [])]
+        good = find_good_label(np.concatenate([known for known in labels if len(known)]))
+        truth, called = np.asarray(y_true) != good, np.asarray(predicted) != good
+        return self._sign * self._score_func(truth, called, pos_label=True, **kwargs)
 
 
 class _LocalizationScorer(type(make_scorer(pro_auc_score))):  # type: ignore[misc]
@@ -73,13 +60,13 @@ def _aupro(y_true: ArrayLike, y_pred: Any, masks: Any, max_fpr: float = 0.3) -> 
 
 #: Defect recall; see `defectcam.metrics.defect_recall_score`. The good label is found as in `fit`,
 #: by its name; for another, ``make_scorer(defect_recall_score, good_label="A")``.
-defect_recall_scorer = make_scorer(_defect_recall)
+defect_recall_scorer = _RateScorer(defect_recall_score, 1, {}, "predict")
 
 #: Negative escape rate: as with all of scikit-learn's scorers, higher is better.
-escape_rate_scorer = make_scorer(_escape_rate, greater_is_better=False)
+escape_rate_scorer = _RateScorer(escape_rate, -1, {}, "predict")
 
 #: Negative overkill rate.
-overkill_rate_scorer = make_scorer(_overkill_rate, greater_is_better=False)
+overkill_rate_scorer = _RateScorer(overkill_rate, -1, {}, "predict")
 
 #: AUPRO of the heatmaps that `defectcam.localize` gives, of a classifier or through a pipeline; see
 #: `defectcam.metrics.pro_auc_score`. It needs ``masks``, one per image, of shape (H, W) or None for

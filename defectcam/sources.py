@@ -67,6 +67,26 @@ def labelled_sources(X: Any, y: Any, good_label: Any) -> tuple[Sources, Any]:
     return sources, y
 
 
+def brings_labels(X: Any, good_label: Any = None) -> bool:
+    """Whether ``X`` is a folder with a sub-folder per class, or a data set with labels.
+
+    Parameters
+    ----------
+    X : anything that `as_sources` takes
+    good_label : label, optional
+        Of a folder: by default, the good sub-folder must have one of the usual names.
+    """
+    if not is_path(X):
+        return dataset_labels(X) is not None
+    if not os.path.isdir(X):
+        return False
+    try:
+        labelled_folder(X, good_label if isinstance(good_label, str) else None)
+    except ValueError:  # a folder of images, whose names are not labels
+        return False
+    return True
+
+
 def _listed(y: Any) -> Any:
     """Refuse what has no order or is no collection, and would be counted all the same."""
     if isinstance(y, (str, bytes, Mapping, Set)) or not hasattr(y, "__len__"):

@@ -178,7 +178,7 @@ def localize_in_tiles(
         raise ValueError(f"method={method!r} does not work on tiles: leave it out, or tile=None.")
     tiler = _Tiler(clf, tile, overlap)
     for index, item in enumerate(items):
-        with _named(index, item), open_rows(item) as rows:
+        with _rows_of(index, item) as rows:
             found = _localize(tiler, rows, item)
         yield found
 
@@ -187,7 +187,7 @@ def score_in_tiles(clf: DefectCAMClassifier, items: Iterable[Any]) -> Iterator[S
     """Score whole images by their tiles; each batch is about one image and has no maps."""
     tiler = _Tiler(clf)
     for index, item in enumerate(items):
-        with _named(index, item), open_rows(item) as rows:
+        with _rows_of(index, item) as rows:
             grid = tiler.grid(rows.size)
             worst = _Worst()
             for _, batch in _judged(clf, rows, grid):
@@ -256,10 +256,6 @@ def _localize(tiler: _Tiler, rows: PixelRows, item: Any) -> TiledLocalization:
     batch = _batch_of(worst.logits[None], model.log_odds(worst.as_array(), grid.n_tiles))
     probability = float(clf._judge.defect_probabilities(batch)[0])
     label = clf._judge.labels(batch)[0]
-    if isinstance(item, ImageView) and item.placements:
-        raise ValueError(
-            "tiles cannot follow steps that crop or warp an image: crop first, and pass arrays."
-        )
     return TiledLocalization(
         label=label,
         probability=probability,
@@ -275,6 +271,17 @@ def _localize(tiler: _Tiler, rows: PixelRows, item: Any) -> TiledLocalization:
         probability_grid=expit(highest),
         tile=grid.tile,
     )
+
+
+@contextlib.contextmanager
+def _rows_of(index: int, source: Any) -> Iterator[PixelRows]:
+    """Open an image to read its rows, where they are those of the original image."""
+    with _named(index, source), open_rows(source) as rows:
+        if isinstance(source, ImageView) and source.placements:
+            raise ValueError(
+                "tiles cannot follow steps that crop or warp an image: crop first, and pass arrays."
+            )
+        yield rows
 
 
 @contextlib.contextmanager
@@ -435,7 +442,7 @@ def _tile_of_training(clf: DefectCAMClassifier, images: _TrainingImages) -> tupl
         return as_tile(clf.tile)
     sizes = []
     for index in images.used.tolist():
-        with _named(index, images.items[index]), open_rows(images.items[index]) as rows:
+        with _rows_of(index, images.items[index]) as rows:
             sizes.append(rows.size)
     height, width = np.broadcast_to(np.asarray(clf.image_size), 2).tolist()
     largest = max(sizes, key=lambda size: size[0] * size[1])
@@ -545,7 +552,7 @@ class _Scan:
         sample = []
         for index in indices:
             item = self.images.items[index]
-            with _named(index, item), open_rows(item) as rows:
+            with _rows_of(index, item) as rows:
                 grid = self.grid_of(rows.size)
                 n = min(CODEBOOK_TILES_PER_IMAGE, grid.n_tiles)
                 places = sorted(rng.choice(grid.n_tiles, n, replace=False).tolist())
@@ -563,7 +570,7 @@ class _Scan:
         """Return the peak of novelty of each tile, the mean over the codebooks."""
         item = self.images.items[index]
         peaks = []
-        with _named(index, item), open_rows(item) as rows:
+        with _rows_of(index, item) as rows:
             grid = self.grid_of(rows.size)
             for patches in self._patches(_tiles_of(rows, grid)):
                 with torch.inference_mode():
@@ -591,7 +598,7 @@ def _cut(
     tiles = np.memmap(folder / "tiles", dtype=np.uint8, mode="w+", shape=shape)
     for index in dict.fromkeys(one.image for one in chosen):
         item = images.items[index]
-        with _named(index, item), open_rows(item) as rows:
+        with _rows_of(index, item) as rows:
             grid = grid_of(rows.size)
             for place, one in enumerate(chosen):
                 if one.image == index:
@@ -660,7 +667,7 @@ def _scores(
 ) -> tuple[NDArray[np.float64], _Worst]:
     """Log-odds of a defect in each tile of an image, as the network judges tiles."""
     found, worst = [], _Worst()
-    with _named(index, item), open_rows(item) as rows:
+    with _rows_of(index, item) as rows:
         for _, batch in _judged(judge, rows, grid_of(rows.size)):
             found.append(judge._judge.log_odds(batch))
             worst.look_at(found[-1], batch)

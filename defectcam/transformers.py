@@ -84,7 +84,10 @@ def localize(model: Any, X: Any) -> Any:
 
 
 class _ImageTransformer(TransformerMixin, BaseEstimator):
-    """What all have in common: images in, views out."""
+    """What all have in common: images in, views out, of which no data frame is ever made."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**{"auto_wrap_output_keys": None, **options})
 
     def _step(self) -> Step:
         """Return what is done to each image."""
@@ -129,6 +132,34 @@ class _ImageTransformer(TransformerMixin, BaseEstimator):
         sources = as_sources(X)
         views = [ImageView(item, [step]) for item in sources.items]
         return views[0] if sources.single else views
+
+    def set_output(self, *, transform: str | None = None) -> _ImageTransformer:
+        """Take part in a pipeline's `set_output`; views stay views.
+
+        Parameters
+        ----------
+        transform : {"default", "pandas", "polars"}, optional
+            Not looked at.
+
+        Returns
+        -------
+        self
+        """
+        return self
+
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray[Any]:
+        """Names of the columns: the one of the images, as it was.
+
+        Parameters
+        ----------
+        input_features : array-like of str, optional
+            By default ``["x0"]``.
+
+        Returns
+        -------
+        ndarray of str
+        """
+        return np.asarray(["x0"] if input_features is None else input_features, dtype=object)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -97,7 +97,7 @@ def test_a_classifier_asks_for_what_it_does_not_know(fitted, generators_untouche
 
 def test_all_images_can_be_asked_for_and_no_more(fitted, fitted_parts) -> None:
     assert sorted(fitted.query(fitted_parts, 14)) == list(range(14))
-    with pytest.raises(ValueError, match="n=15: expected a number from 1 to 14"):
+    with pytest.raises(ValueError, match="n=15: expected an integer from 1 to 14"):
         fitted.query(fitted_parts, 15)
 
 
@@ -121,3 +121,9 @@ def test_every_kind_of_classifier_can_ask(tiny_classifier, options) -> None:
     assert len(set(asked.tolist())) == 3
     good = tiny_classifier(max_epochs=1).fit(images[:5], y[:5])
     assert set(good.query(images, 5)) & set(range(5, 10))
+
+
+def test_a_share_of_the_images_is_no_number_of_them():
+    points = described(3, 0)
+    with pytest.raises(ValueError, match=r"n=2\.5: expected an integer"):
+        choose_queries(np.ones(3), np.zeros(3), points, 2.5, random_state())

@@ -321,3 +321,17 @@ def test_a_source_says_what_it_is():
     [source] = dataset_images(Items([RGB]))
     assert isinstance(source, DatasetImage)
     assert repr(source) == "<image 0 of a Items>"
+
+
+def test_parts_of_a_joined_data_set_keep_their_names(parts, tmp_path):
+    torchvision = pytest.importorskip("torchvision")
+    (tmp_path / "other" / "broken").mkdir(parents=True)
+    (tmp_path / "other" / "good").mkdir()
+    for name in ("broken", "good"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "other" / name / "0.png")
+    folder = torchvision.datasets.ImageFolder
+    first, second = folder(parts), folder(tmp_path / "other")
+    joined = ConcatDataset([first, Subset(first, [13, 0])])
+    assert dataset_labels(joined) == ["good"] * 8 + ["scratch"] * 6 + ["scratch", "good"]
+    with pytest.raises(ValueError, match="different classes"):
+        dataset_labels(ConcatDataset([first, second]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -212,3 +213,46 @@ def test_a_table_of_more_than_paths_is_refused(tiny_classifier, fitted_parts):
     table = pd.DataFrame({"path": files(fitted_parts), "kind": "a"})
     with pytest.raises(ValueError, match=r"\(14, 2\): expected one column"):
         EvidenceTransformer(tiny_classifier()).fit(table)
+
+
+# --- Labels that the images bring, and what is refused --------------------------------------------
+
+
+def test_a_folder_brings_its_labels(tiny_classifier, fitted_parts):
+    clf = tiny_classifier(max_epochs=1)
+    by_folder = EvidenceTransformer(clf).fit(fitted_parts)
+    paths = files(fitted_parts)
+    by_hand = EvidenceTransformer(clf).fit(paths, ["good"] * 8 + ["scratch"] * 6)
+    np.testing.assert_array_equal(by_folder.transform(paths), by_hand.transform(paths))
+    plain = EvidenceTransformer(clf).fit(fitted_parts / "good")
+    assert plain.classifier_ is not None and "score" not in plain.get_feature_names_out()
+
+
+def test_a_data_set_brings_its_labels(tiny_classifier, fitted_parts):
+    torchvision = pytest.importorskip("torchvision")
+    images = torchvision.datasets.ImageFolder(fitted_parts)
+    transformer = EvidenceTransformer(tiny_classifier(max_epochs=1), columns="evidence")
+    assert "evidence_max_scratch" in transformer.fit(images).get_feature_names_out()
+
+
+def test_a_generator_of_images_is_gone_through_once(tiny_classifier, arrays):
+    transformer = EvidenceTransformer(tiny_classifier(max_epochs=1))
+    transformer.fit((image for image in arrays), Y)
+    assert "score" in transformer.get_feature_names_out()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_tiles_are_refused(tiny_classifier, fitted, arrays, frozen):
+    classifier = tiny_classifier(tile=32)
+    if frozen:
+        classifier = FrozenEstimator(copy.copy(fitted).set_params(tile=32))
+    with pytest.raises(ValueError, match="EvidenceTransformer does not work on tiles"):
+        EvidenceTransformer(classifier).fit(arrays, Y)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"), [({"image_size": (64,)}, "image_size"), ({"device": "foo"}, "device")]
+)
+def test_the_classifiers_parameters_are_checked(tiny_classifier, arrays, wrong, match):
+    with pytest.raises(ValueError, match=match):
+        EvidenceTransformer(tiny_classifier(**wrong), columns="pooled").fit(arrays)

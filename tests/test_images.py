@@ -850,3 +850,21 @@ def test_image_size_names_what_is_no_image(tmp_path: Path) -> None:
     for name, problem in (("a.png", "is not an image"), ("b.png", "does not exist")):
         with pytest.raises(ImageReadError, match=f"{name}.*{problem}"):
             image_size(tmp_path / name)
+
+
+def test_one_pillow_image_many_times_is_loaded_once(tmp_path):
+    """A bootstrap of images that are not loaded yet reads each of them in several threads."""
+    path = tmp_path / "image.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    for _ in range(5):
+        with Image.open(path) as image:
+            for read in read_images([image] * 8, n_workers=4):
+                np.testing.assert_array_equal(read, pixels)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_what_is_no_image_is_named_by_its_place(missing):
+    images = [np.zeros((4, 4), np.uint8), missing]
+    with pytest.raises(TypeError, match=r"Image at index 1: An image is a path.*(NoneType|float)"):
+        list(read_images(images))

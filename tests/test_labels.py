@@ -139,3 +139,9 @@ def test_what_are_no_labels_is_refused(y):
 def test_a_column_of_labels_is_taken_with_a_warning():
     with pytest.warns(UserWarning, match="column-vector"):
         assert as_labels(np.array([[0], [1]])).tolist() == [0, 1]
+
+
+@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="needs NumPy 2")
+def test_numpys_strings_of_any_length_are_strings():
+    y = np.array(["good", "scratch"], dtype=np.dtypes.StringDType())
+    assert as_labels(y).tolist() == ["good", "scratch"]

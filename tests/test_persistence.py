@@ -473,7 +473,13 @@ def test_the_memory_is_not_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"novelty_strides": (8,)}, {"head_init": "linear"}, {"resize": "pad"}]
+    "changed",
+    [
+        {"novelty_strides": (8,)},
+        {"novelty_strides": ()},
+        {"head_init": "linear"},
+        {"resize": "pad"},
+    ],
 )
 def test_parameters_set_after_a_fit_do_not_count_after_loading_either(
     tiny_classifier, tmp_path, changed
@@ -496,3 +502,15 @@ def test_a_wrong_parameter_set_since_the_fit_is_not_saved(clf, tmp_path):
     with pytest.raises(ValueError, match="min_area"):
         copy.copy(clf).set_params(min_area=0).save(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("strides", [(), (4,), (2, 4, 8)])
+def test_students_of_patches_are_loaded_whatever_strides_are_set_since(
+    tiny_classifier, fitted_parts, tmp_path, strides
+):
+    clf = tiny_classifier(max_epochs=1, trainable_stages=1).fit(fitted_parts)
+    assert clf.network_.students_read_patches and len(clf.network_.students)
+    clf.set_params(novelty_strides=strides).save(tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors")
+    assert loaded.novelty_strides == strides
+    np.testing.assert_array_equal(loaded.predict_proba(IMAGES), clf.predict_proba(IMAGES))

@@ -11,6 +11,7 @@ from sklearn.metrics import make_scorer
 from sklearn.model_selection import (
     GridSearchCV,
     LeaveOneGroupOut,
+    PredefinedSplit,
     StratifiedGroupKFold,
     cross_validate,
 )
@@ -183,3 +184,30 @@ def test_photographs_of_one_part_stay_together(tiny_classifier, arrays):
         scoring=SCORERS,
     )  # fmt: skip
     assert len(found["test_recall"]) == 2
+
+
+@pytest.mark.parametrize(
+    "labels", [["good", "scratch"], [0, 1], [False, True]], ids=["names", "numbers", "truth"]
+)
+def test_a_fold_of_defects_alone_that_are_all_found_has_a_score(labels):
+    class Trained(Says):
+        def __init__(self, said: list) -> None:
+            super().__init__(said)
+            self.classes_ = np.array(labels)
+
+    defects = [labels[1]] * 2
+    found = {
+        name: scorer(Trained(defects), np.zeros((2, 1)), defects)
+        for name, scorer in SCORERS.items()
+        if name != "overkill"  # there is none to be told
+    }
+    assert found == {"recall": 1, "escape": 0}
+
+
+def test_a_search_prefers_full_recall_in_folds_without_good_images(tiny_classifier, arrays):
+    folds = PredefinedSplit([-1] * 6 + [0] * 2 + [1] * 2 + [-1] * 2)
+    search = GridSearchCV(
+        tiny_classifier(max_epochs=1), {"threshold": [0.0, 1.0]}, cv=folds, refit=False,
+        scoring=defect_recall_scorer,
+    ).fit(arrays, Y)  # fmt: skip
+    assert search.cv_results_["mean_test_score"].tolist() == [1, 0]

@@ -405,6 +405,17 @@ def test_steps_that_move_pixels_are_refused(clf: DefectCAMClassifier) -> None:
         clf.localize(ImageView(image, [CropToPart()]))
 
 
+def test_steps_that_move_pixels_are_refused_before_training_too(
+    clf: DefectCAMClassifier, tiny_classifier: Callable[..., DefectCAMClassifier]
+) -> None:
+    images, is_bad, _ = surfaces(5, 0)
+    views = [ImageView(image, [CropToPart(background=(0, 0, 0))]) for image in images]
+    views[2] = ImageView(np.pad(images[2], ((20, 20), (20, 20), (0, 0))), views[2].steps)
+    for call in (lambda: tiny_classifier(**TINY).fit(views, is_bad), lambda: clf.predict(views)):
+        with pytest.raises(ValueError, match="crop first, and pass arrays"):
+            call()
+
+
 def test_unreadable_images_are_named(clf: DefectCAMClassifier, tmp_path: Path) -> None:
     wrong = np.full((80, 80), 3.0)
     with pytest.raises(ImageReadError, match=r"Image at index 1: .*\[0, 1\]"):

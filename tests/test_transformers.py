@@ -27,6 +27,7 @@ from sklearn.utils.estimator_checks import (
 import defectcam
 from defectcam import (
     ContrastEqualizer,
+    EvidenceTransformer,
     FlatFieldCorrector,
     PartCropper,
     TemplateAligner,
@@ -109,7 +110,7 @@ def test_tags_tell_the_truth(transformer) -> None:
     assert not tags.input_tags.two_d_array
     assert tags.input_tags.string
     assert tags.no_validation
-    assert not hasattr(transformer, "get_feature_names_out")
+    assert transformer.get_feature_names_out(["path"]).tolist() == ["path"]
     if tags.requires_fit:
         with pytest.raises(NotFittedError):
             transformer.transform([textured()])
@@ -484,3 +485,15 @@ def test_all_steps_together(tiny_classifier, pieces) -> None:
     for found in localize(pipeline, pieces[0]):
         assert found.heatmap.shape == (96, 128)
         assert np.isfinite(found.heatmap).all()
+
+
+def test_pipelines_of_image_steps_give_data_frames_and_names(parts, tiny_classifier):
+    paths = sorted(str(path) for path in parts.glob("*/*.png"))
+    features = EvidenceTransformer(tiny_classifier(), columns="pooled")
+    pipeline = make_pipeline(PartCropper(), ContrastEqualizer(), features)
+    table = pipeline.set_output(transform="pandas").fit_transform(paths)
+    assert table.columns.tolist() == pipeline.get_feature_names_out().tolist()
+    assert table.columns.tolist() == pipeline[-1].get_feature_names_out().tolist()
+    views = pipeline[0].transform(paths)
+    assert all(isinstance(view, ImageView) for view in views)
+    assert PartCropper().get_feature_names_out(["path"]).tolist() == ["path"]
