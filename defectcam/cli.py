@@ -8,7 +8,9 @@ that ``--help`` needs no torch.
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
+import io
 import json
 import math
 import os
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = make_parser().parse_args(argv)
     except SystemExit as stop:  # argparse has printed the help or what is wrong
         return stop.code if isinstance(stop.code, int) else USAGE
+    _print_any_name()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -89,6 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return BAD_DATA
         traceback.print_exc()
         return BUG
+
+
+def _print_any_name() -> None:
+    """Let file names be printed that the encoding lacks; where they are bytes, as those bytes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+        is_bytes = is_utf8 and os.name == "posix"
+        sys.stdout.reconfigure(errors="surrogateescape" if is_bytes else "backslashreplace")
 
 
 def _is_about_data(error: Exception) -> bool:
@@ -320,6 +331,8 @@ def _export(args: argparse.Namespace) -> int:
     _refuse_existing(args.output, args.force)
     if target.suffix == ".xml":
         _refuse_existing(os.fspath(target.with_suffix(".bin")), args.force)
+    if args.measure is not None and args.int8 is None:
+        raise _UsageError("--measure says what --int8 costs: give --int8 too.")
     if args.verify and args.int8:
         raise _UsageError("--verify compares float32, and --int8 reports its own loss: give one.")
     for option in ("int8", "measure"):
@@ -327,10 +340,20 @@ def _export(args: argparse.Namespace) -> int:
         if folder is not None and not Path(folder).is_dir():
             raise _UsageError(f"--{option} {folder}: there is no such folder.")
     images = _list_images(args.verify) if args.verify else []
-    from defectcam.export import Int8LossError, export, read_description, verify_file
+    from defectcam.export import (
+        Int8LossError,
+        check_suffix,
+        export,
+        read_description,
+        verify_file,
+    )
     from defectcam.files import temporary_folder
     from defectcam.persistence import load
 
+    try:
+        check_suffix(target, is_int8=args.int8 is not None)
+    except ValueError as error:
+        raise _UsageError(error) from error
     clf = load(args.model, device="cpu")
     parity = None
     with temporary_folder(target) as folder:
@@ -346,7 +369,9 @@ def _export(args: argparse.Namespace) -> int:
         except Int8LossError as error:
             print(f"defectcam: error: {error}", file=sys.stderr)
             return ANSWERS_DIFFER
-        except (ValueError, ImportError) as error:  # the suffix, the model, a missing package
+        except (ValueError, ImportError) as error:  # the model, a missing package
+            if _is_about_data(error):
+                raise
             raise _UsageError(error) from error
         report = {"file": args.output, "bytes": staged.stat().st_size, **read_description(staged)}
         if args.verify:
@@ -399,7 +424,10 @@ def _serve(args: argparse.Namespace) -> int:
         ) from error
     token = None
     if args.token_file is not None:
-        token = Path(args.token_file).read_text(encoding="utf-8").strip()
+        try:
+            token = Path(args.token_file).read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise _UsageError(f"--token-file {args.token_file}: no text, but {error}.") from error
     given = {name: getattr(args, name) for name, *_ in SERVICE_OPTIONS if hasattr(args, name)}
     try:
         settings = ServiceSettings(token=token, **given)
@@ -477,7 +505,12 @@ def _query(args: argparse.Namespace) -> int:
     paths = _list_images(args.images)
     if not 1 <= args.n <= len(paths):
         raise _UsageError(f"-n {args.n}: from 1 to {len(paths)} of these images can be chosen.")
-    chosen = [paths[i] for i in _load(args).query(paths, args.n)]
+    try:
+        chosen = [paths[i] for i in _load(args).query(paths, args.n)]
+    except ValueError as error:  # the model, which sees images in tiles
+        if _is_about_data(error):
+            raise
+        raise _UsageError(error) from error
     if args.json:
         _print_json(chosen)
     else:

@@ -345,7 +345,7 @@ def _add_predict(predict: Any) -> None:
     )
     predict.add_argument("--csv", metavar="FILE", help="short for -o FILE --format csv")
     _add_output_options(predict)
-    _add_machine(predict)
+    _add_loading(predict)
 
 
 def _add_localize(localize: Any) -> None:
@@ -381,7 +381,7 @@ def _add_localize(localize: Any) -> None:
         help="of tiles: a share such as 0.25, or pixels (default: the model's)",
     )
     _add_output_options(localize)
-    _add_machine(localize)
+    _add_loading(localize)
 
 
 def _add_annotate(annotate: Any) -> None:
@@ -406,7 +406,7 @@ def _add_annotate(annotate: Any) -> None:
         "--copy-images", action="store_true", help="copy the images beside their annotations"
     )
     _add_output_options(annotate)
-    _add_machine(annotate)
+    _add_loading(annotate)
 
 
 def _add_evaluate(evaluate: Any) -> None:
@@ -423,7 +423,7 @@ def _add_evaluate(evaluate: Any) -> None:
         help="masks as DIR/<type>/<stem>_mask.png (default: ground_truth in or beside FOLDER)",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
-    _add_machine(evaluate)
+    _add_loading(evaluate)
 
 
 def _add_report(report: Any) -> None:
@@ -444,7 +444,7 @@ def _add_report(report: Any) -> None:
     report.add_argument("--masks", metavar="DIR", help="as for evaluate")
     report.add_argument("--title", metavar="TEXT", help="default: the name of the folder")
     _add_output_options(report)
-    _add_machine(report)
+    _add_loading(report)
 
 
 def _add_info(info: Any) -> None:
@@ -492,7 +492,7 @@ def _add_watch(watch: Any) -> None:
             help=f"{text} (default: {default:g})",
         )
     watch.add_argument("--json", action="store_true", help="print JSON")
-    _add_machine(watch)
+    _add_loading(watch)
 
 
 def _add_query(query: Any) -> None:
@@ -500,7 +500,7 @@ def _add_query(query: Any) -> None:
     query.add_argument("images", metavar="IMAGES", nargs="+", help="image files and folders")
     query.add_argument("-n", metavar="N", type=int, required=True, help="how many")
     query.add_argument("--json", action="store_true", help="print JSON")
-    _add_machine(query)
+    _add_loading(query)
 
 
 def _add_split(split: Any) -> None:
@@ -618,8 +618,8 @@ def _add_images(parser: Any) -> None:
     )
 
 
-def _add_machine(parser: Any) -> None:
-    """Add what every command that asks a model takes, see `_load`."""
+def _add_loading(parser: Any) -> None:
+    """Add what every command that asks a model of its own takes, see `_load`."""
     parser.add_argument(
         "--threshold",
         metavar="P",
@@ -632,6 +632,11 @@ def _add_machine(parser: Any) -> None:
         type=float,
         help="boxes are where the heatmap is above this (default: the model's)",
     )
+    _add_machine(parser)
+
+
+def _add_machine(parser: Any) -> None:
+    """Add where and how a model computes."""
     parser.add_argument("--device", metavar="DEVICE", help="default: the model's")
     parser.add_argument("--batch-size", metavar="N", type=int, help="default: the model's")
     parser.add_argument("--n-jobs", metavar="N", type=_threads, help="threads that read images")

@@ -329,12 +329,17 @@ def _check_exportable(clf: Any) -> None:
         )
 
 
-def _check_target(target: Path, overwrite: bool, is_int8: bool) -> None:
+def check_suffix(target: Path, *, is_int8: bool) -> None:
+    """Refuse a file's name that does not say what to write, or says what int8 cannot be."""
     if target.suffix not in SUFFIXES:
         known = ", ".join(f"{suffix} ({what})" for suffix, what in SUFFIXES.items())
         raise ValueError(f"{target}: the suffix must say what to write: {known}.")
     if target.suffix == ".pt2" and is_int8:
         raise ValueError(f"{target}: int8 is written to .onnx and .xml alone.")
+
+
+def _check_target(target: Path, overwrite: bool, is_int8: bool) -> None:
+    check_suffix(target, is_int8=is_int8)
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder: give the name of a file in it.")
     if not target.parent.is_dir():
@@ -628,12 +633,13 @@ class _Calibration:
 
 def _refuse_large(loss: Int8Loss, max_auroc_loss: float, max_probability_change: float) -> None:
     problem = None
-    if loss.auroc_loss is not None and loss.auroc_loss > max_auroc_loss:
+    # Asked the other way round, a limit of NaN would allow everything.
+    if loss.auroc_loss is not None and not loss.auroc_loss <= max_auroc_loss:
         problem = (
             f"the ROC AUC falls from {loss.auroc:.4f} to {loss.auroc_int8:.4f}, by more than "
             f"max_auroc_loss={max_auroc_loss}"
         )
-    elif loss.mean_change > max_probability_change:
+    elif not loss.mean_change <= max_probability_change:
         problem = (
             f"the probability changes by {loss.mean_change:.4f} on average, more than "
             f"max_probability_change={max_probability_change}"

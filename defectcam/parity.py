@@ -138,7 +138,7 @@ class Int8Loss(NamedTuple):
 class TorchProgram(Inspector):
     """Runs a ``.pt2`` file, for comparison: who has torch has the classifier itself."""
 
-    def _open(self, file: Any, precision: str, n_threads: int, n_streams: int) -> Any:
+    def _open(self, file: Any, precision: str) -> Any:
         return _Program(file)
 
 
@@ -158,6 +158,9 @@ class _Program:
         with torch.no_grad():
             answers = self._module(*inputs)
         return [answers[name].numpy() for name in names]
+
+    def of_many(self, n_threads: int) -> Any:
+        return self
 
 
 def in_float32(clf: DefectCAMClassifier) -> DefectCAMClassifier:

@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
+_AMPERE = 8  # the first compute capability with instructions for bfloat16
+
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """Choose the number type of the convolutions.
@@ -34,7 +36,9 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        # `torch.cuda.is_bf16_supported` counts emulation, and asks the current device.
+        is_rocm = torch.version.hip is not None
+        return is_rocm or torch.cuda.get_device_properties(device).major >= _AMPERE
     if device.type != "cpu":
         return False
     # Before it could be asked, torch emulated what it did not find, which is slower than float32.

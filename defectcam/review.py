@@ -94,7 +94,8 @@ def labelled_images(
     """
     learned = good_label_of(estimator)
     expected = learned if good_label is None else good_label
-    if y is None and not needed and not brings_labels(X, expected):
+    may_lack = y is None and good_label is None and not needed
+    if may_lack and not brings_labels(X, expected):
         sources = as_sources(X)
         items = [X] if sources.single else sources.items
         return Labelled(items, None, None)

@@ -8,6 +8,7 @@ writes no file, and what is in the graph is `export`'s matter.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import threading
@@ -56,6 +57,9 @@ class Engine(Protocol):
         original_size: tuple[int, int] | None,
     ) -> list[NDArray[Any]]:
         """Compute these outputs for pixels of shape ``(n, H, W, 3)``."""
+
+    def of_many(self, n_threads: int) -> Engine:
+        """Run the same graph, whatever the file holds by now, with a thread for each image."""
 
 
 class Inspector:
@@ -124,9 +128,8 @@ class Inspector:
             )
         self.path = os.fspath(path)
         self.n_jobs = n_jobs
-        self._precision = precision
         self._n_threads = count_threads(n_threads)
-        self._engine = self._open(file, precision, self._n_threads, n_streams=1)
+        self._engine = self._open(file, precision)
         self.description = _read_description(self.path, self._engine.description)
         classes = self.description["classes"]
         self.classes_: list[Any] = classes["labels"]
@@ -194,19 +197,18 @@ class Inspector:
     @cached_property
     def _engine_of_many(self) -> Engine:
         """The engine for many images: whole images side by side, none waits for another's rest."""
-        n = self._n_threads
-        return self._engine if n == 1 else self._open(Path(self.path), self._precision, n, n)
+        return self._engine if self._n_threads == 1 else self._engine.of_many(self._n_threads)
 
-    def _open(self, file: Path, precision: str, n_threads: int, n_streams: int) -> Engine:
+    def _open(self, file: Path, precision: str) -> Engine:
         if file.suffix == ".onnx":
             if precision != "float32":
                 raise ValueError(
                     f"precision={precision!r}: ONNX Runtime computes in what the file holds; "
                     "export to .xml and install openvino for bfloat16."
                 )
-            return _OnnxRuntime(file, n_threads // n_streams)
+            return _OnnxRuntime(file, file.read_bytes(), self._n_threads)
         if file.suffix == ".xml":
-            return _OpenVino(file, precision, n_threads, n_streams)
+            return _OpenVino(file, precision, self._n_threads)
         raise ValueError(f"{self.path!r}: expected a file that ends with .onnx or .xml.")
 
     def _localized_items(self, items: Iterable[Any]) -> Iterator[Localization]:
@@ -275,7 +277,7 @@ class _Answers(NamedTuple):
 class _OnnxRuntime:
     """Runs a graph on ONNX Runtime."""
 
-    def __init__(self, file: Path, n_threads: int) -> None:
+    def __init__(self, file: Path, content: bytes, n_threads: int) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -287,13 +289,14 @@ class _OnnxRuntime:
         options.log_severity_level = 3  # errors; what its optimiser would like is no user's concern
         try:
             self._session = onnxruntime.InferenceSession(
-                os.fspath(file), options, providers=["CPUExecutionProvider"]
+                content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its classes of errors have no common base
             raise ExportedModelError(
                 f"{os.fspath(file)!r} cannot be run by ONNX Runtime {onnxruntime.__version__}: "
                 f"{error}. Copy it again, or export the model again."
             ) from error
+        self._file, self._content = file, content  # kept: by the next engine it may be replaced
         self._run_options = onnxruntime.RunOptions()
         # Else the map would be made at the image's size too, whatever is asked for.
         self._run_options.only_execute_path_to_fetches = True
@@ -310,11 +313,14 @@ class _OnnxRuntime:
             inputs["original_size"] = np.asarray(original_size, dtype=np.int64)
         return self._session.run(list(names), inputs, self._run_options)
 
+    def of_many(self, n_threads: int) -> Engine:
+        return _OnnxRuntime(self._file, self._content, 1)  # a session is run by many threads
+
 
 class _OpenVino:
     """Runs a graph on OpenVINO, images in as many threads at once as there are streams."""
 
-    def __init__(self, file: Path, precision: str, n_threads: int, n_streams: int) -> None:
+    def __init__(self, file: Path, precision: str, n_threads: int) -> None:
         try:
             import openvino
         except ImportError as error:
@@ -324,9 +330,11 @@ class _OpenVino:
         self._options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
             "INFERENCE_NUM_THREADS": n_threads,
-            "NUM_STREAMS": n_streams,
+            "NUM_STREAMS": 1,
         }
         self._core = openvino.Core()
+        # A file that is mapped and then written over would take the process down with it.
+        self._core.set_property({"ENABLE_MMAP": False})
         try:
             self._model = self._core.read_model(os.fspath(file))
         except RuntimeError as error:
@@ -356,6 +364,12 @@ class _OpenVino:
             request.infer(inputs, share_inputs=True)
             # Copied: the request's buffers are used again.
             return [request.get_tensor(name).data.copy() for name in names]
+
+    def of_many(self, n_threads: int) -> Engine:
+        many = copy.copy(self)
+        many._options = {**self._options, "NUM_STREAMS": n_threads}
+        many._compiled = {}
+        return many
 
     def _compiled_for(self, names: tuple[str, ...], shape: tuple[int, ...]) -> _Compiled:
         """Compile for the first images' shape; should others come, once more for all shapes.

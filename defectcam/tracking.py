@@ -175,6 +175,11 @@ class _PyfuncModel:
         if not hasattr(frame, "columns"):
             frame = pandas.DataFrame({"image": list(model_input)})
         files = frame["bytes"] if "bytes" in frame and frame["bytes"].notna().any() else None
+        if files is not None and files.isna().any():
+            raise ValueError(
+                f"The column 'bytes' is empty in rows {frame.index[files.isna()].tolist()[:10]}, "
+                "and not in others: pass image files or paths, one kind in a data frame."
+            )
         if "image" not in frame and files is None:
             raise ValueError(
                 f"The data frame has the columns {list(frame.columns)}: expected 'image' with "

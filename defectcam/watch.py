@@ -227,7 +227,9 @@ class Watcher:
 
     def __enter__(self) -> Watcher:
         self.output.mkdir(parents=True, exist_ok=True)
-        self._output_path = os.path.realpath(self.output)
+        # The output may be the watched folder itself, and overlays are images.
+        own = (self.output, self.output / _OVERLAY_FOLDER)
+        self._own_folders = frozenset(os.path.realpath(folder) for folder in own)
         self._lock = FileLock(self.output / f".{RESULTS}.lock")
         try:
             self._lock.acquire(blocking=False)
@@ -349,7 +351,7 @@ class Watcher:
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir(follow_symlinks=False):
-                        if os.path.realpath(entry.path) != self._output_path:
+                        if os.path.realpath(entry.path) not in self._own_folders:
                             folders.append((entry.path, f"{prefix}{entry.name}/"))
                     elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                         name = prefix + entry.name
@@ -560,7 +562,10 @@ def _stamp_of(path: str) -> Stamp | None:
 
 
 def _overlay_name(image: str) -> str:
-    return image if image.lower().endswith(".png") else f"{image}.png"
+    """Name a PNG file after an image, and no two after different ones."""
+    stem, suffix = os.path.splitext(image)
+    is_named_after_other = os.path.splitext(stem)[1].lower() in IMAGE_SUFFIXES  # a.jpg.png
+    return image if suffix.lower() == ".png" and not is_named_after_other else f"{image}.png"
 
 
 def _remove_temporaries(folder: Path) -> None:

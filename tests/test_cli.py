@@ -985,3 +985,67 @@ def test_no_thread_at_all_is_refused(capsys, arguments):
     assert "argument --n-jobs: 0 threads read nothing" in capsys.readouterr().err
     assert cli.main([*arguments, "--n-jobs", "many"]) == cli.USAGE
     assert "argument --n-jobs: invalid int" in capsys.readouterr().err
+
+
+# --- Wrong calls ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["predict", "query"])
+def test_names_that_are_no_text_are_printed_as_they_are(
+    command: str, model: Path, parts: Path, tmp_path: Path
+) -> None:
+    name = os.fsdecode(b"a\xff.png")
+    try:
+        shutil.copy(parts / "good" / "000.png", tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    options = ["-n", "1"] if command == "query" else []
+    call = [sys.executable, "-m", "defectcam", command, str(model), str(tmp_path), *options]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(call, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"a\xff.png" in done.stdout
+
+
+def test_wrong_calls_of_export_are_told_before_anything_is_done(
+    model: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "part.bar"
+    assert run("export", model, "-o", target) == cli.USAGE
+    assert f"{target}: the suffix must say what to write" in capsys.readouterr().err
+    assert run("export", model, "-o", tmp_path / "part.onnx", "--measure", parts) == cli.USAGE
+    assert "give --int8 too" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("torch_writes_onnx")
+def test_an_unreadable_image_for_int8_is_about_data(
+    model: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = shutil.copytree(parts, tmp_path / "images")
+    (images / "good" / "000.png").write_bytes((parts / "good" / "000.png").read_bytes()[:200])
+    assert run("export", model, "-o", tmp_path / "part.onnx", "--int8", images) == cli.BAD_DATA
+    assert "000.png" in capsys.readouterr().err
+
+
+def test_query_of_a_model_of_tiles_is_a_wrong_call(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "tiles.safetensors"
+    assert run("fit", parts, "-o", model, *TINY, "--tile", "32", "--heatmap", "fused") == 0
+    assert run("query", model, parts, "-n", "1") == cli.USAGE
+    assert "query does not work on tiles" in capsys.readouterr().err
+
+
+def test_a_token_file_that_is_no_text_is_named(
+    model: Path, parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = parts / "good" / "000.png"
+    assert run("serve", model, "--token-file", image) == cli.USAGE
+    assert f"--token-file {image}" in capsys.readouterr().err
+
+
+def test_a_service_takes_no_thresholds_of_its_own(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("serve", model, "--threshold", "1.0") == cli.USAGE
+    assert "unrecognized arguments: --threshold" in capsys.readouterr().err

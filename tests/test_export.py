@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,6 +181,21 @@ def test_many_images_are_judged_side_by_side_as_one_is(
         assert found.source == one.source
         assert found.probability == pytest.approx(one.probability, abs=1e-5)
         np.testing.assert_allclose(found.grid, one.grid, atol=1e-4)
+
+
+def test_an_openvino_model_that_is_written_over_goes_on(
+    quick: Exported, folder: Path, tmp_path: Path
+) -> None:
+    """In a process of its own: reading a mapped file that has become shorter ends it."""
+    to_openvino(quick.onnx, path := tmp_path / "part.xml")
+    code = (
+        "import os, sys; from defectcam.runtime import Inspector; "
+        "inspector = Inspector(sys.argv[1], n_threads=2); os.truncate(sys.argv[2], 0); "
+        "print(len(inspector.localize(sys.argv[3:])), len(inspector.localize(sys.argv[3:4])))"
+    )
+    arguments = [path, path.with_suffix(".bin"), *find_images(folder)[:2]]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["2", "1"]), done.stderr
 
 
 def test_bfloat16_looks_in_the_right_place_of_large_images(
@@ -436,6 +454,11 @@ def test_int8_that_costs_too_much_is_refused(
         monkeypatch.setattr(exporting, "measure_int8_loss", lambda *_, loss=loss: loss)
         with pytest.raises(Int8LossError, match=message):
             export(fast.clf, tmp_path / "int8.onnx", int8=find_images(folder)[:3])
+    with pytest.raises(Int8LossError, match="max_probability_change=nan"):
+        export(
+            fast.clf, tmp_path / "int8.onnx", int8=find_images(folder)[:3],
+            max_probability_change=math.nan,
+        )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 

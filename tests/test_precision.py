@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -71,3 +73,19 @@ def test_the_automatic_choice_follows_the_processor(monkeypatch):
 @pytest.mark.parametrize("name, dtype", [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_a_named_precision_is_used_whatever_the_processor(name, dtype):
     assert resolve_precision(name, CPU) == dtype
+
+
+@pytest.mark.parametrize(
+    ("major", "rocm", "dtype"),
+    [(7, None, torch.float32), (8, None, torch.bfloat16), (9, "6.0", torch.bfloat16)],
+)
+def test_the_automatic_choice_asks_the_gpu_that_is_used_for_instructions(
+    monkeypatch, major, rocm, dtype
+):
+    def properties(device: torch.device) -> SimpleNamespace:
+        assert device == torch.device("cuda", 1)
+        return SimpleNamespace(major=major)
+
+    monkeypatch.setattr(torch.version, "hip", rocm)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    assert resolve_precision("auto", torch.device("cuda", 1)) == dtype

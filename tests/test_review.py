@@ -45,6 +45,11 @@ def test_labels_of_a_folder_are_found_and_other_folders_have_none(fitted, fitted
         labelled_images(fitted, [np.zeros((8, 8), np.uint8)] * 2, None)
 
 
+def test_a_good_label_that_there_is_not_is_named(fitted, fitted_parts) -> None:
+    with pytest.raises(ValueError, match="good_label='typo' is not among the labels"):
+        labelled_images(fitted, fitted_parts, None, "typo", needed=False)
+
+
 def test_one_image_is_a_list_of_one(fitted) -> None:
     image = draw_part(np.random.default_rng(0), scratched=True)
     assert len(labelled_images(fitted, image, None, needed=False).items) == 1

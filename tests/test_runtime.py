@@ -128,6 +128,15 @@ def test_many_images_come_back_in_order(by_hand: Path) -> None:
     assert Inspector(by_hand).predict(images) == ["good"] * len(images)
 
 
+def test_a_file_that_is_replaced_changes_no_answer(by_hand: Path) -> None:
+    """Engines are opened when they are needed, but what they run was read at the beginning."""
+    inspector = Inspector(by_hand, n_threads=2)
+    one = inspector.localize(draw(90, 120))
+    by_hand.write_bytes(b"another model, or half of one")
+    found = inspector.localize([draw(90, 120)] * 3)
+    assert [other.probability for other in found] == pytest.approx([one.probability] * 3)
+
+
 def test_runs_without_torch_and_scikit_learn(by_hand: Path, tmp_path: Path) -> None:
     paths = []
     for number, level in enumerate((40, 250)):

@@ -485,6 +485,20 @@ def test_what_takes_too_long_is_given_up_and_leaves_nothing(tmp_path: Path) -> N
         wait_for(lambda: not list(app.state.service.folder.iterdir()))
 
 
+def test_an_image_that_is_still_being_kept_at_the_time_out_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(data: bytes, max_pixels: int) -> None:
+        time.sleep(0.4)
+
+    monkeypatch.setattr("defectcam.service.app.check_header", slow)
+    app, _ = stub_app(tmp_path, request_timeout=0.1)
+    with TestClient(app) as client:
+        assert client.post("/localize", content=PNG).status_code == 504
+        time.sleep(0.5)
+        assert not list(app.state.service.folder.iterdir())
+
+
 def test_an_error_of_the_model_is_a_500_without_its_words(tmp_path: Path) -> None:
     class Broken(StubModel):
         def _found(self, source: Any) -> Localization:
@@ -679,6 +693,23 @@ def test_a_changed_file_takes_over_once_it_is_whole(tmp_path: Path) -> None:
     store.reload_changed()
     assert store.default.model.answer == 0.75
     assert (store.default.n_reloads, told) == (1, [("part", True)])
+
+
+def test_the_weights_of_an_openvino_model_may_arrive_after_its_graph(tmp_path: Path) -> None:
+    path, weights = tmp_path / "part.xml", tmp_path / "part.bin"
+    path.write_text("graph")
+    touch(weights, "0.5")
+    store = ModelStore({"part": path}, lambda path: StubModel(float(weights.read_text())))
+    path.write_text("the new graph")
+    touch(weights, "0.")
+    weights.write_text("half")
+    for _ in range(3):
+        store.reload_changed()
+    assert store.default.model.answer == 0.5 and store.default.reload_error
+    touch(weights, "0.75")
+    for _ in range(2):
+        store.reload_changed()
+    assert store.default.model.answer == 0.75 and store.default.reload_error is None
 
 
 def test_a_broken_file_does_not_take_over(tmp_path: Path) -> None:

@@ -161,6 +161,14 @@ def test_a_model_takes_paths_by_themselves_and_says_which_columns_it_needs(
         model.predict(pandas.DataFrame({"path": paths}))
 
 
+def test_files_in_some_rows_alone_are_refused(fitted, tmp_path) -> None:
+    fitted.save(tmp_path / "part.safetensors")
+    model = tracking._load_pyfunc(str(tmp_path / "part.safetensors"))
+    frame = pandas.DataFrame({"image": ["a.png", "b.png"], "bytes": [None, b"..."]})
+    with pytest.raises(ValueError, match=r"'bytes' is empty in rows \[0\], and not in others"):
+        model.predict(frame)
+
+
 def test_without_mlflow_the_extra_is_named(monkeypatch, fitted) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ImportError, match=r"pip install 'defectcam\[mlflow\]'"):

@@ -133,6 +133,22 @@ def test_what_is_no_image_and_the_output_are_left_alone(line: Path, tmp_path: Pa
         assert step(watcher) == []
 
 
+def test_overlays_are_no_images_where_the_output_is_the_watched_folder(line: Path) -> None:
+    draw(line / "a.jpg")
+    with Watcher(line, line, judge, settle=0) as watcher:
+        assert step(watcher) == ["a.jpg"]
+        assert (line / "overlays" / "a.jpg.png").is_file()
+        assert step(watcher) == []
+
+
+def test_no_two_images_share_an_overlay(line: Path, tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.jpg.png", "a.jpg.png.png", "a.png"):
+        draw(line / name)
+    with Watcher(line, tmp_path / "out", judge, settle=0) as watcher:
+        step(watcher)
+    assert len({row["overlay"] for row in rows_of(tmp_path / "out")}) == 4
+
+
 def test_the_oldest_comes_first(line: Path, tmp_path: Path) -> None:
     for name, second in (("a.png", 30), ("b.png", 10), ("c.png", 20)):
         os.utime(draw(line / name), (second, second))

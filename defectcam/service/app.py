@@ -246,7 +246,8 @@ class _Service:
         path = self.folder / uuid.uuid4().hex
         future: Future[Localization] | None = None
         try:
-            await self._in_thread(self._keep, data, path)
+            # Waited for even past the time-out: a file that nobody knows of would stay.
+            await anyio.to_thread.run_sync(self._keep, data, path, limiter=self.threads)
             future = self.batcher.submit(served, path)
             found = await asyncio.wrap_future(future)
             content = await self._in_thread(_rendered, found, include)

@@ -28,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DEFAULT_BATCH_SIZE = 8  # of models that name none
 _TRIAL_SIDE = 32  # pixels of the image that a new model is tried on
 
-Signature = tuple[int, int, int]
+Signature = tuple[int, ...]
 
 
 class Model(Protocol):
@@ -236,7 +236,10 @@ class ModelStore(Mapping[str, ServedModel]):
             self._thread.join()
 
     def _served(self, name: str, path: Path) -> ServedModel:
-        signature = _signature(path) if path.exists() else (0, 0, 0)  # else `load` complains
+        try:
+            signature = _signature(path)
+        except FileNotFoundError:
+            signature = ()  # `load` complains
         return ServedModel(name, path, self._load(path), signature)
 
 
@@ -256,5 +259,7 @@ def _try(model: Model) -> None:
 
 
 def _signature(path: Path) -> Signature:
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    """Tell versions of a model's file apart; of OpenVINO's two files, either makes a new one."""
+    files = [path, path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else [path]
+    stats = [file.stat() for file in files]
+    return tuple(n for stat in stats for n in (stat.st_mtime_ns, stat.st_size, stat.st_ino))
