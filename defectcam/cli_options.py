@@ -500,7 +500,8 @@ def _add_query(query: Any) -> None:
     query.add_argument("images", metavar="IMAGES", nargs="+", help="image files and folders")
     query.add_argument("-n", metavar="N", type=int, required=True, help="how many")
     query.add_argument("--json", action="store_true", help="print JSON")
-    _add_loading(query)
+    _add_machine(query)
+    query.set_defaults(threshold=None, box_threshold=None)  # chosen whatever is decided
 
 
 def _add_split(split: Any) -> None:

@@ -1044,8 +1044,10 @@ def test_a_token_file_that_is_no_text_is_named(
     assert f"--token-file {image}" in capsys.readouterr().err
 
 
-def test_a_service_takes_no_thresholds_of_its_own(
-    model: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["serve", "query"])
+def test_thresholds_that_would_change_nothing_are_refused(
+    command: str, model: Path, parts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("serve", model, "--threshold", "1.0") == cli.USAGE
+    given = [model] if command == "serve" else [model, parts, "-n", 1]
+    assert run(command, *given, "--threshold", "1.0") == cli.USAGE
     assert "unrecognized arguments: --threshold" in capsys.readouterr().err
