@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import expit, logit
+from scipy.stats import median_abs_deviation
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
@@ -464,7 +465,7 @@ def fit_novelty_probability(scores: NDArray[np.float64]) -> DefectProbability:
     """
     peaks = scores[:, 1]
     typical = float(np.median(peaks))
-    deviation = float(np.median(np.abs(peaks - typical)))
+    deviation = float(median_abs_deviation(peaks))
     reach = GUMBEL_DEVIATIONS * deviation if deviation > 0 else 1.0
     slope = float(-logit(TYPICAL_GOOD_PROBABILITY)) / reach
     return DefectProbability((0.0, slope), -slope * (typical + reach))

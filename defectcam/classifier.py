@@ -11,7 +11,7 @@ import dataclasses
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -69,7 +69,7 @@ from defectcam.diagnostics import (
 )
 from defectcam.drift import Drift, describe_images, measure_drift
 from defectcam.duplicates import duplicate_groups, duplicate_pairs
-from defectcam.evaluation import Evaluation, evaluate, good_label_among
+from defectcam.evaluation import Evaluation, evaluate, labelled_types
 from defectcam.exceptions import warn_caller
 from defectcam.explorer import Explorer, explore
 from defectcam.feature_cache import VIEWS, FeatureCache
@@ -766,7 +766,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             from defectcam.updates import learn_more  # updates know the classifier, not the reverse
 
             return learn_more(self, X, y, sample_weight, classes)
-        return self._fit(X, y, sample_weight, classes=classes, n_kept=self._replay_places())
+        self._fit(X, y, sample_weight, classes=classes, n_kept=self._replay_places())
+        return self
 
     def _fit(
         self,
@@ -777,9 +778,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         classes: Any,
         n_kept: int,
         images: NDArray[np.intp] | None = None,
-        on_trained: Callable[[Trained, list[Fold]], None] | None = None,
         checkpoint: FitCheckpoint | None = None,
-    ) -> DefectCAMClassifier:
+    ) -> _Learned:
         """Fit; where rows are tiles, ``images`` says of which image each is a part."""
         self._check_parameters()
         given = self._given(X, y, sample_weight, classes, images)
@@ -796,17 +796,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             learned = self._learn(given, hashes, seed, n_kept, checkpoint)
-        trained, folds = learned.trained, learned.folds
+        result = learned.trained.result
         if checkpoint is not None:
-            checkpoint.is_complete = not trained.result.interrupted
-        if on_trained is not None:
-            on_trained(trained, folds)
-        _warn_if_interrupted(trained.result, checkpoint)
+            checkpoint.is_complete = not result.interrupted
+        _warn_if_interrupted(result, checkpoint)
         self._take_over(given, learned)
         if not given.are_tiles:
             self.training_data_ = fingerprint_of_rows(hashes, given.labels, given.weighed.rows)
             train_ends(self.callbacks, self)
-        return self
+        return learned
 
     def _given(
         self,
@@ -1091,8 +1089,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             problem = f"novelty_strides={self.novelty_strides!r}: use (4, 8)"
         if problem:
             raise ValueError(
-                f"y holds good images alone (label {good_label!r}), and there must be defective "
-                f"ones for {problem}."
+                f"y holds good images alone (label {plain_label(good_label)!r}), and there must be "
+                f"defective ones for {problem}."
             )
 
     def _build_network(self, n_classes: int, good: int) -> tuple[DefectCAMNetwork, Preprocess]:
@@ -1159,15 +1157,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         is_defect = targets != good
         scores = defect_scores(result.logits, novelty if self.heatmap == "fused" else None, good)
         only_good = not is_defect.any()
-        if only_good:
-            self._defect_probability = fit_novelty_probability(scores[current])
-        elif calibrated:
-            self._defect_probability = fit_defect_probability(
-                scores[current], is_defect[current], weights[current]
-            )
-        else:
-            uncalibrated = (1.0,) + (0.0,) * (scores.shape[1] - 1)
-            self._defect_probability = DefectProbability(uncalibrated, 0.0)
+        self._defect_probability = _fit_probability(
+            scores[current], is_defect[current], weights[current], calibrated
+        )
         self.held_out_probability_ = self._defect_probability.probability(scores)
         # Without calibration the probability is the softmax, in which the loss weighs the classes;
         # of good images alone it is one half at their limit.
@@ -1182,8 +1174,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self._keep_drift_reference(trained, scores, current if calibrated else slice(0))
         self._familiarity_limit = None if novelty is None else fit_familiarity_limit(novelty)
         self._heat_model = trained.heat_model
-        classes = self._judge.class_probabilities(self.held_out_probability_, result.logits)
-        self.suspects_ = rank_suspects(np.take_along_axis(classes, targets[:, None], 1)[:, 0])
+        probabilities = self._judge.class_probabilities(self.held_out_probability_, result.logits)
+        self.suspects_ = rank_suspects(np.take_along_axis(probabilities, targets[:, None], 1)[:, 0])
 
     def _keep_drift_reference(
         self,
@@ -1197,9 +1189,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             self._drift_codebooks = []
             return
         novelty = None if trained.novelty is None else trained.novelty.numpy()[rows]
-        described = describe_images(scores[rows], novelty)
+        statistics = describe_images(scores[rows], novelty)
         self.drift_reference_ = np.column_stack(
-            (self.held_out_probability_[rows], described)  # the one a vector, the other a matrix
+            (self.held_out_probability_[rows], statistics)  # the one a vector, the other a matrix
         ).astype(np.float32)
         self._drift_codebooks = list(trained.codebooks)
 
@@ -1430,11 +1422,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             If no image is labelled good.
         """
         check_is_fitted(self)
-        learned = np.asarray(self.good_label_).item()
-        name = learned if isinstance(learned, str) else None
-        sources, labels = labelled_sources(X, y, name)
-        labels = as_labels(labels)
-        is_good = labels == good_label_among(labels, learned, None)
+        sources, labels, good = labelled_types(X, y, plain_label(self.good_label_))
+        is_good = labels == good
         predicted = self.predict(sources.items)
         is_right = (predicted == self.good_label_) == is_good
         if len(self._classes.defects) > 1:
@@ -1955,6 +1944,20 @@ def _self_train(
         return heat_model
     drawn = draw_all(students, features_of, cache.n_images)
     return with_students(heat_model, result.cams, novelty, drawn, result.typical_cams, is_defect)
+
+
+def _fit_probability(
+    scores: NDArray[np.float64],
+    is_defect: NDArray[np.bool_],
+    weights: NDArray[np.float64],
+    calibrated: bool,
+) -> DefectProbability:
+    """Learn what scores mean; of scores that are not held out, the network's own softmax."""
+    if not is_defect.any():
+        return fit_novelty_probability(scores)
+    if calibrated:
+        return fit_defect_probability(scores, is_defect, weights)
+    return DefectProbability((1.0,) + (0.0,) * (scores.shape[1] - 1), 0.0)
 
 
 def _warn_if_interrupted(result: FitResult, checkpoint: FitCheckpoint | None) -> None:

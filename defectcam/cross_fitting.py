@@ -217,7 +217,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
             training.interrupted = True
         if training.interrupted:
             break
-        tails.append(tail_state(copy.deepcopy(network.state_dict())))
+        tails.append(copy.deepcopy(tail_state(network.state_dict())))
         scores = training.centre_scores(train_rows)
         biases.append(network.head.bias.detach().clone())
         distances.append(scores.class_distance)
@@ -451,12 +451,12 @@ def student_features_of(
         fold_of[torch.as_tensor(folds[fold][1])] = fold
 
     def features_of(rows: Tensor) -> list[Tensor]:
-        parts = [rows[fold_of[rows] == fold] for fold in range(len(others))]
-        order = torch.cat([(fold_of[rows] == fold).nonzero()[:, 0] for fold in range(len(others))])
+        places = [(fold_of[rows] == fold).nonzero()[:, 0] for fold in range(len(others))]
+        order = torch.cat(places)
         features = [
-            _student_features(other, cache, part)
-            for other, part in zip(others, parts, strict=True)
-            if len(part)
+            _student_features(other, cache, rows[place])
+            for other, place in zip(others, places, strict=True)
+            if len(place)
         ]
         return [torch.cat(level)[order.argsort()] for level in zip(*features, strict=True)]
 

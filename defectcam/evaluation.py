@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from defectcam.exceptions import warn_caller
 from defectcam.folders import find_good_label
-from defectcam.images import ImageReadError, check_readable, read_image
+from defectcam.images import ImageReadError, check_readable, read_marked
 from defectcam.labels import as_labels
 from defectcam.metrics import (
     PixelCounts,
@@ -45,6 +45,7 @@ from defectcam.metrics import (
     overkill_rate,
     pointing_game_score,
 )
+from defectcam.plain_labels import plain_label
 from defectcam.results import Localization
 from defectcam.sources import Sources, is_path, labelled_sources, paths_of
 from defectcam.views import original_of
@@ -287,10 +288,7 @@ def evaluate(
         If no image is labelled good.
     """
     check_is_fitted(clf)
-    expected = clf.good_label_ if good_label is None else good_label
-    sources, labels = labelled_sources(X, y, expected if isinstance(expected, str) else None)
-    types = as_labels(labels)
-    good = good_label_among(types, np.asarray(clf.good_label_).item(), good_label)
+    sources, types, good = labelled_types(X, y, plain_label(clf.good_label_), good_label)
     is_defect = np.asarray(types != good)
     mask_of = list_masks(masks, X, sources, types, is_defect)
     check_readable(paths_of(sources), n_workers=clf.n_jobs)
@@ -449,6 +447,26 @@ def good_label_among(types: NDArray[Any], learned: Any, given: Any) -> Any:
     return learned
 
 
+def labelled_types(
+    X: Any, y: Any, learned: Any, given: Any = None
+) -> tuple[Sources, NDArray[Any], Any]:
+    """List images, their types, and which of these means good.
+
+    Parameters
+    ----------
+    X, y : images and labels
+        As `evaluate` takes them.
+    learned : label
+        What training called good.
+    given : label, optional
+        What good parts are called here, if not as in training.
+    """
+    expected = learned if given is None else given
+    sources, labels = labelled_sources(X, y, expected if isinstance(expected, str) else None)
+    types = as_labels(labels)
+    return sources, types, good_label_among(types, learned, given)
+
+
 def list_masks(
     masks: Any, X: Any, sources: Sources, types: NDArray[Any], is_defect: NDArray[np.bool_]
 ) -> Sequence[Any]:
@@ -489,7 +507,7 @@ def read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] |
     """Give a mask as an array, of whatever kind it is, and refuse one of another image's size."""
     if mask is None:
         return None
-    marked = read_image(mask).any(axis=2) if is_path(mask) else np.asarray(mask).astype(bool)
+    marked = read_marked(mask) if is_path(mask) else np.asarray(mask).astype(bool)
     if marked.shape != found.image_size:
         name = repr(str(os.fspath(mask))) if is_path(mask) else f"masks[{index}]"
         raise ImageReadError(

@@ -47,6 +47,7 @@ __all__ = [
     "image_size",
     "read_image",
     "read_images",
+    "read_marked",
     "read_reduced",
     "read_reduced_images",
 ]
@@ -483,6 +484,39 @@ def _reduce(image: Image.Image, min_size: tuple[int, int]) -> tuple[int, int]:
         original_size = image.size[::-1]
         image.draft(None, (2 * width, 2 * height))
     return original_size
+
+
+def read_marked(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a file that marks pixels of an image, such as a mask of its defects.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        An image file. Its values are not scaled: the 1 of a 16-bit file is a mark.
+
+    Returns
+    -------
+    ndarray of bool, shape (H, W)
+        True where any channel is not 0, and the file is not transparent.
+
+    Raises
+    ------
+    ImageReadError
+        If the file is missing, a folder, empty, truncated or no image.
+    """
+    try:
+        with _opened(path) as file, Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image)
+            if len(upright.getbands()) == 1 and upright.mode != "P":
+                return np.asarray(upright).astype(bool)
+            if upright.has_transparency_data:
+                colours = np.asarray(upright.convert("RGBA"))
+                return (colours[..., :3].max(axis=2) > 0) & (colours[..., 3] > 0)
+            return np.asarray(upright.convert("RGB")).max(axis=2) > 0
+    except MemoryError:
+        raise
+    except Exception as error:  # as in `_read_file`
+        raise ImageReadError(f"{os.fspath(path)!r} {_what_is_wrong(path, error)}") from error
 
 
 def _read_pillow(image: Image.Image) -> np.ndarray:

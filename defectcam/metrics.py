@@ -1167,7 +1167,7 @@ def _as_map(heatmap: ArrayLike, name: str) -> NDArray[Any]:
     array = np.asarray(heatmap)
     if array.ndim != 2 or not array.size:
         raise ValueError(
-            f"{name} must be a 2-D array (H, W), got shape {array.shape}; "
+            f"{name} must be a 2-D array (H, W) with pixels, got shape {array.shape}; "
             "put a single image into a list."
         )
     if not np.isfinite(array).all():

@@ -35,11 +35,11 @@ from tqdm.auto import tqdm
 from defectcam.diagnostics import contradicted_labels
 from defectcam.evaluation import BOX_IOU, Evaluation, Judged, evaluate, image_name
 from defectcam.files import write_atomically
-from defectcam.folders import labelled_folder
 from defectcam.images import check_readable
+from defectcam.plain_labels import plain_label
 from defectcam.report_images import Album, box_stops, map_scale
 from defectcam.results import Localization
-from defectcam.sources import as_sources, brings_labels, is_path, paths_of
+from defectcam.sources import as_sources, brings_labels, is_path, labelled_sources, paths_of
 
 __all__ = ["Report", "make_report", "write_report"]
 
@@ -217,13 +217,14 @@ def _checked_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
 def _has_labels(clf: Any, X: Any, y: Any, good_label: Any) -> bool:
     if y is not None or good_label is not None:
         return True
-    return brings_labels(X, np.asarray(clf.good_label_).item())
+    return brings_labels(X, plain_label(clf.good_label_))
 
 
 def _labelled(clf: Any, X: Any, y: Any, masks: Any, good_label: Any) -> _Content:
     stops = box_stops(clf.box_threshold)
-    n_images = len(labelled_folder(X, good_label)[0]) if is_path(X) else len(as_sources(X).items)
-    content = _Content(Album(stops, n_images), stops)
+    expected = plain_label(clf.good_label_) if good_label is None else good_label
+    sources, labels = labelled_sources(X, y, expected if isinstance(expected, str) else None)
+    content = _Content(Album(stops, len(sources.items)), stops)
 
     def keep(one: Judged) -> None:
         content.types.append(str(one.type))
@@ -231,13 +232,15 @@ def _labelled(clf: Any, X: Any, y: Any, masks: Any, good_label: Any) -> _Content
         groups = (str(one.type), _ALL_DEFECTS) if one.is_defect else (str(one.type),)
         content.add(one.name, one.found, groups, one.mask)
 
+    if not is_path(X):
+        X, y = sources.items, labels  # a generator cannot be gone through twice
     content.evaluation = evaluate(clf, X, y, masks, good_label=good_label, each=keep)
     content.base = _base(X, content.names)
     return content
 
 
 def _unlabelled(clf: Any, X: Any) -> _Content:
-    sources = as_sources([X] if as_sources(X).single else X)
+    sources = as_sources(X)
     check_readable(paths_of(sources), n_workers=clf.n_jobs)
     stops = box_stops(clf.box_threshold)
     content = _Content(Album(stops, len(sources.items)), stops)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.pipeline import Pipeline
 
-from defectcam.evaluation import good_label_among
+from defectcam.evaluation import labelled_types
 from defectcam.folders import find_good_label
-from defectcam.labels import as_labels
-from defectcam.sources import as_sources, brings_labels, labelled_sources
+from defectcam.plain_labels import plain_label
+from defectcam.sources import as_sources, brings_labels
 
 __all__ = [
     "Labelled",
@@ -63,7 +63,7 @@ def good_label_of(estimator: Any) -> Any:
     learned = getattr(final, "good_label_", None)
     if learned is None:
         return find_good_label(final.classes_)
-    return np.asarray(learned).item()
+    return plain_label(learned)
 
 
 def labelled_images(
@@ -93,15 +93,11 @@ def labelled_images(
         If labels are needed and missing, or do not fit the images.
     """
     learned = good_label_of(estimator)
-    expected = learned if good_label is None else good_label
     may_lack = y is None and good_label is None and not needed
-    if may_lack and not brings_labels(X, expected):
-        sources = as_sources(X)
-        items = [X] if sources.single else sources.items
-        return Labelled(items, None, None)
-    sources, labels = labelled_sources(X, y, expected if isinstance(expected, str) else None)
-    types = as_labels(labels)
-    return Labelled(sources.items, types, good_label_among(types, learned, good_label))
+    if may_lack and not brings_labels(X, learned):
+        return Labelled(as_sources(X).items, None, None)
+    sources, types, good = labelled_types(X, y, learned, good_label)
+    return Labelled(sources.items, types, good)
 
 
 def defect_probability(estimator: Any, items: list[Any]) -> NDArray[np.float64]:

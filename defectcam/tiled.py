@@ -41,7 +41,7 @@ from defectcam.calibration import choose_threshold
 from defectcam.callbacks import time_limits, train_begins, train_ends
 from defectcam.checkpoints import FitCheckpoint
 from defectcam.classifier import DefectCAMClassifier
-from defectcam.cross_fitting import Fold, held_out_networks
+from defectcam.cross_fitting import held_out_networks
 from defectcam.diagnostics import rank_suspects, warn_if_chance
 from defectcam.exceptions import warn_caller
 from defectcam.fingerprint import fingerprint_of_rows
@@ -401,25 +401,23 @@ def _learn(
 ) -> _Learned:
     """Fit a classifier to tiles; those of an image are in one fold."""
     tile = grid_of((1, 1)).tile
-    kept: list[tuple[Trained, list[Fold]]] = []
     image_of = np.array([one.image for one in chosen])
     weights = None if sample_weight is None else np.asarray(sample_weight)[image_of]
     with tempfile.TemporaryDirectory(prefix="defectcam-tiles-") as folder:
         tiles = _cut(images, grid_of, chosen, tile, Path(folder))
-        clf._fit(
+        fitted = clf._fit(
             list(tiles),
             images.labels[image_of],
             weights,
             classes=None,
             n_kept=0,
             images=image_of,
-            on_trained=lambda trained, folds: kept.append((trained, folds)),
             checkpoint=checkpoint,
         )
         del tiles  # before its file goes
-    (trained, folds) = kept[0]
     rows = weigh_rows(weights, len(chosen)).rows
-    return _Learned(tile, trained, [image_of[rows[held_out]] for _, held_out in folds])
+    held_out = [image_of[rows[fold]] for _, fold in fitted.folds]
+    return _Learned(tile, fitted.trained, held_out)
 
 
 def _training_images(

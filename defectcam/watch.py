@@ -202,7 +202,7 @@ class Watcher:
             raise ValueError(f"overlays must be one of {', '.join(OVERLAYS)}, got {overlays!r}.")
         for name, value in (("settle", settle), ("error_after", error_after), ("poll", poll)):
             if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a number of seconds, got {value!r}.")
+                raise ValueError(f"{name} must be 0 or a finite number of seconds, got {value!r}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size!r}.")
         self.output = Path(output)

@@ -23,6 +23,7 @@ from defectcam.images import (
     image_size,
     read_image,
     read_images,
+    read_marked,
     read_reduced,
     read_reduced_images,
 )
@@ -868,3 +869,34 @@ def test_what_is_no_image_is_named_by_its_place(missing):
     images = [np.zeros((4, 4), np.uint8), missing]
     with pytest.raises(TypeError, match=r"Image at index 1: An image is a path.*(NoneType|float)"):
         list(read_images(images))
+
+
+# --- Marks ------------------------------------------------------------------------------------
+
+MARKS = np.array([[0, 1, 0], [0, 0, 2]])
+
+
+def test_marks_are_what_is_not_zero_whatever_the_values_mean(tmp_path):
+    grey = MARKS.astype(np.uint8)
+    palette = Image.fromarray(grey, "L").convert("P")
+    palette.putdata(grey.ravel())
+    palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    transparent = np.zeros((2, 3, 4), np.uint8)  # below it, black
+    transparent[MARKS > 0] = (255, 0, 0, 255)
+    images = {
+        "grey.png": Image.fromarray(grey),
+        "wide.png": Image.fromarray(MARKS.astype(np.uint16)),
+        "wide.tif": Image.fromarray(MARKS.astype(np.uint16)),
+        "bits.png": Image.fromarray(MARKS > 0),
+        "colours.png": Image.fromarray(np.stack([grey, 0 * grey, 0 * grey], axis=2)),
+        "palette.png": palette,
+        "transparent.png": Image.fromarray(transparent),
+    }
+    for name, image in images.items():
+        image.save(tmp_path / name)
+        np.testing.assert_array_equal(read_marked(tmp_path / name), MARKS > 0, err_msg=name)
+
+
+def test_a_file_of_marks_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ImageReadError, match=r"missing\.png' does not exist"):
+        read_marked(tmp_path / "missing.png")

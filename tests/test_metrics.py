@@ -890,3 +890,8 @@ def test_a_number_of_thresholds_may_be_a_numpy_integer():
     for number in (100, np.int64(100)):
         score = metrics.max_box_accuracy_score([[[2, 2, 6, 6]]], [heatmap], thresholds=number)
         assert score == 1.0
+
+
+def test_an_empty_map_is_called_one():
+    with pytest.raises(ValueError, match=r"with pixels, got shape \(0, 4\)"):
+        metrics.pro_auc_score([None], [np.zeros((0, 4))])

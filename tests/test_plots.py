@@ -31,6 +31,7 @@ from defectcam import (
     localize,
 )
 from defectcam.geometry import Geometry
+from defectcam.images import ImageReadError
 from defectcam.metrics import overkill_rate, pro_auc_score, pro_curve, pro_curve_area
 
 matplotlib.use("agg")
@@ -410,3 +411,12 @@ def store_figures() -> None:
 
 if __name__ == "__main__":
     store_figures()
+
+
+def test_a_mask_of_another_size_is_named_by_its_place():
+    found = results()
+    masks = [None, *[np.zeros((3, 3), bool)] * (len(found) - 1)]
+    shown_first = HeatmapGridDisplay.from_predictions(found, n_images=1).order[0]
+    masks[shown_first] = np.zeros((3, 3), bool)
+    with pytest.raises(ImageReadError, match=rf"masks\[{shown_first}\] has size"):
+        HeatmapGridDisplay.from_predictions(found, masks=masks, n_images=1)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from html import unescape
 from pathlib import Path
@@ -28,7 +29,7 @@ from defectcam.classifier import DefectCAMClassifier
 from defectcam.evaluation import evaluate
 from defectcam.geometry import Geometry
 from defectcam.images import ImageReadError, read_image
-from defectcam.report import write_report
+from defectcam.report import make_report, write_report
 from defectcam.report_images import Album, box_stops, encode_map
 from defectcam.results import Localization
 
@@ -775,3 +776,17 @@ def test_axe_finds_no_serious_violation(painted: Path, browser: Any, scheme: str
         ]
         assert serious == []
     page.context.close()
+
+
+def test_a_good_folder_that_only_training_knows(tiny_classifier, fitted_parts, tmp_path):
+    shutil.copytree(fitted_parts / "good", tmp_path / "parts" / "type A")
+    shutil.copytree(fitted_parts / "scratch", tmp_path / "parts" / "scratch")
+    clf = tiny_classifier(max_epochs=1, good_label="type A").fit(tmp_path / "parts")
+    evaluation = make_report(clf, tmp_path / "parts").evaluation
+    assert (evaluation.n_images, evaluation.n_defective) == (14, 6)
+
+
+def test_a_generator_of_images_is_gone_through_once(fitted, fitted_parts):
+    paths = [str(path) for path in sorted(fitted_parts.glob("*/*.png"))]
+    y = ["good"] * 8 + ["scratch"] * 6
+    assert make_report(fitted, iter(paths), y).evaluation == fitted.evaluate(paths, y)

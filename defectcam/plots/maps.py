@@ -158,7 +158,7 @@ class LocalizationDisplay:
         return cls._of(found, mask, f"{found.label} ({found.probability:.2f})").plot(ax, **kwargs)
 
     @classmethod
-    def _of(cls, found: Localization, mask: Any, title: str) -> LocalizationDisplay:
+    def _of(cls, found: Localization, mask: Any, title: str, index: int = 0) -> LocalizationDisplay:
         texts = [f"{score:.2g}" for score in found.box_scores]
         if found.type_grids is not None:
             texts = [f"{label} {text}" for label, text in zip(found.box_labels, texts, strict=True)]
@@ -168,7 +168,7 @@ class LocalizationDisplay:
             boxes=found.boxes,
             box_texts=texts,
             threshold=found.threshold if found.threshold > 0 else 1.0,
-            mask=read_mask(mask, 0, found),
+            mask=read_mask(mask, index, found),
             title=title,
         )
 
@@ -336,6 +336,7 @@ class HeatmapGridDisplay:
                 found[i],
                 None if masks is None else masks[i],
                 f"{names[i]} ({found[i].probability:.2f})",
+                index=i,
             )
             for i in order.tolist()
         ]
