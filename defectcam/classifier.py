@@ -74,7 +74,7 @@ from defectcam.exceptions import warn_caller
 from defectcam.explorer import Explorer, explore
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.feature_filling import fill_cache, preprocessed_batches
-from defectcam.feature_store import FeatureStore, fingerprint, folder_of_memory
+from defectcam.feature_store import FeatureStore, fingerprint_of_features, folder_of_memory
 from defectcam.fingerprint import Fingerprint, fingerprint_of_rows
 from defectcam.fit_memory import codebook_maker, identity_of_training, learn_once
 from defectcam.geometry import Geometry
@@ -377,7 +377,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     suspects_ : ndarray of shape (n_images,)
         Indices of all these training images, from the most to the least likely mislabelled: by the
         probability of their own labels, held out likewise. The first ones are worth a look.
-
+    weights_source_ : str or None
+        Where the pre-trained weights that training started from came from; None: random ones.
     drift_reference_ : ndarray of shape (n_images, 1 + n_statistics), float32
         What `drift` compares new images with: of each training image the held-out probability of a
         defect and `defectcam.drift.STATISTICS`.
@@ -867,13 +868,13 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 self._train,
                 network,
                 cache,
-                classes,
-                targets,
-                weights,
-                Course(folds, is_warm=is_warm),
-                seed,
-                preprocess.image_size,
-                checkpoint,
+                classes=classes,
+                targets=targets,
+                weights=weights,
+                course=Course(folds, is_warm=is_warm),
+                seed=seed,
+                input_size=preprocess.image_size,
+                checkpoint=checkpoint,
             )
             # Callbacks wait for epochs, and tiles for the folds' tails.
             is_plain = self.callbacks is None and not given.are_tiles and checkpoint is None
@@ -1269,7 +1270,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _features_fingerprint(
         self, network: DefectCAMNetwork, preprocess: Preprocess, cache: FeatureCache
     ) -> str:
-        return fingerprint(
+        return fingerprint_of_features(
             network,
             preprocess,
             backbone=self.backbone,

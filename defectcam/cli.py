@@ -18,6 +18,7 @@ import re
 import sys
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,17 @@ def _print_any_name() -> None:
         sys.stdout.reconfigure(errors="surrogateescape" if is_bytes else "backslashreplace")
 
 
+@contextlib.contextmanager
+def _usage_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Take errors of these kinds for wrong usage, unless they are about data."""
+    try:
+        yield
+    except kinds as error:
+        if _is_about_data(error):
+            raise
+        raise _UsageError(error) from error
+
+
 def _is_about_data(error: Exception) -> bool:
     if isinstance(error, OSError):
         return True
@@ -130,7 +142,6 @@ def _fit(args: argparse.Namespace) -> int:
     if args.config is not None:
         given = {**_configured(args.config), **given}
     from defectcam.folders import labelled_folder
-    from defectcam.images import ImageReadError
 
     labelled_folder(args.folder, given.get("good_label"))  # refuse a wrong folder early
     if _has_test_images(args.folder) and not args.quiet:
@@ -143,18 +154,13 @@ def _fit(args: argparse.Namespace) -> int:
     from defectcam.classifier import DefectCAMClassifier
     from defectcam.training import TrainingDivergedError
 
-    given["verbose"] = int(not args.quiet and sys.stderr.isatty())
+    given["verbose"] = _verbosity(args)
     if args.recipe is None:
         clf = DefectCAMClassifier(**given)
     else:
         clf = DefectCAMClassifier.from_recipe(args.recipe, **given)
-    try:
-        with _interruption_noticed() as interruption:
-            clf.fit(args.folder, resume=args.resume)
-    except ImageReadError:
-        raise
-    except (ValueError, TrainingDivergedError) as error:  # of a parameter: the data are checked
-        raise _UsageError(error) from error
+    with _usage_errors(ValueError, TrainingDivergedError), _interruption_noticed() as interruption:
+        clf.fit(args.folder, resume=args.resume)
     clf.save(args.output, overwrite=args.force)
     report = {"model": args.output, **clf.info()}
     _print_report(report, args.json)
@@ -246,7 +252,6 @@ def _localize(args: argparse.Namespace) -> int:
 
 def _annotate(args: argparse.Namespace) -> int:
     from defectcam.annotations import write_annotations
-    from defectcam.images import ImageReadError
 
     output = Path(args.output)
     _refuse_existing_folder(output, args.force)
@@ -258,7 +263,7 @@ def _annotate(args: argparse.Namespace) -> int:
         results.append(found)
         if not args.json:
             print(f"{_answer(clf, found)}  {_n_boxes(found):>8}  {path}")
-    try:
+    with _usage_errors(ValueError):  # an option, or the name of an image
         write_annotations(
             results,
             output,
@@ -270,10 +275,6 @@ def _annotate(args: argparse.Namespace) -> int:
             copy_images=args.copy_images,
             overwrite=args.force,
         )
-    except ImageReadError:
-        raise
-    except ValueError as error:  # an option, or the name of an image
-        raise _UsageError(error) from error
     if args.json:
         n_boxes = [len(found.boxes) for found in results]
         report = {"output": args.output, "format": args.format, "n_images": len(results)}
@@ -292,7 +293,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.masks is not None and not Path(args.masks).is_dir():
         raise _UsageError(f"--masks {args.masks}: there is no such folder.")
     clf = _load(args)
-    clf.set_params(verbose=int(not args.quiet and sys.stderr.isatty()))
+    clf.set_params(verbose=_verbosity(args))
     report = evaluate(clf, folder, masks=args.masks, good_label=args.good_label)
     if args.json:
         _print_json(report.to_dict())
@@ -309,7 +310,7 @@ def _report(args: argparse.Namespace) -> int:
     if args.masks is not None and not Path(args.masks).is_dir():
         raise _UsageError(f"--masks {args.masks}: there is no such folder.")
     clf = _load(args)
-    clf.set_params(verbose=int(not args.quiet and sys.stderr.isatty()))
+    clf.set_params(verbose=_verbosity(args))
     from defectcam.report import write_report
 
     write_report(
@@ -350,10 +351,8 @@ def _export(args: argparse.Namespace) -> int:
     from defectcam.files import temporary_folder
     from defectcam.persistence import load
 
-    try:
+    with _usage_errors(ValueError):
         check_suffix(target, is_int8=args.int8 is not None)
-    except ValueError as error:
-        raise _UsageError(error) from error
     clf = load(args.model, device="cpu")
     parity = None
     with temporary_folder(target) as folder:
@@ -429,24 +428,16 @@ def _serve(args: argparse.Namespace) -> int:
         except UnicodeDecodeError as error:
             raise _UsageError(f"--token-file {args.token_file}: no text, but {error}.") from error
     given = {name: getattr(args, name) for name, *_ in SERVICE_OPTIONS if hasattr(args, name)}
-    try:
+    with _usage_errors(ValueError):
         settings = ServiceSettings(token=token, **given)
-    except ValueError as error:
-        raise _UsageError(error) from error
     if args.batch_size is not None and args.batch_size < 1:
         raise _UsageError(f"--batch-size {args.batch_size}: at least 1 is needed.")
 
     def load(path: Path) -> Any:
         return load_model(path, device=args.device, batch_size=args.batch_size, n_jobs=args.n_jobs)
 
-    try:
+    with _usage_errors(ImportError, ValueError):  # the device, a name
         app = create_app(models, settings, load=load)
-    except ImportError as error:
-        raise _UsageError(error) from error
-    except ValueError as error:
-        if _is_about_data(error):
-            raise
-        raise _UsageError(error) from error  # the device, a name
 
     def announce(address: str) -> None:
         if args.json:
@@ -474,7 +465,7 @@ def _watch(args: argparse.Namespace) -> int:
     _refuse_existing_folder(Path(args.output), force=True)  # what it holds is continued
     with stopped_by_signals() as stop:
         clf = _load(args)
-        try:
+        with _usage_errors(ValueError):
             watcher = Watcher(
                 args.folder,
                 args.output,
@@ -488,10 +479,6 @@ def _watch(args: argparse.Namespace) -> int:
                 notify=None if args.json else notify,
                 warn=_show_warning,
             )
-        except ValueError as error:
-            if _is_about_data(error):
-                raise
-            raise _UsageError(error) from error
         with watcher:
             report(f"{args.folder}, {watcher.tally.n_known} images known; Ctrl-C stops")
             tally = watcher.run(stop, report, args.report_every)
@@ -505,12 +492,8 @@ def _query(args: argparse.Namespace) -> int:
     paths = _list_images(args.images)
     if not 1 <= args.n <= len(paths):
         raise _UsageError(f"-n {args.n}: from 1 to {len(paths)} of these images can be chosen.")
-    try:
+    with _usage_errors(ValueError):  # the model may see images in tiles
         chosen = [paths[i] for i in _load(args).query(paths, args.n)]
-    except ValueError as error:  # the model, which sees images in tiles
-        if _is_about_data(error):
-            raise
-        raise _UsageError(error) from error
     if args.json:
         _print_json(chosen)
     else:
@@ -520,19 +503,14 @@ def _query(args: argparse.Namespace) -> int:
 
 def _split(args: argparse.Namespace) -> int:
     from defectcam.files import staged_folder
-    from defectcam.images import ImageReadError
     from defectcam.splitting import split_folder, write_split
 
     output = Path(args.output)
     _refuse_existing_folder(output, force=False, advice="give another folder.")
-    try:
+    with _usage_errors(ValueError, re.error):
         split = split_folder(
             args.folder, args.test_size, args.random_state, args.group_pattern, args.good_label
         )
-    except ImageReadError:
-        raise
-    except (ValueError, re.error) as error:
-        raise _UsageError(error) from error
     with staged_folder(output) as folder:
         write_split(split, folder, args.form, final=output)
     if args.json:
@@ -651,14 +629,10 @@ def _tested(folder: str) -> Path:
 
 
 def _load(args: argparse.Namespace) -> DefectCAMClassifier:
-    from defectcam.persistence import ModelFileError, load
+    from defectcam.persistence import load
 
-    try:
+    with _usage_errors(ValueError):  # the device
         clf = load(args.model, device=args.device)
-    except ModelFileError:
-        raise
-    except ValueError as error:  # the device
-        raise _UsageError(error) from error
     for name in ("batch_size", "n_jobs"):
         if getattr(args, name) is not None:
             clf.set_params(**{name: getattr(args, name)})
@@ -666,6 +640,10 @@ def _load(args: argparse.Namespace) -> DefectCAMClassifier:
         raise _UsageError(f"--batch-size {clf.batch_size}: at least 1 is needed.")
     _set_thresholds(clf, args.threshold, args.box_threshold)
     return clf
+
+
+def _verbosity(args: argparse.Namespace) -> int:
+    return int(not args.quiet and sys.stderr.isatty())
 
 
 def _set_thresholds(
@@ -707,9 +685,7 @@ def _overlay_names(paths: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """Name each overlay as its image, relative to the deepest folder that holds all arguments."""
     names = _names_below(paths, arguments)
     short = [name.with_suffix(".png").as_posix() for name in names]
-    counts: dict[str, int] = {}
-    for name in short:
-        counts[name.lower()] = counts.get(name.lower(), 0) + 1
+    counts = Counter(name.lower() for name in short)
     # part.jpg and part.tif keep their suffixes, or one overlay would replace the other.
     return [
         one if counts[one.lower()] == 1 else f"{name.as_posix()}.png"

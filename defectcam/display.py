@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-__all__ = ["encode_picture", "overlay"]
+__all__ = ["encode_picture", "middle_of_scale", "overlay"]
 
 # Full colour is reached at this many times the threshold; the threshold is half-way.
 _FULL_COLOUR = 2.0
@@ -26,6 +26,17 @@ _EDGE_COLOUR = (0, 0, 0)
 _SIDE_PER_LINE = 250
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _JPEG_AND_WEBP_QUALITY = 95
+
+
+def middle_of_scale(box_threshold: float) -> float:
+    """Give the map's value in the middle of the colours: the threshold, or the limit 1.
+
+    Parameters
+    ----------
+    box_threshold : float
+        Above which boxes are drawn. What is 0 or less is no middle of a scale from 0.
+    """
+    return box_threshold if box_threshold > 0 else 1.0
 
 
 def overlay(

@@ -221,8 +221,8 @@ class Explorer:
             if len(self._drawn) >= _MAX_KEPT:
                 self._drawn.clear()
             # The colours keep their scale: only boxes follow the slider.
-            colours = self._found[index].threshold
-            picture = found.overlay(threshold=colours if colours > 0 else 1.0)
+            middle = display.middle_of_scale(self._found[index].threshold)
+            picture = found.overlay(threshold=middle)
             self._drawn[key] = display.encode_picture(_reduced(picture), ".png")
         return self._drawn[key]
 

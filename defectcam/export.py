@@ -28,7 +28,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from defectcam.backbones import weights_licence
 from defectcam.classifier import DefectCAMClassifier
-from defectcam.files import temporary_folder, write_atomically
+from defectcam.files import check_target, temporary_folder, write_atomically
 from defectcam.graph import Decision, DeployedNetwork
 from defectcam.images import read_reduced
 from defectcam.parity import Int8Loss, Parity, TorchProgram, measure_int8_loss, verify
@@ -340,14 +340,8 @@ def check_suffix(target: Path, *, is_int8: bool) -> None:
 
 def _check_target(target: Path, overwrite: bool, is_int8: bool) -> None:
     check_suffix(target, is_int8=is_int8)
-    if target.is_dir():
-        raise IsADirectoryError(f"{target} is a folder: give the name of a file in it.")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {target}: make the folder {target.parent} first.")
-    files = [target, *([target.with_suffix(".bin")] if target.suffix == ".xml" else [])]
-    existing = [file for file in files if file.exists()]
-    if existing and not overwrite:
-        raise FileExistsError(f"{existing[0]} exists; pass overwrite=True to replace it.")
+    for file in [target, *([target.with_suffix(".bin")] if target.suffix == ".xml" else [])]:
+        check_target(file, overwrite)
     needed = {".onnx": ("onnx", "onnxscript"), ".xml": ("onnx", "onnxscript", "openvino")}
     for package in needed.get(target.suffix, ()):
         _import(package, f"{target}")

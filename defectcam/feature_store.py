@@ -32,7 +32,13 @@ from defectcam.files import write_atomically
 from defectcam.network import DefectCAMNetwork, TrunkFeatures
 from defectcam.preprocess import Preprocess
 
-__all__ = ["FeatureStore", "StoredImage", "checked_memory", "fingerprint", "folder_of_memory"]
+__all__ = [
+    "FeatureStore",
+    "StoredImage",
+    "checked_memory",
+    "fingerprint_of_features",
+    "folder_of_memory",
+]
 
 #: Version of a file's layout and of what the features in it mean; it grows with every change.
 LAYOUT = 2
@@ -161,7 +167,7 @@ def folder_of_memory(memory: Any) -> Path | None:
     return Path(backend.location) / "defectcam"
 
 
-def fingerprint(
+def fingerprint_of_features(
     network: DefectCAMNetwork,
     preprocess: Preprocess,
     *,

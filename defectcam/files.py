@@ -29,7 +29,45 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 #: Folders that this process has looked through.
 _tidied: set[str] = set()
 
-__all__ = ["remove_leftovers", "staged_folder", "temporary_folder", "write_atomically"]
+__all__ = [
+    "check_target",
+    "remove_leftovers",
+    "staged_folder",
+    "temporary_folder",
+    "write_atomically",
+]
+
+
+def check_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
+    """Refuse a file that cannot or may not be written, before the work that it is to hold.
+
+    Parameters
+    ----------
+    path : str or PathLike
+    overwrite : bool
+        Whether it may exist.
+
+    Returns
+    -------
+    Path
+        The file's.
+
+    Raises
+    ------
+    IsADirectoryError
+        If it is a folder.
+    FileExistsError
+        If it exists and `overwrite` is false.
+    FileNotFoundError
+        If the folder that is to hold it does not exist.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder: give the name of a file in it.")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
+    _refuse_missing_parent(target)
+    return target
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

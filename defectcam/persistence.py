@@ -31,7 +31,7 @@ import defectcam
 from defectcam.backbones import count_parameters
 from defectcam.calibration import DefectProbability, HeatModel
 from defectcam.classifier import DefectCAMClassifier, _resolve_device
-from defectcam.files import write_atomically
+from defectcam.files import check_target, write_atomically
 from defectcam.fingerprint import Fingerprint
 from defectcam.labels import Classes
 from defectcam.model_schema import MAX_HEADER, check_description, parse_json
@@ -117,11 +117,7 @@ def save(clf: DefectCAMClassifier, path: str | os.PathLike[str], overwrite: bool
         If the file cannot be written. An old file stays as it was.
     """
     check_is_fitted(clf, "network_")
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"{target} is a folder: give the name of a file in it.")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
+    target = check_target(path, overwrite)
     description = json.dumps(_describe(clf), allow_nan=False)
     clf._validate_params()  # a wrong one, set since the fit, makes a file that `load` refuses
     tensors = _tensors_of(clf)

@@ -33,11 +33,12 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from defectcam.diagnostics import contradicted_labels
+from defectcam.display import middle_of_scale
 from defectcam.evaluation import BOX_IOU, Evaluation, Judged, evaluate, image_name
-from defectcam.files import write_atomically
+from defectcam.files import check_target, write_atomically
 from defectcam.images import check_readable
 from defectcam.plain_labels import plain_label
-from defectcam.report_images import Album, box_stops, map_scale
+from defectcam.report_images import Album, box_stops
 from defectcam.results import Localization
 from defectcam.sources import as_sources, brings_labels, is_path, labelled_sources, paths_of
 
@@ -113,7 +114,7 @@ def write_report(
     than 60 MB. Names are given below the folder that all images have in common.
     """
     check_is_fitted(clf)
-    target = _checked_target(path, overwrite)
+    target = check_target(path, overwrite)
     report = make_report(clf, X, y, masks, good_label=good_label, title=title, model=model)
     # Names that are no valid text may come from the file system; they must not stop a report.
     write_atomically(target, report.page.encode("utf-8", "backslashreplace"))
@@ -202,18 +203,6 @@ class _Content:
         self.album.add(found, groups, mask)
 
 
-def _checked_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
-    """Refuse early what would fail after all images are judged."""
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"{target} is a folder: give the name of a file in it.")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {target}: make the folder {target.parent} first.")
-    return target
-
-
 def _has_labels(clf: Any, X: Any, y: Any, good_label: Any) -> bool:
     if y is not None or good_label is not None:
         return True
@@ -290,7 +279,7 @@ def _data(clf: Any, content: _Content, model: str) -> dict[str, Any]:
         "threshold": float(clf.threshold_),
         "stops": content.stops,
         "stop": content.stops.index(float(clf.box_threshold)),
-        "scale": map_scale(float(clf.box_threshold)),
+        "scale": middle_of_scale(float(clf.box_threshold)),
         "model": shlex.quote(model),
         "colours": _colours(),
         "suspects": doubted,

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from defectcam.display import middle_of_scale
 from defectcam.images import read_reduced
 from defectcam.results import Localization
 
-__all__ = ["Album", "Portrait", "box_stops", "encode_map", "map_scale"]
+__all__ = ["Album", "Portrait", "box_stops", "encode_map"]
 
 #: Full colour stands for this many times the limit, as in `display.overlay`.
 FULL_COLOUR = 2.0
@@ -69,11 +70,6 @@ class Portrait(NamedTuple):
     outline: list[list[int]]
 
 
-def map_scale(box_threshold: float) -> float:
-    """Give the map's value that counts as the limit, the middle of the colours."""
-    return box_threshold if box_threshold > 0 else 1.0  # as `Localization.overlay`
-
-
 def box_stops(box_threshold: float) -> list[float]:
     """List the thresholds that boxes are found for, ascending, the given one among them.
 
@@ -91,7 +87,7 @@ def box_stops(box_threshold: float) -> list[float]:
     >>> box_stops(0.8)[:3], len(box_stops(0.8)), 0.8 in box_stops(0.8)
     ([0.16, 0.24, 0.32], 29, True)
     """
-    step = map_scale(abs(box_threshold)) / 10
+    step = middle_of_scale(abs(box_threshold)) / 10
     return [
         float(f"{box_threshold + tenths * step:.6g}") if tenths else float(box_threshold)
         for tenths in _STOPS
@@ -139,7 +135,7 @@ class Album:
             If the source cannot be read any more.
         """
         image, _ = read_reduced(found.source, (_PICTURE_SIDE // 2, _PICTURE_SIDE // 2))
-        scale = map_scale(found.threshold)
+        scale = middle_of_scale(found.threshold)
         heat = found.heatmap / scale
         portrait = Portrait(
             picture=_as_text(_encode_picture(image, self._most_bytes)),

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from defectcam import display
 from defectcam.annotations_json import coco_document
 from defectcam.boxes import component_labels, component_mask, find_boxes, find_boxes_at
-from defectcam.files import write_atomically
+from defectcam.files import check_target, write_atomically
 from defectcam.geometry import Geometry
 from defectcam.images import read_image
 from defectcam.placement import PlacedGeometry
@@ -437,7 +437,7 @@ class Localization:
             If there is no source, or a parameter is out of range.
         """
         if threshold is None:
-            threshold = self.threshold if self.threshold > 0 else 1.0
+            threshold = display.middle_of_scale(self.threshold)
         return display.overlay(
             self.image,
             self.heatmap,
@@ -502,13 +502,7 @@ class Localization:
         ValueError
             If there is no source, or the suffix names no picture format.
         """
-        target = Path(path)
-        if target.exists() and not overwrite:
-            raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
-        if not target.parent.is_dir():
-            raise FileNotFoundError(
-                f"cannot write {target}: make the folder {target.parent} first."
-            )
+        target = check_target(path, overwrite)
         picture = self.overlay()
         try:
             data = display.encode_picture(picture, target.suffix)

@@ -43,7 +43,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from defectcam.files import write_atomically
+from defectcam.files import check_target, write_atomically
 from defectcam.results import Localization
 from defectcam.sources import is_path
 
@@ -160,9 +160,8 @@ def write_results(
         If the format is none of these.
     """
     format = format_of(path) if format is None else format
-    if Path(path).exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
-    write_atomically(path, encode_rows([result_row(found) for found in results], format))
+    target = check_target(path, overwrite)
+    write_atomically(target, encode_rows([result_row(found) for found in results], format))
 
 
 def format_of(path: str | os.PathLike[str]) -> str:

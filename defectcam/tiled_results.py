@@ -188,7 +188,7 @@ class TiledLocalization(Localization):
         if max(self.image_size) <= PICTURE_SIDE or self.source is None:
             return super().overlay(threshold=threshold, alpha=alpha, colormap=colormap)
         if threshold is None:
-            threshold = self.threshold if self.threshold > 0 else 1.0
+            threshold = display.middle_of_scale(self.threshold)
         picture = read_shrunk(self.source, PICTURE_SIDE)
         size = (picture.shape[0], picture.shape[1])
         geometry = dataclasses.replace(self._geometry, original_size=size)

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from defectcam.display import middle_of_scale
 from defectcam.evaluation import good_label_among, read_mask
 from defectcam.labels import as_labels
 from defectcam.plots.figures import (
@@ -167,7 +168,7 @@ class LocalizationDisplay:
             heatmap=found.heatmap,
             boxes=found.boxes,
             box_texts=texts,
-            threshold=found.threshold if found.threshold > 0 else 1.0,
+            threshold=middle_of_scale(found.threshold),
             mask=read_mask(mask, index, found),
             title=title,
         )
