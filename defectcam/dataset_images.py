@@ -132,9 +132,8 @@ def dataset_labels(X: Any) -> list[Any] | None:
     if items is None or not len(items):
         return None
     if _has_columns(items):
-        if _LABEL not in items.column_names:
-            return None
-        return _by_name(items[_LABEL], items.features[_LABEL])
+        column = _label_column(items)
+        return None if column is None else _by_name(column, (items.features or {}).get(_LABEL))
     collection = _Collection(items)
     labels = [_plain(collection.fetch(index)[1]) for index in range(len(items))]
     n_missing = sum(label is None for label in labels)
@@ -165,11 +164,28 @@ def named_labels(y: Any) -> Any:
 def _by_name(labels: Any, feature: Any) -> list[Any]:
     """Name labels as a Hugging Face feature does, if they are numbers and it has names."""
     plain = [_plain(label) for label in labels]
-    names = list(getattr(feature, "names", None) or ())
-    is_named = names != [str(number) for number in range(len(names))] and all(
+    names = _feature_names(feature)
+    if names is None or not all(
         isinstance(label, int) and 0 <= label < len(names) for label in plain
-    )
-    return [names[label] for label in plain] if is_named else plain
+    ):
+        return plain
+    return [names[label] for label in plain]
+
+
+def _feature_names(feature: Any) -> list[str] | None:
+    """Return the names that a Hugging Face feature has for numbers, unless they are these."""
+    names = list(getattr(feature, "names", None) or ())
+    return names if names and names != [str(number) for number in range(len(names))] else None
+
+
+def _label_column(items: Any) -> Any:
+    """Return the labels of a Hugging Face data set; None if it has none, or hides them."""
+    if _LABEL not in items.column_names:
+        return None
+    try:
+        return items[_LABEL]
+    except KeyError:  # left out by the format that was set, or by a transform
+        return None
 
 
 def _indexable(X: Any) -> Any:
@@ -259,7 +275,7 @@ def _plain(label: Any) -> Any:
 
 
 def _names_and_targets(items: Any) -> tuple[Sequence[str] | None, list[Any]]:
-    """Return the class names of a torchvision data set, and the numbers that they are for."""
+    """Return the class names of a data set, and the numbers that they are for."""
     if _is_torch(items, "Subset"):
         names, targets = _names_and_targets(items.dataset)
         return names, [targets[index] for index in items.indices] if names else []
@@ -271,7 +287,10 @@ def _names_and_targets(items: Any) -> tuple[Sequence[str] | None, list[Any]]:
                 f"another one in each: {[names for names, _ in parts]}. Pass y."
             )
         return parts[0][0], [target for _, targets in parts for target in targets]
-    names, numbers = getattr(items, "classes", None), getattr(items, "targets", None)
+    if _has_columns(items):
+        names, numbers = _feature_names((items.features or {}).get(_LABEL)), _label_column(items)
+    else:
+        names, numbers = getattr(items, "classes", None), getattr(items, "targets", None)
     if names is None or numbers is None:
         return None, []
     return names, [_plain(number) for number in numbers]

@@ -21,6 +21,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -470,10 +471,11 @@ def _groups_of(paths: Sequence[str], pattern: str | None) -> NDArray[np.str_] | 
     if pattern is None:
         return None
     found = [re.search(pattern, os.path.basename(path)) for path in paths]
-    for path, match in zip(paths, found, strict=True):
-        if match is None:
+    groups = [match and match[1 if match.re.groups else 0] for match in found]
+    for path, group in zip(paths, groups, strict=True):
+        if group is None:
             raise ValueError(f"group_pattern={pattern!r} finds nothing in the name of {path!r}.")
-    return np.array([match[1 if match.re.groups else 0] for match in found if match is not None])
+    return np.array(groups)
 
 
 def _folders_in(root: str | os.PathLike[str]) -> str:
@@ -545,14 +547,17 @@ def _visa_column(
         for image, value in zip(cells["image"], cells[column], strict=True)
         if len(Path(image).parts) > start + 1
     }
-    wanted = [(root.resolve().name, *file.parts[-2:]) for file in files]
+    products = {product for product, *_ in values}
+    names = (Path(os.path.abspath(root)).name, root.resolve().name)  # a link may have another name
+    product = next((name for name in names if name in products), names[0])
+    wanted = [(product, *file.parts[-2:]) for file in files]
     absent = [file for file, key in zip(files, wanted, strict=True) if key not in values]
     if absent:
-        products = sorted({product for product, *_ in values})[:_MAX_NAMES]
         raise ImageReadError(
             f"{os.fspath(table)!r} lacks {len(absent)} of {len(files)} images of {str(root)!r}, "
             f"the first is {absent[0].as_posix()!r}. Expected: a row for each, with image = "
-            f"{root.resolve().name}/Data/Images/... Found: images of {', '.join(products)}."
+            f"{product}/Data/Images/... Found: images of "
+            f"{', '.join(sorted(products)[:_MAX_NAMES])}."
         )
     return np.array([values[key] for key in wanted])
 
@@ -606,10 +611,15 @@ def _grouped(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Test on k of n stratified folds of whole groups, where k / n is nearest to `test_size`."""
     n_groups = len(np.unique(groups))
-    share = Fraction(test_size).limit_denominator(max(2, min(_MAX_FOLDS, n_groups)))
+    most = max(2, min(n_groups, int(np.unique(types, return_counts=True)[1].max())))
+    share = Fraction(test_size).limit_denominator(min(_MAX_FOLDS, most))
+    if not 0 < share < 1:  # nearer to none or all than to one of so few folds
+        share = Fraction(test_size).limit_denominator(most)
     if n_groups < 2 or not 0 < share < 1:
         raise ValueError(f"{n_groups} groups cannot be split with test_size={test_size}.")
-    folds = stratified_group_folds(types, groups, share.denominator, random_state)
+    with warnings.catch_warnings():  # a rare type cannot be in every fold, and need not
+        warnings.filterwarnings("ignore", "The least populated class")
+        folds = stratified_group_folds(types, groups, share.denominator, random_state)
     tests = [test for _, test in folds[: share.numerator]]
     test = np.sort(np.concatenate(tests))
     return np.setdiff1d(np.arange(len(types)), test), test

@@ -6,6 +6,7 @@ label means good, and where masks come from. It computes no score itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,21 +25,43 @@ __all__ = [
 ]
 
 
-class _RateScorer(type(make_scorer(defect_recall_score))):  # type: ignore[misc]
-    """A scorer of predicted labels, which tells the metric which of them is good.
+def _defect_recall(y_true: ArrayLike, y_pred: ArrayLike, **kwargs: Any) -> float:
+    return _rate(defect_recall_score, y_true, y_pred, **kwargs)
 
-    The classes that the estimator has learned are looked through too: a fold may hold defects
-    alone, all of them found.
+
+def _escape_rate(y_true: ArrayLike, y_pred: ArrayLike, **kwargs: Any) -> float:
+    return _rate(escape_rate, y_true, y_pred, **kwargs)
+
+
+def _overkill_rate(y_true: ArrayLike, y_pred: ArrayLike, **kwargs: Any) -> float:
+    return _rate(overkill_rate, y_true, y_pred, **kwargs)
+
+
+def _rate(
+    metric: Callable[..., float],
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    classes: ArrayLike = (),
+    **kwargs: Any,
+) -> float:
+    labels = [np.unique(y_true), np.unique(y_pred), np.asarray(classes)]
+    good = find_good_label(np.concatenate([known for known in labels if len(known)]))
+    return metric(np.asarray(y_true) != good, np.asarray(y_pred) != good, pos_label=True, **kwargs)
+
+
+class _RateScorer(type(make_scorer(_defect_recall))):  # type: ignore[misc]
+    """A scorer of predicted labels, whose good one is looked for among the learned classes too.
+
+    A fold may hold defects alone, all of them found. Where scikit-learn takes the function out of
+    the scorer, as for thresholds, there are the labels alone.
     """
 
     def _score(
         self, method_caller: Any, estimator: Any, X: Any, y_true: ArrayLike, **kwargs: Any
     ) -> float:
         predicted = method_caller(estimator, "predict", X)
-        labels = [np.unique(y_true), np.unique(predicted), getattr(estimator, "classes_", [])]
-        good = find_good_label(np.concatenate([known for known in labels if len(known)]))
-        truth, called = np.asarray(y_true) != good, np.asarray(predicted) != good
-        return self._sign * self._score_func(truth, called, pos_label=True, **kwargs)
+        classes = getattr(estimator, "classes_", ())
+        return self._sign * self._score_func(y_true, predicted, classes=classes, **kwargs)
 
 
 class _LocalizationScorer(type(make_scorer(pro_auc_score))):  # type: ignore[misc]
@@ -60,13 +83,13 @@ def _aupro(y_true: ArrayLike, y_pred: Any, masks: Any, max_fpr: float = 0.3) -> 
 
 #: Defect recall; see `defectcam.metrics.defect_recall_score`. The good label is found as in `fit`,
 #: by its name; for another, ``make_scorer(defect_recall_score, good_label="A")``.
-defect_recall_scorer = _RateScorer(defect_recall_score, 1, {}, "predict")
+defect_recall_scorer = _RateScorer(_defect_recall, 1, {}, "predict")
 
 #: Negative escape rate: as with all of scikit-learn's scorers, higher is better.
-escape_rate_scorer = _RateScorer(escape_rate, -1, {}, "predict")
+escape_rate_scorer = _RateScorer(_escape_rate, -1, {}, "predict")
 
 #: Negative overkill rate.
-overkill_rate_scorer = _RateScorer(overkill_rate, -1, {}, "predict")
+overkill_rate_scorer = _RateScorer(_overkill_rate, -1, {}, "predict")
 
 #: AUPRO of the heatmaps that `defectcam.localize` gives, of a classifier or through a pipeline; see
 #: `defectcam.metrics.pro_auc_score`. It needs ``masks``, one per image, of shape (H, W) or None for

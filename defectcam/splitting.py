@@ -7,6 +7,7 @@ Which images go where is decided by `train_test_split_by_type`. It never changes
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import shutil
@@ -120,16 +121,24 @@ def write_split(split: Split, folder: Path, form: str, final: Path | None = None
     if form == "lists":
         for side, rows in split.rows.items():
             table = _as_csv(rows, (final or folder).resolve())
-            (folder / f"{side}.csv").write_text(table, encoding="utf-8")
+            try:
+                (folder / f"{side}.csv").write_text(table, encoding="utf-8")
+            except UnicodeEncodeError as error:
+                raise OSError(
+                    errno.EILSEQ,
+                    f"{table[error.start - 20 : error.end + 20]!r} holds a file name that is no "
+                    "text, and cannot stand in a table: use links or copies",
+                ) from error
         return
     place = _link if form == "links" else shutil.copy2
     for side, rows in split.rows.items():
         for (path, type_, mask, _), name in zip(rows, _names(split.root, rows), strict=True):
             _placed(place, path, folder / side / type_ / name)
-            if mask is not None:
-                _placed(
-                    place, mask, folder / "ground_truth" / type_ / f"{Path(name).stem}_mask.png"
-                )
+            if mask is None:
+                continue
+            target = folder / "ground_truth" / type_ / f"{Path(name).stem}_mask.png"
+            if not target.exists():  # images of one stem, on either side, share their mask
+                _placed(place, mask, target)
 
 
 def _as_csv(rows: Sequence[tuple[str, str, str | None, str | None]], base: Path) -> str:

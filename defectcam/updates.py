@@ -111,6 +111,8 @@ def _accept(
     weighed = weigh_rows(sample_weight, len(sources.items))
     labels = as_labels(labels)[weighed.rows]
     targets = targets_of_known(clf._classes, labels, classes, clf.target)
+    if {labels.dtype.kind, clf.classes_.dtype.kind} <= set("biu"):
+        labels = labels.astype(clf.classes_.dtype)  # True and 1 are one label, and counted as one
     check_readable(paths_of(sources), n_workers=clf.n_jobs)
     return _New(sources, weighed, labels, targets)
 

@@ -8,6 +8,8 @@ import threading
 import time
 from collections import UserList
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -335,3 +337,41 @@ def test_parts_of_a_joined_data_set_keep_their_names(parts, tmp_path):
     assert dataset_labels(joined) == ["good"] * 8 + ["scratch"] * 6 + ["scratch", "good"]
     with pytest.raises(ValueError, match="different classes"):
         dataset_labels(ConcatDataset([first, second]))
+
+
+def test_views_of_a_hugging_face_data_set_keep_its_names():
+    """`datasets` is not needed: what it has that others have not is columns and features."""
+
+    class Columns(Dataset):
+        column_names = ["image", "label"]  # noqa: RUF012
+        features = {"label": SimpleNamespace(names=["broken", "good"])}  # noqa: RUF012
+
+        def __init__(self, labels: list[int]) -> None:
+            self.labels = labels
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+        def __getitem__(self, key: Any) -> Any:
+            if key == "label":
+                return self.labels
+            return {"image": np.zeros((4, 4), np.uint8), "label": self.labels[key]}
+
+    whole = Columns([1, 1, 0])
+    assert dataset_labels(whole) == ["good", "good", "broken"]
+    assert dataset_labels(Subset(whole, [2, 0])) == ["broken", "good"]
+    joined = ConcatDataset([whole, Columns([0])])
+    assert dataset_labels(joined) == ["good", "good", "broken", "broken"]
+
+
+def test_labels_that_a_format_hides_are_none():
+    class Hidden(list):
+        column_names = ["image", "label"]  # noqa: RUF012
+        features = {"label": None}  # noqa: RUF012
+
+        def __getitem__(self, key: Any) -> Any:
+            if key == "label":
+                raise KeyError(key)
+            return super().__getitem__(key)
+
+    assert dataset_labels(Hidden([{"image": np.zeros((4, 4), np.uint8)}])) is None

@@ -376,3 +376,26 @@ def test_groups_stay_on_one_side(test_size: float) -> None:
 def test_impossible_splits_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train_test_split_by_type(**{"paths": PATHS, "types": TYPES, **arguments})
+
+
+@pytest.mark.parametrize(("n_good", "n_bad", "test_size"), [(8, 4, 0.3), (15, 10, 0.15)])
+def test_small_data_can_be_split_by_groups(n_good, n_bad, test_size):
+    types = ["good"] * n_good + ["x"] * n_bad
+    n = len(types)
+    split = train_test_split_by_type(range(n), types, test_size, random_state=0, groups=range(n))
+    assert len(split.test) == pytest.approx(test_size * n, abs=2)
+    for side in (split.train, split.test):
+        assert {types[i] for i in side} == {"good", "x"}
+
+
+@pytest.mark.parametrize("test_size", [0.02, 0.99])
+def test_small_and_large_shares_of_many_groups(test_size):
+    types, groups = ["good", "x"] * 200, np.arange(400) // 2
+    split = train_test_split_by_type(range(400), types, test_size, random_state=0, groups=groups)
+    assert len(split.test) == pytest.approx(400 * test_size, abs=4)
+
+
+def test_a_group_that_does_not_take_part_is_not_found(tmp_path: Path) -> None:
+    write_images(tmp_path, "good/p.png", "dent/p.png")
+    with pytest.raises(ValueError, match="finds nothing in the name of"):
+        load_folder(tmp_path, group_pattern="(x)?p")

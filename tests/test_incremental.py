@@ -542,3 +542,11 @@ def test_a_time_limit_leaves_each_fold_after_its_epoch(tiny_classifier, monkeypa
     clf = tiny_classifier(max_epochs=50, callbacks=TimeLimit(2.5)).fit(*FIRST)
     assert clf.history_["fold"] == [0, 0, 0, 1, 2]
     assert len(clf.held_out_probability_) == 10
+
+
+def test_truth_values_and_their_numbers_are_one_label(tiny_classifier):
+    images, _ = parts(4, 4, seed=0)
+    is_defect = np.arange(8) >= 4
+    clf = tiny_classifier(max_epochs=1).partial_fit(images, is_defect)
+    clf.partial_fit(255 - images, is_defect.astype(int))
+    assert set(clf.training_data_.labels) == {"False", "True"}

@@ -13,6 +13,7 @@ from sklearn.model_selection import (
     LeaveOneGroupOut,
     PredefinedSplit,
     StratifiedGroupKFold,
+    TunedThresholdClassifierCV,
     cross_validate,
 )
 from sklearn.pipeline import Pipeline
@@ -211,3 +212,12 @@ def test_a_search_prefers_full_recall_in_folds_without_good_images(tiny_classifi
         scoring=defect_recall_scorer,
     ).fit(arrays, Y)  # fmt: skip
     assert search.cv_results_["mean_test_score"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_thresholds_can_be_tuned_for_the_rates(tiny_classifier, arrays, name):
+    names = np.where(Y == "good", "good", "scratch")
+    tuned = TunedThresholdClassifierCV(
+        tiny_classifier(max_epochs=1), scoring=SCORERS[name], cv=2, store_cv_results=True
+    ).fit(arrays, names)
+    assert np.isfinite(tuned.cv_results_["scores"]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,22 @@ def test_links_that_the_file_system_refuses(
     (tmp_path / "split").mkdir()
     with pytest.raises(OSError, match="use copies or lists"):
         write_split(split_folder(parts), tmp_path / "split", "links")
+
+
+@pytest.mark.parametrize("form", ["links", "copies"])
+def test_images_of_one_stem_share_their_mask(tmp_path, form):
+    root = tmp_path / "parts"
+    for name in ("good/0.png", "good/1.png", "scratch/0.png", "scratch/0.bmp"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(root / name)
+    (root / "ground_truth" / "scratch").mkdir(parents=True)
+    Image.new("L", (4, 4), 255).save(root / "ground_truth" / "scratch" / "0_mask.png")
+    (tmp_path / "out").mkdir()
+    write_split(split_folder(root, 0.5, 0), tmp_path / "out", form)
+    assert (tmp_path / "out" / "ground_truth" / "scratch" / "0_mask.png").is_file()
+
+
+def test_a_name_that_is_no_text_stands_in_no_table(tmp_path):
+    rows = [(os.fsdecode(b"bad/\xff.png"), "bad", None, None)]
+    with pytest.raises(OSError, match="no text, and cannot stand in a table: use links or copies"):
+        write_split(Split(str(tmp_path), {"train": rows}), tmp_path, "lists")
