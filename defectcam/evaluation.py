@@ -460,6 +460,13 @@ def labelled_types(
         What training called good.
     given : label, optional
         What good parts are called here, if not as in training.
+
+    Returns
+    -------
+    sources : Sources
+    types : ndarray of shape (n,)
+    good : label
+        Among the types, unless there is no good image.
     """
     expected = learned if given is None else given
     sources, labels = labelled_sources(X, y, expected if isinstance(expected, str) else None)

@@ -521,7 +521,7 @@ def read_marked(path: str | os.PathLike[str]) -> np.ndarray:
 
 def _read_pillow(image: Image.Image) -> np.ndarray:
     try:
-        with _LOADING[id(image) // 64 % len(_LOADING)]:  # addresses are multiples of small powers
+        with _LOADING[id(image) // 64 % len(_LOADING)]:  # addresses end in zeros
             image.load()
         return _pillow_to_rgb(image)
     except MemoryError:

@@ -497,6 +497,8 @@ class Localization:
             If the file exists and `overwrite` is false.
         FileNotFoundError
             If the folder does not exist.
+        IsADirectoryError
+            If it is a folder.
         ImageReadError
             If the source cannot be read any more.
         ValueError

@@ -154,6 +154,8 @@ def write_results(
         If the file exists and `overwrite` is false.
     FileNotFoundError
         If the folder does not exist.
+    IsADirectoryError
+        If it is a folder.
     ImportError
         If Parquet is asked for, and pyarrow is not installed.
     ValueError

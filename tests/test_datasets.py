@@ -399,3 +399,16 @@ def test_a_group_that_does_not_take_part_is_not_found(tmp_path: Path) -> None:
     write_images(tmp_path, "good/p.png", "dent/p.png")
     with pytest.raises(ValueError, match="finds nothing in the name of"):
         load_folder(tmp_path, group_pattern="(x)?p")
+
+
+def test_load_visa_takes_a_product_through_a_link(visa: Path, tmp_path: Path) -> None:
+    """The table names the product as the link does, or as the folder it leads to."""
+    raw, table = tmp_path / "raw", visa.parent / "split_csv" / "1cls.csv"
+    visa.rename(raw)
+    visa.symlink_to(raw)
+    named_as_the_link = load_visa(visa, split_csv=table)
+    raw.rename(tmp_path / "candle")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "candle")
+    named_as_the_folder = load_visa(link, split_csv=table)
+    assert named_as_the_link.split.tolist() == named_as_the_folder.split.tolist()
