@@ -44,7 +44,7 @@ WITHOUT_EFFECT = frozenset(
     [
         *("cache_size", "callbacks", "memory", "n_jobs", "threshold", "verbose"),
         *("box_peak_fraction", "box_threshold", "max_boxes", "merge_distance", "min_area"),
-        "tighten_boxes",
+        *("second_look", "tighten_boxes"),
     ]
 )
 

@@ -99,11 +99,12 @@ from defectcam.network import DefectCAMNetwork, Description
 from defectcam.novelty import Codebook
 from defectcam.plain_labels import plain_label
 from defectcam.precision import PRECISIONS, resolve_precision
-from defectcam.preprocess import Preprocess
+from defectcam.preprocess import Preprocess, seen_again
 from defectcam.recipes import RECIPES
 from defectcam.replay import Keeper, ReplayMemory, judged_in_folds, new_records
 from defectcam.results import Localization
 from defectcam.sample_weights import WeighedRows, class_weights, weigh_rows
+from defectcam.second_look import join_looks, size_of_second_look
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 from defectcam.student import draw_all, fit_students
 from defectcam.tile_model import TileModel
@@ -289,6 +290,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Whether the ``"fused"`` map also follows linear heads, the students, that are fitted to the
         peaks of the training images' maps (see `defectcam.student`). They draw what defects have in
         common, on a finer grid than the evidence has. Without defective images there are none.
+    second_look : float or None, default=1.3
+        Images that are called defective are seen once more, mirrored and so many times larger, for
+        a finer ``"fused"`` heatmap: the mean of both looks. It costs one to two passes for each of
+        these images, in `localize` alone, and changes no decision. None: all are seen once. Images
+        seen in tiles are. Nothing of it is learned: it may be set after `fit`.
     box_threshold : float, default=1.0
         Boxes are drawn where the heatmap rises above this.
     box_peak_fraction : float, default=0.6
@@ -445,6 +451,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "box_peak_fraction": [Interval(Real, 0, 1, closed="left")],
         "tighten_boxes": ["boolean"],
         "self_training": ["boolean"],
+        "second_look": [Interval(Real, 1, 4, closed="both"), None],
         "min_area": [Interval(Integral, 1, None, closed="left")],
         "max_boxes": [Interval(Integral, 1, None, closed="left"), None],
         "merge_distance": [Interval(Real, 0, None, closed="both"), None],
@@ -522,6 +529,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         box_peak_fraction: float = 0.6,
         tighten_boxes: bool = True,
         self_training: bool = True,
+        second_look: float | None = 1.3,
         min_area: int = 16,
         max_boxes: int | None = None,
         merge_distance: float | None = None,
@@ -575,6 +583,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self.box_peak_fraction = box_peak_fraction
         self.tighten_boxes = tighten_boxes
         self.self_training = self_training
+        self.second_look = second_look
         self.min_area = min_area
         self.max_boxes = max_boxes
         self.merge_distance = merge_distance
@@ -1619,7 +1628,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
         for batch in self._forward(remembered()):
             n = len(batch.geometries)
-            found = self._localizations(batch, items[:n])
+            found = self._localizations(batch, items[:n], looks_again=method is None)
             yield from found if method is None else self._attributed(batch, found, method)
             del items[:n]
 
@@ -1880,11 +1889,20 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             rows.append(np.column_stack((self._judge.defect_probabilities(batch), described)))
         return np.concatenate(rows).astype(np.float32)
 
-    def _localizations(self, batch: ScoredImages, items: Sequence[Any]) -> Iterator[Localization]:
+    def _localizations(
+        self, batch: ScoredImages, items: Sequence[Any], *, looks_again: bool
+    ) -> Iterator[Localization]:
         probabilities = self._judge.defect_probabilities(batch)
         labels = self._judge.labels(batch)
         defect_types = self._judge.defect_types(batch)
-        grids = self._heat_model.grids(batch.levels, batch.novelty, batch.students).numpy()
+        is_defect = labels != self.good_label_
+        grids = list(self._heat_model.grids(batch.levels, batch.novelty, batch.students).numpy())
+        spreads = [self._heat_model.point_spread] * len(grids)
+        if looks_again and self._second_size is not None:
+            rows = np.flatnonzero(is_defect)
+            for row, second in zip(rows, self._second_grids(batch, rows), strict=True):
+                first, grids[row] = grids[row], join_looks(grids[row], second)
+                spreads[row] *= grids[row].shape[0] / first.shape[0]
         types, type_grids = None, None
         if len(self.defect_labels_) > 1:
             types = self.defect_labels_
@@ -1894,16 +1912,33 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             yield Localization(
                 label=labels[i],
                 probability=probabilities[i],
-                is_defect=labels[i] != self.good_label_,
+                is_defect=is_defect[i],
                 grid=grids[i],
                 geometry=placed(batch.geometries[i], item),
-                **self._result_settings(),
+                **self._result_settings() | {"point_spread": spreads[i]},
                 source=original_of(item),
                 defect_label=defect_types[i],
                 type_grids=None if type_grids is None else type_grids[i],
                 defect_labels=types,
                 unfamiliar=unfamiliar[i],
             )
+
+    @property
+    def _second_size(self) -> tuple[int, int] | None:
+        """At what size defective images are seen again; None: they are not."""
+        if self.second_look is None or self._heat_model.kind != "fused":
+            return None
+        return size_of_second_look(self.image_size_, self.second_look)
+
+    def _second_grids(self, batch: ScoredImages, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Look at some images of a batch again; their maps, mirrored back."""
+        if not len(rows):
+            return np.empty((0, 1, 1), dtype=np.float32)
+        assert self._second_size is not None
+        pixels = seen_again(batch.pixels[torch.as_tensor(rows)], self._second_size)
+        again = next(scored(self.network_, [(pixels, [])]))
+        grids = self._heat_model.grids(again.levels, again.novelty, again.students)
+        return grids.flip(2).numpy()
 
     def _attributed(
         self, batch: ScoredImages, found: Iterable[Localization], method: str

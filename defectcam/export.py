@@ -74,7 +74,6 @@ _OUTPUTS = (
     "grid",
     "heatmap",
     "mask",
-    "type_grids",
 )
 _MISSING = "{what} needs the package {package}: pip install 'defectcam[{extra}]'."
 
@@ -152,7 +151,7 @@ def export(
         return None
     _check_torch(target)
     with _named_failure(clf):
-        model = _as_onnx(_traced(module), description)
+        model = _as_onnx(_traced(module), description, _outputs_of(module))
     loss = None
     if int8 is not None:
         images, X = as_sources(int8).items, int8 if X is None else X
@@ -253,7 +252,9 @@ def deployed(clf: DefectCAMClassifier) -> DeployedNetwork:
         box_threshold=float(clf.box_threshold),
         familiarity_limit=clf._familiarity_limit,
     )
-    return DeployedNetwork(clf.network_, clf._preprocess, clf._heat_model, decision).eval()
+    return DeployedNetwork(
+        clf.network_, clf._preprocess, clf._heat_model, decision, clf._second_size
+    ).eval()
 
 
 def describe(clf: DefectCAMClassifier, module: DeployedNetwork, precision: str) -> dict[str, Any]:
@@ -275,6 +276,7 @@ def describe(clf: DefectCAMClassifier, module: DeployedNetwork, precision: str) 
         },
         "threshold": float(clf.threshold_),
         "heatmap": clf._heat_model.kind,
+        "second_look": None if module.second_size is None else list(module.second_size),
         "boxes": {
             "threshold": float(clf.box_threshold),
             "min_area": int(clf.min_area),
@@ -300,7 +302,8 @@ def _fingerprint(module: DeployedNetwork) -> str:
     for name, tensor in module.network.state_dict().items():
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensor.detach().numpy()).tobytes())
-    digest.update(repr((module.heat_model, module.decision, module.preprocess)).encode())
+    rules = (module.heat_model, module.decision, module.preprocess, module.second_size)
+    digest.update(repr(rules).encode())
     return digest.hexdigest()
 
 
@@ -399,7 +402,15 @@ def _as_pt2(program: torch.export.ExportedProgram, description: dict[str, Any]) 
     return buffer.getvalue()
 
 
-def _as_onnx(program: torch.export.ExportedProgram, description: dict[str, Any]) -> Any:
+def _outputs_of(module: DeployedNetwork) -> list[str]:
+    """Names of the answers, in order."""
+    types = ["type_grids"] if len(module.decision.defects) > 1 else []
+    return [*_OUTPUTS, *types, *(["second_grid"] if module.second_size is not None else [])]
+
+
+def _as_onnx(
+    program: torch.export.ExportedProgram, description: dict[str, Any], outputs: list[str]
+) -> Any:
     """Translate to a checked ONNX model with names and metadata."""
     import onnx
 
@@ -407,7 +418,7 @@ def _as_onnx(program: torch.export.ExportedProgram, description: dict[str, Any])
         translated = torch.onnx.export(program, opset_version=OPSET, dynamo=True, verbose=False)
     assert translated is not None
     model = translated.model_proto
-    _name_outputs(model)
+    _name_outputs(model, outputs)
     model.producer_name, model.producer_version = "defectcam", description["versions"]["defectcam"]
     model.doc_string = "RGB pixels (n, H, W, 3), uint8, to the probability and place of a defect."
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(description)})
@@ -431,10 +442,10 @@ def _hushed() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _name_outputs(model: Any) -> None:
+def _name_outputs(model: Any, outputs: list[str]) -> None:
     """Call outputs and axes what they are."""
     graph = model.graph
-    new = {output.name: name for output, name in zip(graph.output, _OUTPUTS, strict=False)}
+    new = {output.name: name for output, name in zip(graph.output, outputs, strict=True)}
     for node in graph.node:
         node.output[:] = [new.get(name, name) for name in node.output]
         node.input[:] = [new.get(name, name) for name in node.input]
@@ -494,6 +505,9 @@ def _chosen(images: list[Any]) -> list[Any]:
     return [images[i] for i in np.linspace(0, len(images) - 1, n).round().astype(int)]
 
 
+#: Channels of the images.
+N_COLOURS = 3
+
 #: What is computed in int8, and what else passes on what a convolution has made.
 _QUANTISED = ("Conv", "Relu", "Clip", "Add", "MaxPool")
 _PASSING = (
@@ -544,10 +558,10 @@ def _quantised(model: Any, images: list[Any], clf: DefectCAMClassifier, is_padde
 def _of_backbone(graph: Any) -> list[str]:
     """Names of the nodes that are computed in int8.
 
-    Not among them are the first convolution, whose three channels are slower in int8, and the
-    heads, which take little time, and decide.
+    Not among them are the first convolution of each look, whose three channels are slower in int8,
+    and the heads, which take little time, and decide.
     """
-    weights = {value.name for value in graph.initializer}
+    weights = {value.name: tuple(value.dims) for value in graph.initializer}
     made: set[str] = set()  # by the backbone
     names = []
     for node in graph.node:
@@ -557,8 +571,8 @@ def _of_backbone(graph: Any) -> list[str]:
             continue
         inputs = [name for name in node.input if name and name not in weights]
         follows = bool(inputs) and made.issuperset(inputs)
-        is_first = not made and node.op_type == "Conv"
-        if follows and node.op_type in _QUANTISED:
+        is_first = node.op_type == "Conv" and weights[node.input[1]][1] == N_COLOURS
+        if follows and not is_first and node.op_type in _QUANTISED:
             names.append(node.name)
         if follows or is_first:
             made.update(node.output)
@@ -566,9 +580,9 @@ def _of_backbone(graph: Any) -> list[str]:
 
 
 def _codebook_product(graph: Any) -> list[Any]:
-    """Return the node that multiplies patches by centres, the largest product; none without it.
+    """Return the nodes that multiply patches by centres, one in each look; none without novelty.
 
-    Its factors are relative to the centres' middle, so rounding moves novelty by little. The
+    Their factors are relative to the centres' middle, so rounding moves novelty by little. The
     lengths of patches and centres stay in float32.
     """
     weights = {value.name for value in graph.initializer}

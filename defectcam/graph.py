@@ -19,7 +19,7 @@ from defectcam.calibration import CALM_SHARE, DefectProbability, HeatModel, defe
 from defectcam.cam import of_classes
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
-from defectcam.preprocess import Preprocess
+from defectcam.preprocess import Preprocess, seen_again
 from defectcam.resizing import resize_padded, resize_stretched
 
 __all__ = ["Decision", "DeployedNetwork"]
@@ -62,6 +62,8 @@ class DeployedNetwork(nn.Module):
     preprocess : Preprocess
     heat_model : HeatModel
     decision : Decision
+    second_size : (int, int), optional
+        Height and width at which images are seen again; None: they are not.
 
     Attributes
     ----------
@@ -77,8 +79,10 @@ class DeployedNetwork(nn.Module):
         preprocess: Preprocess,
         heat_model: HeatModel,
         decision: Decision,
+        second_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        self.second_size = second_size
         network = copy.deepcopy(network).cpu().set_dtype(torch.float32).eval()
         stages = [cast(nn.Sequential, stage) for stage in network.tail]
         network.tail = nn.ModuleList(fold_batch_norm(stage) for stage in stages)
@@ -118,35 +122,52 @@ class DeployedNetwork(nn.Module):
         unfamiliar : Tensor of bool, shape (n,)
             Whether an image is unlike all training images.
         grid : Tensor of float32, shape (n, h, w)
-            The map on the network's grid: 0 is typical of good parts, 1 their limit.
+            The first look's map on the network's grid: 0 is typical of good parts, 1 their limit.
         heatmap : Tensor of float32, shape (n, H, W)
-            The same at the image's size.
+            The map at the image's size; of images that are called defective, that of both looks
+            where there is a second one.
         mask : Tensor of bool, shape (n, H, W)
             Where the heatmap is above the box threshold, in images that are called defective.
         type_grids : Tensor of float32, shape (n, n_types, h', w')
             Evidence of each defect type, where there are several.
+        second_grid : Tensor of float32, shape (n, h'', w'')
+            The second look's map, where there is one. Only it and `heatmap` and `mask` need the
+            second pass: engines that compute what is asked for save it in good images.
         """
         size = (pixels.shape[1], pixels.shape[2])
         content = None
         if original_size is not None:
             content = _padded_content(size, original_size, self.preprocess.image_size)
-        output = self.network.infer(self._prepared(pixels, content))
+        prepared = self._prepared(pixels, content)
+        output = self.network.infer(prepared)
         levels, novelty = output.levels, output.novelty
         probability, class_probability = self._probabilities(output.logits, novelty)
         grid = self.heat_model.grids(levels, novelty, output.students)
         heatmap = _restore(grid, size, self.preprocess.image_size, content)
-        is_defect = probability >= self.decision.threshold
+        is_defect = (probability >= self.decision.threshold)[:, None, None]
+        second = None
+        if self.second_size is not None:
+            second = self._second_grid(prepared, self.second_size)
+            joined = _joined(grid, second)
+            finer = _restore(joined, size, self.preprocess.image_size, content)
+            heatmap = torch.where(is_defect, finer, heatmap)
         answers = {
             "probability": probability,
             "class_probability": class_probability,
             "unfamiliar": self._is_unfamiliar(novelty, probability),
             "grid": grid,
             "heatmap": heatmap,
-            "mask": (heatmap > self.decision.box_threshold) & is_defect[:, None, None],
+            "mask": (heatmap > self.decision.box_threshold) & is_defect,
         }
         if len(self.decision.defects) > 1:
             answers["type_grids"] = self.heat_model.type_grids(levels)
+        if second is not None:
+            answers["second_grid"] = second
         return answers
+
+    def _second_grid(self, prepared: Tensor, size: tuple[int, int]) -> Tensor:
+        again = self.network.infer(seen_again(prepared, size))
+        return self.heat_model.grids(again.levels, again.novelty, again.students).flip(2)
 
     def _probabilities(self, logits: Tensor, novelty: Tensor | None) -> tuple[Tensor, Tensor]:
         good, defects = self.decision.good, self.decision.defects
@@ -224,6 +245,13 @@ def _is_within(content: Tensor, input_size: tuple[int, int]) -> Tensor:
     in_rows = (rows >= top) & (rows < top + height)
     in_columns = (columns >= left) & (columns < left + width)
     return (in_rows[:, None] & in_columns).float()
+
+
+def _joined(first: Tensor, second: Tensor) -> Tensor:
+    """Do as `join_looks`."""
+    size = (second.shape[1], second.shape[2])
+    finer = F.interpolate(first[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    return (finer + second) / 2
 
 
 def _quantile(values: Tensor, share: float) -> Tensor:

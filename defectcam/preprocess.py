@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from defectcam.geometry import Geometry
 from defectcam.resizing import resize
 
-__all__ = ["Preprocess"]
+__all__ = ["Preprocess", "seen_again"]
 
 _WAYS = ("stretch", "pad")
 
@@ -168,6 +168,19 @@ class Preprocess(nn.Module):
         lines -= np.tile(self.mean.flatten().cpu().numpy(), width)
         lines /= np.tile(self.std.flatten().cpu().numpy(), width)
         return lines.reshape(height, width, 3)
+
+
+def seen_again(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Make the input of a second look of that of the first: mirrored and enlarged.
+
+    Parameters
+    ----------
+    pixels : Tensor of shape (n, 3, height, width)
+        Preprocessed.
+    size : (int, int)
+        Height and width of the second look.
+    """
+    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False).flip(3)
 
 
 def _interpolate(image: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from defectcam.geometry import Geometry
 from defectcam.images import read_reduced_images
 from defectcam.results import Localization
+from defectcam.second_look import join_looks
 from defectcam.sources import as_sources, is_stream
 from defectcam.threads import count_threads, ordered_map
 from defectcam.views import original_of, placed
@@ -144,6 +145,8 @@ class Inspector:
         if boxes["merge_distance"] is not None:
             boxes["merge_distance"] = float(boxes["merge_distance"])  # JSON knows no infinity
         self._box_options = boxes
+        # Files of releases that looked once say nothing of it.
+        self._looks_again = self.description.get("second_look") is not None
 
     def localize(self, X: Any) -> Localization | list[Localization]:
         """Say where the defects are, as `DefectCAMClassifier.localize` does.
@@ -239,7 +242,12 @@ class Inspector:
         names = [*_ANSWERS, *(["type_grids"] if len(self._defects) > 1 else [])]
         original_size = size if self._is_padded else None
         outputs = engine.run(names, pixels[np.newaxis], original_size)
-        return _Answers(*(output[0] for output in outputs))
+        answers = _Answers(*(output[0] for output in outputs))
+        if not self._looks_again or float(answers.probability) < self.threshold_:
+            return answers
+        (second,) = engine.run(["second_grid"], pixels[np.newaxis], original_size)
+        joined = join_looks(answers.grid, second[0])
+        return answers._replace(grid=joined, finer=joined.shape[0] / answers.grid.shape[0])
 
     def _localization(self, item: Any, size: tuple[int, int], answers: _Answers) -> Localization:
         make = Geometry.pad if self._is_padded else Geometry.stretch
@@ -260,7 +268,8 @@ class Inspector:
             type_grids=answers.type_grids,
             defect_labels=self.defect_labels_ if has_types else None,
             unfamiliar=bool(answers.unfamiliar),
-            **self._box_options,
+            **self._box_options
+            | {"point_spread": answers.finer * self._box_options.get("point_spread", 0.0)},
         )
 
 
@@ -272,6 +281,7 @@ class _Answers(NamedTuple):
     unfamiliar: NDArray[np.bool_]
     grid: NDArray[np.float32]
     type_grids: NDArray[np.float32] | None = None
+    finer: float = 1.0  # cells of the grid for each of the first look's, along an axis
 
 
 class _OnnxRuntime:

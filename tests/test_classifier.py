@@ -84,6 +84,74 @@ def hooks(net: torch.nn.Module) -> list[object]:
     return [hook for module in net.modules() for name in names for hook in getattr(module, name)]
 
 
+# --- A second look ------------------------------------------------------------------------------
+
+
+def passes_of(classifier: DefectCAMClassifier, monkeypatch) -> list[tuple[int, ...]]:
+    """Return a list that gets the shape of the pixels of every pass."""
+    shapes: list[tuple[int, ...]] = []
+    infer = DefectCAMNetwork.infer
+
+    def counted(network: DefectCAMNetwork, pixels: torch.Tensor) -> Any:
+        shapes.append(tuple(pixels.shape))
+        return infer(network, pixels)
+
+    monkeypatch.setattr(DefectCAMNetwork, "infer", counted)
+    return shapes
+
+
+def test_only_defective_images_are_looked_at_again(fitted, paths, monkeypatch):
+    assert fitted.second_look == 1.3
+    half = copy.copy(fitted)
+    half.threshold_ = float(np.median(fitted.predict_proba(paths)[:, 1]))
+    once = copy.copy(half).set_params(second_look=None).localize(paths)
+    n_defects = sum(one.is_defect for one in once)
+    assert 0 < n_defects < len(once)
+    shapes = passes_of(half, monkeypatch)
+    found = half.localize(paths)
+    n_seen = {side: sum(n for n, _, _, width in shapes if width == side) for side in (64, 96)}
+    assert n_seen == {64: len(paths), 96: n_defects}
+    for one, before in zip(found, once, strict=True):
+        assert (one.label, one.probability) == (before.label, before.probability)
+        if one.is_defect:
+            assert one.grid.shape == (12, 12) and before.grid.shape == (8, 8)
+            assert one.point_spread == pytest.approx(1.5 * before.point_spread)
+        else:
+            assert np.array_equal(one.grid, before.grid)
+
+
+def test_the_map_is_the_mean_of_both_looks(all_defective, paths):
+    found = all_defective.localize(paths[0])
+    first = copy.copy(all_defective).set_params(second_look=None).localize(paths[0]).grid
+    pixels = all_defective.preprocess_.batch([images.read_image(paths[0])])
+    larger = F.interpolate(pixels, size=(96, 96), mode="bilinear").flip(3)
+    with torch.no_grad():
+        output = all_defective.network_.infer(larger)
+    model = all_defective._heat_model
+    second = model.grids(output.levels, output.novelty, output.students)[0].numpy()[:, ::-1]
+    finer = cv2.resize(first, (12, 12), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(found.grid, (finer + second) / 2, atol=1e-4)
+
+
+def test_nothing_else_pays_for_a_second_look(
+    all_defective, tiny_classifier, paths, arrays, monkeypatch
+):
+    pure = tiny_classifier(heatmap="cam", threshold=0.0, max_epochs=1).fit(arrays, Y)
+    shapes = passes_of(all_defective, monkeypatch)
+    all_defective.predict(paths)
+    all_defective.predict_proba(paths)
+    all_defective.localize(paths[:2], method="eigencam")
+    assert all(one.is_defect for one in pure.localize(arrays))
+    assert {shape[3] for shape in shapes} == {64}
+
+
+def test_a_lazy_stream_is_looked_at_again_batch_by_batch(all_defective, paths, monkeypatch):
+    shapes = passes_of(all_defective, monkeypatch)
+    stream = all_defective.localize_iter(iter(paths))
+    next(stream)
+    assert [shape[3] for shape in shapes].count(96) == 1
+
+
 # --- What fit takes -----------------------------------------------------------------------------
 
 
@@ -361,7 +429,8 @@ def test_the_probability_from_good_images_is_held_out_novelty(from_good):
 
 
 def test_the_heatmap_from_good_images_is_novelty_on_its_scale(from_good, arrays):
-    calm = np.stack([one.grid for one in from_good.localize(good_parts(20, seed=7))])
+    once = copy.copy(from_good).set_params(second_look=None)
+    calm = np.stack([one.grid for one in once.localize(good_parts(20, seed=7))])
     assert np.median(calm) == pytest.approx(0, abs=0.2)
     assert (calm > 1).mean() < 0.02
     for one in from_good.localize(arrays[5:]):

@@ -86,7 +86,7 @@ def exported(
 def quick(exported: Exported, monkeypatch) -> Exported:
     """Let `export` of this classifier use the graph that there is."""
 
-    def graph_of(program: Any, description: dict) -> onnx.ModelProto:
+    def graph_of(program: Any, description: dict, outputs: list[str]) -> onnx.ModelProto:
         model = exporting._without_default_size(onnx.load(exported.onnx))
         onnx.helper.set_model_props(model, {"defectcam": json.dumps(description)})
         return model
@@ -220,6 +220,7 @@ def test_the_graph_alone_takes_batches_of_any_size(quick: Exported, folder: Path
     assert [i.name for i in session.get_inputs()] == ["pixels"]  # original_size may be left out
     assert [list(i.shape) for i in session.get_inputs()] == [["n", "H", "W", 3]]
     names = [output.name for output in session.get_outputs()]
+    assert names[-1] == "second_grid"
     clf = in_float32(quick.clf)
     for size in ((1, 1), (37, 90), (64, 64)):
         images = np.stack([cv2.resize(read_image(p), size[::-1]) for p in find_images(folder)[:3]])
@@ -236,11 +237,25 @@ def test_the_graph_alone_takes_batches_of_any_size(quick: Exported, folder: Path
             assert ((mask == (hot & expected.is_defect)) | near).all()
 
 
+def test_only_defective_images_are_looked_at_again(fast: Exported, folder: Path) -> None:
+    inspector = Inspector(fast.onnx)
+    assert inspector.description["second_look"] == [96, 96]
+    engine, asked = inspector._engine, []
+    run = engine.run
+    engine.run = lambda names, *args: asked.append(names) or run(names, *args)
+    for path in find_images(folder):
+        asked.clear()
+        found = inspector.localize(path)
+        assert len(asked) == 1 + found.is_defect
+        assert found.grid.shape == ((12, 12) if found.is_defect else (8, 8))
+
+
 @pytest.mark.slow
 def test_maps_and_pooling_as_published(tiny_classifier, fitted_parts: Path, tmp_path: Path) -> None:
     published = {"heatmap": "min_max_cam", "pooling": "average", "cv": None}
     clf = tiny_classifier(image_size=(50, 66), **published).fit(fitted_parts)
     export(clf, tmp_path / "part.onnx")
+    assert Inspector(tmp_path / "part.onnx").description["second_look"] is None
     parity = verify(clf, {"onnx": Inspector(tmp_path / "part.onnx")}, fitted_parts)
     assert parity.is_same, str(parity)
 
@@ -416,16 +431,18 @@ def test_int8_leaves_the_first_layer_and_the_heads_in_float32(quick: Exported) -
     network = quick.clf.network_
     layers = [*network.trunk.modules(), *network.tail.modules()]
     n_layers = sum(isinstance(layer, torch.nn.Conv2d) for layer in layers)
-    assert len(convolutions) == n_layers - 1
+    n_looks = 2
+    assert len(convolutions) == n_looks * (n_layers - 1)
     assert all(shapes[node.input[1]][1] != 3 for node in convolutions)
 
 
 def test_int8_compares_patches_in_int8(quick: Exported) -> None:
     graph = onnx.load(quick.onnx).graph
-    (product,) = exporting._codebook_product(graph)
+    products = exporting._codebook_product(graph)
+    assert len(products) == 2  # one in each look
     shapes = {value.name: list(value.dims) for value in graph.initializer}
     centres = quick.clf.network_.codebook.centres
-    assert shapes[product.input[1]] == list(centres.T.shape)
+    assert all(shapes[node.input[1]] == list(centres.T.shape) for node in products)
     del graph.node[:]
     assert exporting._codebook_product(graph) == []
 

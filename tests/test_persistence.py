@@ -424,6 +424,16 @@ def test_a_fingerprint_that_is_none_is_refused(path: Path, data: Any) -> None:
         load(path)
 
 
+def test_an_older_file_is_of_a_release_that_looked_once(
+    clf: DefectCAMClassifier, path: Path
+) -> None:
+    assert load(path).second_look == clf.second_look == 1.3
+    rewrite(path, lambda description: description["parameters"].pop("second_look"))
+    loaded = load(path)
+    assert loaded.second_look is None
+    assert {one.grid.shape for one in loaded.localize(IMAGES)} == {(4, 5)}
+
+
 def test_an_older_file_has_no_tiles_and_cannot_tell_drift(path: Path) -> None:
     def without_drift(tensors: dict[str, torch.Tensor]) -> None:
         for name in [name for name in tensors if "drift" in name]:

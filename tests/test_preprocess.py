@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from defectcam.preprocess import Preprocess, _interpolate
+from defectcam.preprocess import Preprocess, _interpolate, seen_again
 from defectcam.resizing import resize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -170,3 +170,12 @@ def test_gpus_resize_as_the_processor_does(size: tuple[int, int]) -> None:
     image = random_images([size])[0][::-1]  # a view that torch does not take
     there = _interpolate(image, (24, 32), torch.device("cpu"))
     torch.testing.assert_close(there, torch.from_numpy(resize(image, (24, 32))), atol=1e-3, rtol=0)
+
+
+def test_what_is_seen_again_is_mirrored_and_enlarged():
+    pixels = torch.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)
+    larger = seen_again(pixels, (8, 9))
+    assert larger.shape == (2, 3, 8, 9)
+    expected = F.interpolate(pixels.flip(3), size=(8, 9), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(larger, expected)
+    assert torch.equal(seen_again(pixels, (4, 6)), pixels.flip(3))

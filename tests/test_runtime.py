@@ -16,7 +16,8 @@ from PIL import Image
 
 from defectcam.images import find_images, read_images
 from defectcam.plain_labels import plain_label
-from defectcam.runtime import METADATA_KEY, ExportedModelError, Inspector
+from defectcam.runtime import METADATA_KEY, ExportedModelError, Inspector, _OnnxRuntime
+from defectcam.second_look import join_looks
 
 DESCRIPTION = {
     "schema_version": 1,
@@ -54,8 +55,13 @@ assert not FORBIDDEN & {name.split(".")[0] for name in sys.modules}
 """
 
 
-def write_graph(path: Path, description: dict | None = DESCRIPTION) -> Path:
-    """Write a graph by hand: brightness is probability, and the map its channels' maximum."""
+def write_graph(
+    path: Path, description: dict | None = DESCRIPTION, second: int | None = None
+) -> Path:
+    """Write a graph by hand: brightness is probability, and the map its channels' maximum.
+
+    A second map has so many cells for each of the first.
+    """
     grid = ["n", 8, 8]
     nodes = [
         helper.make_node("Cast", ["pixels"], ["values"], to=TensorProto.FLOAT),
@@ -81,6 +87,15 @@ def write_graph(path: Path, description: dict | None = DESCRIPTION) -> Path:
         "grid": (TensorProto.FLOAT, grid),
         "type_grids": (TensorProto.FLOAT, ["n", 2, 8, 8]),
     }
+    if second is not None:
+        sizes = {"repeats": np.array([1, 1, second, second], np.float32), "axis": np.array([1])}
+        constants |= sizes
+        nodes += [
+            helper.make_node("Unsqueeze", ["grid", "axis"], ["plane"]),
+            helper.make_node("Resize", ["plane", "", "repeats"], ["larger"], mode="nearest"),
+            helper.make_node("Squeeze", ["larger", "axis"], ["second_grid"]),
+        ]
+        outputs["second_grid"] = (TensorProto.FLOAT, ["n", 8 * second, 8 * second])
     graph = helper.make_graph(
         nodes,
         "by_hand",
@@ -118,6 +133,31 @@ def test_answers_become_a_localization(by_hand: Path) -> None:
     assert (again.label, again.boxes.tolist()) == ("dent", [[1, 2, 7, 7]])  # merged: infinity
     assert good.grid[2, 1] == pytest.approx(2 * 120 / 255)
     assert inspector.localize(draw(90, 120)).defect_label == "scratch"
+
+
+def test_defective_images_are_looked_at_again(tmp_path: Path, monkeypatch) -> None:
+    """A file that says so has a second map, asked for in defective images alone."""
+    boxes = {**DESCRIPTION["boxes"], "point_spread": 1.5}
+    description = {**DESCRIPTION, "boxes": boxes, "second_look": [12, 12]}
+    path = write_graph(tmp_path / "part.onnx", description, second=2)
+    inspector = Inspector(path)
+    asked: list[list[str]] = []
+    run = _OnnxRuntime.run
+    monkeypatch.setattr(
+        _OnnxRuntime, "run", lambda s, n, *a: asked.append(list(n)) or run(s, n, *a)
+    )
+    good = inspector.localize(draw(120, 90))
+    assert good.grid.shape == (8, 8) and len(asked) == 1
+    bright = np.full((8, 8, 3), 200, dtype=np.uint8)
+    bright[2, 3] = 255
+    found = inspector.localize(bright)
+    assert asked[1:] == [asked[0], ["second_grid"]]
+    first = bright.max(2) * np.float32(2 / 255)
+    second = np.repeat(np.repeat(first, 2, 0), 2, 1)
+    np.testing.assert_allclose(found.grid, join_looks(first, second), atol=1e-5)
+    assert (good.point_spread, found.point_spread) == (1.5, 3.0)
+    old = write_graph(tmp_path / "old.onnx", DESCRIPTION, second=2)
+    assert Inspector(old).localize(bright).grid.shape == (8, 8)
 
 
 def test_many_images_come_back_in_order(by_hand: Path) -> None:
