@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 __all__ = ["Callback", "Checkpoint", "TimeLimit"]
 
 #: Methods that an object may have to be told.
@@ -144,7 +146,8 @@ def train_ends(callbacks: Any, classifier: Any) -> None:
 
 def told_to_stop(callbacks: Any, classifier: Any, record: dict[str, Any]) -> bool:
     """Tell all of them of an epoch; return whether one of them asks for the end."""
-    return any([hook(classifier, record) is True for hook in _hooks(callbacks, "on_epoch_end")])
+    answers = [hook(classifier, record) for hook in _hooks(callbacks, "on_epoch_end")]
+    return any(isinstance(answer, (bool, np.bool_)) and bool(answer) for answer in answers)
 
 
 def _hooks(callbacks: Any, name: str) -> list[Any]:

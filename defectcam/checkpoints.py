@@ -281,8 +281,15 @@ class FitCheckpoint:
 
     def close(self) -> None:
         """Remove the file of a fit that is complete."""
-        if self.is_complete:
+        if not self.is_complete:
+            return
+        try:
             Path(self.path).unlink(missing_ok=True)
+        except OSError as error:
+            warn_caller(
+                f"resume={os.fspath(self.path)!r} is no longer needed and cannot be removed "
+                f"({error})."
+            )
 
     # --- The file -----------------------------------------------------------------------------
 

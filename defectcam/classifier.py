@@ -642,7 +642,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         y: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
         *,
-        resume: str | os.PathLike[str] | None = None,
+        resume: str | os.PathLike[str] | FitCheckpoint | None = None,
     ) -> DefectCAMClassifier:
         """Learn good and defective from labelled images.
 
@@ -696,7 +696,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ChanceLevelWarning, SuspectLabelsWarning
             After it, about what held-out predictions showed.
         """
-        checkpoint = None if resume is None else FitCheckpoint(resume)
+        is_given = isinstance(resume, FitCheckpoint)  # whoever gives it closes it
+        checkpoint: FitCheckpoint | None = None
+        if resume is not None:
+            checkpoint = resume if isinstance(resume, FitCheckpoint) else FitCheckpoint(resume)
         if self.tile is not None:
             from defectcam.tiled import fit_on_tiles  # tiles know the classifier, not the reverse
 
@@ -704,7 +707,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         else:
             n_kept = self.replay_size or 0
             self._fit(X, y, sample_weight, classes=None, n_kept=n_kept, checkpoint=checkpoint)
-        if checkpoint is not None:
+        if checkpoint is not None and not is_given:
             checkpoint.close()
         return self
 

@@ -141,27 +141,33 @@ def _fit(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if args.config is not None:
         given = {**_configured(args.config), **given}
-    from defectcam.folders import labelled_folder
+    from defectcam.folders import labelled_folder, sub_folder
 
     labelled_folder(args.folder, given.get("good_label"))  # refuse a wrong folder early
     if _has_test_images(args.folder) and not args.quiet:
-        train = Path(args.folder, "train")
+        train = sub_folder(args.folder, "train")
         print(
             f"defectcam: training on the images of train and test; {train} alone would leave those "
             "of test to evaluate on",
             file=sys.stderr,
         )
+    from defectcam.checkpoints import FitCheckpoint
     from defectcam.classifier import DefectCAMClassifier
     from defectcam.training import TrainingDivergedError
 
+    if args.resume is not None and os.path.realpath(args.resume) == os.path.realpath(args.output):
+        raise _UsageError(f"--resume and --output are both {args.output}: name two files.")
     given["verbose"] = _verbosity(args)
     if args.recipe is None:
         clf = DefectCAMClassifier(**given)
     else:
         clf = DefectCAMClassifier.from_recipe(args.recipe, **given)
     with _usage_errors(ValueError, TrainingDivergedError), _interruption_noticed() as interruption:
-        clf.fit(args.folder, resume=args.resume)
+        checkpoint = None if args.resume is None else FitCheckpoint(args.resume)
+        clf.fit(args.folder, resume=checkpoint)
     clf.save(args.output, overwrite=args.force)
+    if checkpoint is not None:
+        checkpoint.close()  # not before: a model that cannot be written would be lost
     report = {"model": args.output, **clf.info()}
     _print_report(report, args.json)
     return INTERRUPTED if interruption else DONE
@@ -309,13 +315,14 @@ def _report(args: argparse.Namespace) -> int:
         raise _UsageError("--good-label and --masks need one folder with a sub-folder per class.")
     if args.masks is not None and not Path(args.masks).is_dir():
         raise _UsageError(f"--masks {args.masks}: there is no such folder.")
+    images = _list_images(args.images)  # refuses empty folders, labelled ones too
     clf = _load(args)
     clf.set_params(verbose=_verbosity(args))
     from defectcam.report import write_report
 
     write_report(
         clf,
-        _tested(args.images[0]) if may_have_labels else _list_images(args.images),
+        _tested(args.images[0]) if may_have_labels else images,
         path=args.output,
         masks=args.masks,
         good_label=args.good_label,
@@ -616,13 +623,17 @@ def _configured(path: str) -> dict[str, Any]:
 
 def _has_test_images(folder: str) -> bool:
     """Tell whether a folder has the layout of MVTec AD, with images to train and to test on."""
-    return Path(folder, "train").is_dir() and Path(folder, "test").is_dir()
+    from defectcam.folders import sub_folder
+
+    return None not in (sub_folder(folder, "train"), sub_folder(folder, "test"))
 
 
 def _tested(folder: str) -> Path:
     """Give the folder `test` of the MVTec AD layout, any other folder as it is."""
-    test = Path(folder, "test")
-    if not _has_test_images(folder):
+    from defectcam.folders import sub_folder
+
+    test = sub_folder(folder, "test")
+    if test is None or not _has_test_images(folder):
         return Path(folder)
     print(f"defectcam: evaluating on {test}", file=sys.stderr)
     return test

@@ -35,7 +35,7 @@ from sklearn.utils import Bunch
 
 from defectcam.coco import CocoImage, read_coco
 from defectcam.defects import make_defects
-from defectcam.folders import find_good_label, labelled_folder
+from defectcam.folders import find_good_label, labelled_folder, mask_folder, sub_folder
 from defectcam.folds import stratified_group_folds
 from defectcam.images import ImageReadError, find_images
 
@@ -70,7 +70,7 @@ def load_folder(
     ----------
     root : str or PathLike
         As `defectcam.folders.labelled_folder` takes it. Masks, where there are any, are files
-        ``ground_truth/<type>/<stem>_mask.png``.
+        ``ground_truth/<type>/<stem>_mask.png`` in this folder or beside it.
     good_label : str, optional
         Name of the sub-folder of good parts; by default found by its name.
     group_pattern : str, optional
@@ -94,8 +94,9 @@ def load_folder(
     """
     paths, types = labelled_folder(root, good_label)
     good = find_good_label(types, good_label)
+    folder = mask_folder(root)
     masks = [
-        None if name == good else _mask_of(root, path, name)
+        None if name == good or folder is None else _mask_of(folder, path, name)
         for path, name in zip(paths, types, strict=True)
     ]
     return labelled_bunch(paths, types, good, masks, _groups_of(paths, group_pattern))
@@ -129,7 +130,7 @@ def load_mvtec(root: str | os.PathLike[str], group_pattern: str | None = None) -
     P. Bergmann, M. Fauser, D. Sattlegger, C. Steger, "MVTec AD: A Comprehensive Real-World Dataset
     for Unsupervised Anomaly Detection", CVPR 2019.
     """
-    missing = [name for name in ("train", "test") if not os.path.isdir(os.path.join(root, name))]
+    missing = [name for name in ("train", "test") if sub_folder(root, name) is None]
     if missing:
         raise ImageReadError(
             f"{os.fspath(root)!r} must have train/good and test/<type> (the MVTec AD layout), but "
@@ -137,7 +138,7 @@ def load_mvtec(root: str | os.PathLike[str], group_pattern: str | None = None) -
             "sub-folder per class use load_folder."
         )
     data = load_folder(root, group_pattern=group_pattern)
-    data.split = np.array([Path(path).relative_to(root).parts[0] for path in data.paths])
+    data.split = np.array([Path(path).relative_to(root).parts[0].lower() for path in data.paths])
     return data
 
 
@@ -584,8 +585,8 @@ def _write_masks(images: Sequence[CocoImage], folder: Path) -> list[str | None]:
     return files
 
 
-def _mask_of(root: str | os.PathLike[str], path: str, type_: str) -> str | None:
-    mask = os.path.join(root, "ground_truth", type_, f"{Path(path).stem}_mask.png")
+def _mask_of(folder: Path, path: str, type_: str) -> str | None:
+    mask = os.path.join(folder, type_, f"{Path(path).stem}_mask.png")
     return mask if os.path.isfile(mask) else None
 
 

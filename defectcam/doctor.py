@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from defectcam.diagnostics import ENOUGH_DEFECTS
 from defectcam.duplicates import duplicate_pairs, thumbnail
-from defectcam.folders import find_good_label, labelled_folder
+from defectcam.folders import find_good_label, labelled_folder, sub_folder
 from defectcam.images import ImageReadError, find_images, read_image
 
 __all__ = ["SEVERITIES", "Examination", "Finding", "examine"]
@@ -529,8 +529,8 @@ def _next(
     if any(finding.severity == "error" for finding in findings):
         return "mend the errors, then: " + _command("doctor", root, *name)
     model = f"{Path(root).resolve().name}.safetensors"
-    train, test = Path(root, "train"), Path(root, "test")
-    if train.is_dir() and test.is_dir():
+    train = sub_folder(root, "train")
+    if train is not None and sub_folder(root, "test") is not None:
         if any(entry.is_dir() and entry.name != good for entry in train.iterdir()):
             return _command("fit", str(train), "-o", model, *name)
         return _command("split", root, "-o", f"{root.rstrip(os.sep)}-split", "--form=links", *name)

@@ -32,7 +32,7 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from defectcam.exceptions import warn_caller
-from defectcam.folders import find_good_label
+from defectcam.folders import find_good_label, mask_folder
 from defectcam.images import ImageReadError, check_readable, read_marked
 from defectcam.labels import as_labels
 from defectcam.metrics import (
@@ -55,7 +55,6 @@ __all__ = ["Evaluation", "Judged", "evaluate"]
 #: Overlap (intersection over union) at and above which a box is right.
 BOX_IOU = 0.3
 
-_MASK_FOLDER = "ground_truth"
 _MAX_NAMED = 20  # images listed in the text
 
 
@@ -479,12 +478,15 @@ def list_masks(
 ) -> Sequence[Any]:
     """Mask of each defective image, as file or array; None where there is none."""
     if masks is None and is_path(X):
-        places = (Path(X, _MASK_FOLDER), Path(X).resolve().parent / _MASK_FOLDER)
-        masks = next((place for place in places if place.is_dir()), None)
+        found = mask_folder(X)
+        if found is not None:
+            listed: Iterable[Any] = _masks_in(found, sources, types)
+            return _of_defects(listed, is_defect)
     if masks is None:
         return [None] * len(types)
     if is_path(masks):
-        listed: Iterable[Any] = _masks_in(Path(masks), sources, types)
+        listed = _masks_in(Path(masks), sources, types)
+        _refuse_other_folder(masks, listed, sources, types, is_defect)
     else:
         listed = list(masks)
         if len(listed) != len(types):
@@ -492,7 +494,33 @@ def list_masks(
                 f"masks must hold one mask, or None, for each of {len(types)} images, got "
                 f"{len(listed)}."
             )
+    return _of_defects(listed, is_defect)
+
+
+def _of_defects(listed: Iterable[Any], is_defect: NDArray[np.bool_]) -> list[Any]:
     return [mask if bad else None for mask, bad in zip(listed, is_defect, strict=True)]
+
+
+def _refuse_other_folder(
+    folder: Any,
+    listed: Sequence[Any],
+    sources: Sources,
+    types: NDArray[Any],
+    is_defect: NDArray[np.bool_],
+) -> None:
+    """Refuse a folder that was asked for and has no mask of any defective image."""
+    if not is_defect.any() or any(_of_defects(listed, is_defect)):
+        return
+    first = int(np.flatnonzero(is_defect)[0])
+    expected = _mask_name(paths_of(sources)[first], types.tolist()[first])
+    raise ValueError(
+        f"masks={os.fspath(folder)!r} holds no mask of a defective image: the first is looked for "
+        f"as {os.path.join(folder, expected)!r}. Leave masks out to measure no heatmaps."
+    )
+
+
+def _mask_name(path: str | os.PathLike[str], kind: Any) -> str:
+    return os.path.join(str(kind), f"{Path(path).stem}_mask.png")
 
 
 def _masks_in(folder: Path, sources: Sources, types: NDArray[Any]) -> list[Path | None]:
@@ -504,7 +532,7 @@ def _masks_in(folder: Path, sources: Sources, types: NDArray[Any]) -> list[Path 
             "holds images without a name: pass a list of masks."
         )
     files = [
-        folder / str(kind) / f"{Path(path).stem}_mask.png"
+        folder / _mask_name(path, kind)
         for path, kind in zip(paths_of(sources), types.tolist(), strict=True)
     ]
     return [file if file.is_file() else None for file in files]

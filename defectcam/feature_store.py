@@ -74,8 +74,11 @@ class FeatureStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         self._can_write = True
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._give_up(error)
 
     def read(self, image: str) -> StoredImage | None:
         """Return what is kept of an image; None if there is nothing, or it is damaged.
@@ -110,8 +113,11 @@ class FeatureStore:
         try:
             write_atomically(self._path(image), _digest(content) + content)
         except OSError as error:
-            self._can_write = False
-            warn_caller(f"memory: no features can be kept in {self.folder} ({error}).")
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self._can_write = False
+        warn_caller(f"memory: no features can be kept in {self.folder} ({error}).")
 
     def _path(self, image: str) -> Path:
         return self.folder / f"{image}.features"

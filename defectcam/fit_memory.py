@@ -54,7 +54,7 @@ def codebook_maker(memory: Any) -> MakeCodebook:
     """
     if folder_of_memory(memory) is None:
         return Codebook.fit
-    return partial(checked_memory(memory).cache(_make_codebook), versions=VERSIONS)
+    return partial(_cached(memory, _make_codebook), versions=VERSIONS)
 
 
 def identity_of_training(
@@ -102,11 +102,20 @@ def learn_once(
     Learned
         Its network is the given one only where that was trained.
     """
-    recall = checked_memory(memory).cache(_learn, ignore=["network", "train"])
+    recall = _cached(memory, _learn, ignore=["network", "train"])
     try:
         return recall(identity, VERSIONS, network, train)
     except _InterruptedError as interrupted:
         return interrupted.learned
+
+
+def _cached(memory: Any, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Let the memory keep results; where it cannot make its folder, the feature store has warned."""
+    try:
+        cached: Callable[..., Any] = checked_memory(memory).cache(function, **options)
+    except OSError:
+        return function
+    return cached
 
 
 def _make_codebook(

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from defectcam.images import ImageReadError, find_images
 
-__all__ = ["GOOD_NAMES", "find_good_label", "labelled_folder"]
+__all__ = ["GOOD_NAMES", "find_good_label", "labelled_folder", "mask_folder", "sub_folder"]
 
 GOOD_NAMES = (
     "good",
@@ -87,6 +87,27 @@ def labelled_folder(
         ]
     _refuse_other_layouts(folder, [name for _, name in labelled], good_label)
     return [path for path, _ in labelled], [name for _, name in labelled]
+
+
+def sub_folder(root: str | os.PathLike[str], name: str) -> Path | None:
+    """Find a folder in another by its name in lower case; ``Test`` is found where no ``test`` is.
+
+    Returns
+    -------
+    Path or None
+        None where there is no such folder.
+    """
+    exact = Path(root, name)
+    if exact.is_dir() or not Path(root).is_dir():
+        return exact if exact.is_dir() else None
+    alike = (entry for entry in Path(root).iterdir() if entry.name.lower() == name)
+    return min((entry for entry in alike if entry.is_dir()), default=None)
+
+
+def mask_folder(root: str | os.PathLike[str]) -> Path | None:
+    """Find the folder ``ground_truth`` of the masks in a folder of images, or beside it."""
+    own = sub_folder(root, _MASK_FOLDER)
+    return own or sub_folder(Path(root).resolve().parent, _MASK_FOLDER)
 
 
 def find_good_label(labels: ArrayLike, good_label: Any = None) -> Any:

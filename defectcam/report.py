@@ -35,8 +35,9 @@ from tqdm.auto import tqdm
 from defectcam.diagnostics import contradicted_labels
 from defectcam.display import middle_of_scale
 from defectcam.evaluation import BOX_IOU, Evaluation, Judged, evaluate, image_name
+from defectcam.exceptions import warn_caller
 from defectcam.files import check_target, write_atomically
-from defectcam.images import check_readable
+from defectcam.images import check_readable, find_images
 from defectcam.plain_labels import plain_label
 from defectcam.report_images import Album, box_stops
 from defectcam.results import Localization
@@ -206,7 +207,23 @@ class _Content:
 def _has_labels(clf: Any, X: Any, y: Any, good_label: Any) -> bool:
     if y is not None or good_label is not None:
         return True
-    return brings_labels(X, plain_label(clf.good_label_))
+    learned = plain_label(clf.good_label_)
+    has_labels = brings_labels(X, learned)
+    if not has_labels and is_path(X) and os.path.isdir(X):
+        _warn_if_classes(X, learned)
+    return has_labels
+
+
+def _warn_if_classes(folder: Any, good_label: Any) -> None:
+    """Say why images in sub-folders are taken for images without labels."""
+    groups = Counter(Path(path).relative_to(folder).parts[0] for path in find_images(folder))
+    names = sorted(name for name in groups if os.path.isdir(os.path.join(folder, name)))
+    if names:
+        warn_caller(
+            f"The images of {os.fspath(folder)!r} are taken for images without labels: none of its "
+            f"folders ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}) is called "
+            f"{good_label!r}. Pass good_label if one of them holds good parts."
+        )
 
 
 def _labelled(clf: Any, X: Any, y: Any, masks: Any, good_label: Any) -> _Content:

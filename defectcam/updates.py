@@ -91,16 +91,22 @@ def learn_more(
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         learned = _learn(clf, new, hashes, memory, seed)
+    before = dict(vars(clf))
+    updated = copy.copy(clf)  # calibration may be refused after the first attributes are set
     if learned.trained is not None:
-        updated = copy.copy(clf)  # calibration may be refused after the first attributes are set
         _take_over(updated, learned, learned.trained, new.weighed)
-        clf.__dict__.update(vars(updated))
-    clf.n_images_seen_ += new.weighed.n_used
+    updated.n_images_seen_ += new.weighed.n_used
     if clf.training_data_ is not None:  # else earlier images are not known
         data = fingerprint_of_rows(hashes, new.labels, new.weighed.rows)
-        clf.training_data_ = clf.training_data_.joined(data)
-    clf._replay = learned.memory if clf._replay_places() else None
-    train_ends(clf.callbacks, clf)
+        updated.training_data_ = clf.training_data_.joined(data)
+    updated._replay = learned.memory if clf._replay_places() else None
+    clf.__dict__.update(vars(updated))
+    try:
+        train_ends(clf.callbacks, clf)
+    except BaseException:
+        clf.__dict__.clear()
+        clf.__dict__.update(before)
+        raise
     return clf
 
 

@@ -244,6 +244,18 @@ def test_good_images_alone_leave_no_file(quick, parts, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_cannot_be_removed_does_not_end_the_fit(quick, parts, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", full_disk)
+        with pytest.warns(UserWarning, match="no longer needed and cannot be removed"):
+            clf = quick(cv=None).fit(*parts, resume=tmp_path / "fit.checkpoint")
+    assert clf.network_ is not None
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_the_command_goes_on_too(fitted_parts, tmp_path, monkeypatch, capsys):
     resume, model = tmp_path / "fit.checkpoint", tmp_path / "part.safetensors"
     options = ["--backbone", "test_efficientnet", "--weights", "none", "--image-size", "32"]
@@ -254,6 +266,12 @@ def test_the_command_goes_on_too(fitted_parts, tmp_path, monkeypatch, capsys):
         patch.setattr(DefectCAMClassifier, "_on_epoch", lambda *_: After(0)(*_[:2]))
         with pytest.raises(PowerCut):
             main(command)
+    assert main([*command[:-1], str(model)]) == 2  # not into the model itself
+    assert "name two files" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(DefectCAMClassifier, "save", full_disk)
+        assert main(command) == 3
+    assert resume.is_file() and not model.exists()  # else the training would be lost
     assert main(command) == 0 and model.is_file() and not resume.exists()
     resume.write_bytes(b"mine")
     assert main([*command, "--force"]) == 2

@@ -1536,6 +1536,17 @@ def test_where_nothing_can_be_kept_training_goes_on(tiny_classifier, arrays, tmp
     assert state_bytes(classifier) == state_bytes(tiny_classifier(max_epochs=1).fit(arrays, Y))
 
 
+def test_where_no_folder_can_be_made_training_goes_on(tiny_classifier, arrays, tmp_path):
+    make = tiny_classifier(max_epochs=1)
+    (tmp_path / "joblib").mkdir()
+    (tmp_path / "joblib" / "defectcam").write_bytes(b"in the way")
+    with pytest.warns(UserWarning, match="no features can be kept") as caught:
+        classifier = make.set_params(memory=tmp_path, cv=None).fit(arrays, Y)
+    assert len([one for one in caught if "features can be kept" in str(one.message)]) == 1
+    expected = tiny_classifier(max_epochs=1, cv=None).fit(arrays, Y)
+    assert state_bytes(classifier) == state_bytes(expected)
+
+
 def test_prediction_leaves_the_memory_alone(tiny_classifier, arrays, tmp_path):
     classifier = tiny_classifier(max_epochs=1, memory=tmp_path).fit(arrays[1:], Y[1:])
     classifier.localize(arrays)

@@ -26,7 +26,7 @@ import defectcam
 from defectcam import DefectCAMClassifier, annotations, cli, cli_options, load, tables
 from defectcam.attribution import METHODS
 from defectcam.configuration import read_configuration
-from defectcam.datasets import load_csv, load_folder, train_test_split_by_type
+from defectcam.datasets import load_csv, load_folder, load_mvtec, train_test_split_by_type
 from defectcam.recipes import RECIPES, VGG16_CAM
 from defectcam.splitting import FORMS
 from defectcam.tables import result_row
@@ -730,6 +730,27 @@ def test_evaluate_reports_what_was_measured(
     assert report["roc_auc"] == pytest.approx(roc_auc_score(truth, probability))
     assert "pixels" not in report
     assert report == load(tmp_path / "decided.safetensors").evaluate(parts).to_dict()
+
+
+def test_the_case_of_train_and_test_does_not_matter(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    root = tmp_path / "product"
+    shutil.copytree(parts, root / "Test")
+    shutil.copytree(parts, root / "Train")
+    (root / "Ground_Truth" / "scratch").mkdir(parents=True)
+    mask = Image.fromarray(np.full((40, 48), 255, dtype=np.uint8))
+    mask.save(root / "Ground_Truth" / "scratch" / "000_mask.png")
+    assert run("evaluate", model, root, "--json") == 0
+    output = capsys.readouterr()
+    report = json.loads(output.out)
+    assert (report["n_images"], report["pixels"]["n_masks"]) == (8, 1)
+    assert f"evaluating on {root / 'Test'}" in output.err
+    assert run("doctor", root) == 0
+    assert f"defectcam fit {root / 'Train'}" in capsys.readouterr().out
+    data = load_mvtec(root)
+    assert set(data.split) == {"train", "test"}
+    assert sum(mask is not None for mask in data.masks) == 2
 
 
 @pytest.mark.parametrize("root_given", [True, False])

@@ -93,6 +93,13 @@ def test_load_mvtec_pairs_images_with_masks(mvtec: Path) -> None:
     assert data.is_defect.tolist() == [False, True, True, False, True]
 
 
+def test_masks_beside_a_folder_are_found(mvtec: Path) -> None:
+    data = load_folder(mvtec / "test")
+    masks = [mask and Path(mask).relative_to(mvtec.resolve()).as_posix() for mask in data.masks]
+    assert masks[:2] == ["ground_truth/dent/000_mask.png", "ground_truth/dent/001_mask.png"]
+    assert masks[2:] == [None, None]
+
+
 def test_load_mvtec_refuses_other_layouts(parts: Path, mvtec: Path) -> None:
     message = r"no folder train and no folder test.*Found: \w+/, \w+/.*load_folder"
     for root in (parts, mvtec / "test"):

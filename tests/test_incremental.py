@@ -487,6 +487,19 @@ def test_an_update_that_fails_late_changes_nothing(tiny_classifier, monkeypatch)
     assert all(vars(clf)[name] is value for name, value in before.items())
 
 
+def test_an_update_whose_callback_fails_changes_nothing(tiny_classifier, tmp_path):
+    clf = tiny_classifier(max_epochs=1).partial_fit(*FIRST)
+    clf.set_params(callbacks=Checkpoint(tmp_path / "gone" / "part.safetensors"))
+    before = dict(vars(clf))
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            clf.partial_fit(*SECOND)
+        assert vars(clf).keys() == before.keys()
+        assert all(vars(clf)[name] is value for name, value in before.items())
+    clf.set_params(callbacks=None).partial_fit(*SECOND)
+    assert clf.n_images_seen_ == len(FIRST[1]) + len(SECOND[1])
+
+
 # --- Callbacks ------------------------------------------------------------------------------------
 
 
@@ -513,6 +526,12 @@ def test_hooks_are_called_in_order_and_may_end_a_fold(tiny_classifier):
     clf.set_params(callbacks=[diary, lambda classifier, record: None]).partial_fit(*SECOND)
     later = [("begin", True), (3, 1), (3, 2), ("end", 17)]
     assert diary.entries[len(first) :] == later
+
+
+@pytest.mark.parametrize(("answer", "n_epochs"), [(True, 1), (np.True_, 1), (np.False_, 2), (1, 2)])
+def test_truth_ends_a_training_and_nothing_else(tiny_classifier, answer, n_epochs):
+    clf = tiny_classifier(callbacks=lambda *_: answer, max_epochs=2, cv=None).fit(*FIRST)
+    assert len(clf.history_["epoch"]) == n_epochs
 
 
 def test_an_object_with_one_hook_will_do(tiny_classifier):

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from html import unescape
 from pathlib import Path
@@ -739,6 +740,20 @@ def test_hostile_texts_run_nothing(hostile: Path, visit: Callable) -> None:
     assert page.locator("h1").inner_text() == HOSTILE_LABEL
     assert page.evaluate("window.hacked") is None
     assert page.locator("img[src=x]").count() == 0
+
+
+def test_a_folder_whose_classes_are_not_understood_is_named(tmp_path: Path) -> None:
+    images, _, _ = make_images(4)
+    for number, image in enumerate(images):
+        (tmp_path / "ev" / ("fine", "weird")[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(
+            tmp_path / "ev" / ("fine", "weird")[number % 2] / f"{number}.png"
+        )
+    with pytest.warns(UserWarning, match=r"without labels: none of its folders \(fine, weird\)"):
+        write_report(Painted(), tmp_path / "ev", path=tmp_path / "a.html")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_report(Painted(), tmp_path / "ev" / "fine", path=tmp_path / "b.html")
 
 
 def test_reports_without_labels_and_of_good_images_work(tmp_path: Path, visit: Callable) -> None:

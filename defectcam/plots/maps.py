@@ -321,6 +321,8 @@ class HeatmapGridDisplay:
                 raise ValueError(f"{name} has {len(values)} entries for {len(found)} images.")  # type: ignore[arg-type]
         if not found:
             raise ValueError("found is empty: there is nothing to draw.")
+        if n_images is not None and n_images < 1:
+            raise ValueError(f"n_images={n_images!r}: at least 1, or None for all.")
         called = np.array([one.is_defect for one in found])
         names, is_defect = [one.label for one in found], None
         if y_true is not None:
@@ -368,6 +370,8 @@ class HeatmapGridDisplay:
         HeatmapGridDisplay
             Itself, with ``ax_``, ``axes_`` and ``figure_``.
         """
+        if n_cols < 1:
+            raise ValueError(f"n_cols={n_cols!r}: at least 1.")
         n_cols = min(n_cols, len(self.displays))
         n_rows = math.ceil(len(self.displays) / n_cols)
         is_new = ax is None
