@@ -110,7 +110,7 @@ def learn_once(
 
 
 def _cached(memory: Any, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Let the memory keep results; where it cannot make its folder, the feature store has warned."""
+    """Let the memory keep results. If it has no folder for them, the feature store has warned."""
     try:
         cached: Callable[..., Any] = checked_memory(memory).cache(function, **options)
     except OSError:
