@@ -53,7 +53,7 @@ from defectcam.datasets import labelled_bunch, object_array
 from defectcam.exceptions import warn_caller
 from defectcam.files import staged_folder
 from defectcam.image_files import ImageFiles, relative_name
-from defectcam.images import ImageReadError
+from defectcam.images import ImageReadError, find_images
 from defectcam.results import Localization
 from defectcam.shapes import AnnotatedImage, Shape, box_around
 from defectcam.sources import is_path
@@ -70,6 +70,8 @@ _LAST_FILE = {
     "yolo": TABLE_FILE,
 }
 _IMAGE_FOLDERS = ("images", "JPEGImages")
+_YOLO_PARTS = "*/images"  # of train, valid and test
+_IMAGES_LEFT_OUT = {"labelme": "shapes", "voc": "objects"}  # with what a good image has none of
 _HAS_IMAGE_LABELS = ("cvat", "labelme", "labelstudio")
 _UNWRITABLE = ("Cc", "Cn", "Zl", "Zp")  # control, unassigned; separators of lines and paragraphs
 _MAX_NAMED = 5
@@ -185,11 +187,13 @@ def import_annotations(
     ----------
     path : path
         The annotation file, or the folder with the files, as `write_annotations` has made it or as
-        a tool exports it.
+        a tool exports it. Of YOLO, the folder with ``data.yaml``, ``classes.txt`` or ``obj.names``,
+        or that file: the names in it count, and the label files beside or below it.
     format : {"coco", "cvat", "labelme", "labelstudio", "voc", "yolo"}
     images : folder or sequence of paths, optional
         The images: the folder that the names in the annotations start from, or the files. By
-        default ``images`` or ``JPEGImages`` in the folder of the annotations, or that folder.
+        default ``images`` or ``JPEGImages`` in the folder of the annotations (of YOLO also the
+        folders ``*/images``), or that folder.
     good_label : str, default="good"
         The type of images without shapes. Shapes with this label mark no defect.
     shapes : {"box", "polygon"}, optional
@@ -221,7 +225,13 @@ def import_annotations(
     -----
     UserWarning
         If Label Studio's tasks have not been annotated, and their drafts are taken; if boxes do not
-        lie around their polygons.
+        lie around their polygons; if images have no file in a folder of VOC or LabelMe, and are
+        left out.
+
+    Notes
+    -----
+    An image without a label file is a good one in YOLO, as Ultralytics has it. VOC and LabelMe know
+    no such rule: nobody may have looked at it yet. Give good images a file without objects.
 
     See Also
     --------
@@ -232,7 +242,7 @@ def import_annotations(
     path = Path(path)
     if not path.exists():
         raise ImageReadError(f"{str(path)!r} does not exist: give the file or folder to import.")
-    files = ImageFiles(_default_images(path) if images is None else images)
+    files = ImageFiles(_default_images(path, format) if images is None else images)
     if format == "labelstudio":
         read, n_drafts = read_label_studio(path, files)
         if n_drafts:
@@ -245,6 +255,8 @@ def import_annotations(
     if not read:
         raise ImageReadError(f"{str(path)!r} has no images in it: is it of another format?")
     _refuse_twice(read, path)
+    if format in _IMAGES_LEFT_OUT and path.is_dir():
+        _warn_of_left_out(files.others({image.file_name for image in read}), path, format)
     if shapes is None:
         _warn_of_moved_boxes(read, path)
     return _as_bunch([_of_defects(image, good_label, shapes) for image in read], good_label)
@@ -262,9 +274,13 @@ _READERS = {
 # --- Reading ----------------------------------------------------------------------------------
 
 
-def _default_images(path: Path) -> Path:
+def _default_images(path: Path, format: str) -> Path | list[str]:
     folder = path if path.is_dir() else path.parent
-    return next((folder / name for name in _IMAGE_FOLDERS if (folder / name).is_dir()), folder)
+    named = next((folder / name for name in _IMAGE_FOLDERS if (folder / name).is_dir()), None)
+    parts = sorted(folder.glob(_YOLO_PARTS)) if format == "yolo" and named is None else []
+    if parts:  # and not all of the folder, in which curves and examples may lie that are no images
+        return [image for part in parts if part.is_dir() for image in find_images(part)]
+    return folder if named is None else named
 
 
 def _refuse_twice(images: Sequence[AnnotatedImage], path: Path) -> None:
@@ -276,6 +292,15 @@ def _refuse_twice(images: Sequence[AnnotatedImage], path: Path) -> None:
                 "one out."
             )
         seen.add(image.file_name)
+
+
+def _warn_of_left_out(left_out: Sequence[str], path: Path, format: str) -> None:
+    if left_out:
+        what, suffix = _IMAGES_LEFT_OUT[format], _LABEL_SUFFIX[format]
+        warn_caller(
+            f"{len(left_out)} images have no file *{suffix} in {str(path)!r} and are left out, the "
+            f"first is {left_out[0]!r}. Those that are good need a file without {what}."
+        )
 
 
 def _warn_of_moved_boxes(images: Sequence[AnnotatedImage], path: Path) -> None:
@@ -443,7 +468,10 @@ def _links(
             links.append(Path(name).name)
             continue
         start = (target.resolve() / file).parent
-        links.append(Path(os.path.relpath(Path(found.source).resolve(), start)).as_posix())
+        source = Path(found.source)
+        # A link may lead to a file of another name, by which the image would not be found again.
+        place = source.parent.resolve() / source.name
+        links.append(Path(os.path.relpath(place, start)).as_posix())
     return links
 
 

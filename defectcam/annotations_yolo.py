@@ -1,13 +1,15 @@
 """Annotations in the YOLO format: a line of text per shape, in shares of the image's size.
 
 Owns the format, for detection (class, centre and size of a box) and for segmentation (class and the
-corners of a polygon). Which images there are, and where, `annotations` and `image_files` know.
+corners of a polygon), and how tools lay out such a data set. Which images there are, and where,
+`annotations` and `image_files` know.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ __all__ = ["read_yolo", "write_yolo"]
 
 TABLE_FILE = "data.yaml"
 
-_LABELS, _NAMES = "labels", "classes.txt"
+_LABELS, _IMAGES = "labels", "images"
+_NAMES = ("classes.txt", "obj.names")  # a name a line, as Label Studio and as CVAT have it
+_TABLES = (TABLE_FILE, *_NAMES)
+_CVAT_FOLDERS = "obj_*_data"
 _MAX_NAMES = 20
 _LARGEST_NAME = 10**18
 
@@ -51,18 +56,73 @@ def write_yolo(
 
 
 def read_yolo(path: Path, files: ImageFiles) -> list[AnnotatedImage]:
-    """Read a folder of label files; images without one are not among those returned."""
-    names = _class_names(path)
-    labels = path / _LABELS if (path / _LABELS).is_dir() else path
-    label_files = sorted(file for file in labels.rglob("*.txt") if file != path / _NAMES)
+    """Read a data set, given by its folder or its table of classes.
+
+    Images without a label file are good ones, as Ultralytics takes them.
+    """
+    table = _table(path)
+    names = _class_names(table)
+    label_files = _label_files(table.parent, files)
     if not label_files:
-        raise ImageReadError(f"{str(labels)!r} has no label files (*.txt, one per image).")
+        raise ImageReadError(f"{str(table.parent)!r} has no label files (*.txt, one per image).")
     read = []
-    for file in label_files:
-        stem = file.relative_to(labels).with_suffix("").as_posix()
+    for file, stem in label_files:
         image = files.find_stem(stem, repr(str(file)))
         read.append(AnnotatedImage(image, files.size(image), _shapes(file, names, files, image)))
-    return read
+    unlabelled = files.others({image.file_name for image in read})
+    return [*read, *(AnnotatedImage(image, files.size(image), ()) for image in unlabelled)]
+
+
+def _label_files(folder: Path, files: ImageFiles) -> list[tuple[Path, str]]:
+    """List the label files, each with what its image is called but for the suffix."""
+    labels = folder / _LABELS
+    if labels.is_dir():
+        return [(file, _stem(file, labels)) for file in sorted(_texts(labels))]
+    texts = sorted(_texts(folder))
+    of_cvat = [file for file in texts if fnmatch(_stem(file, folder), f"{_CVAT_FOLDERS}/*")]
+    if of_cvat:
+        return [(file, _cvat_stem(file, folder, files)) for file in of_cvat]
+    split = [file for file in texts if _LABELS in file.relative_to(folder).parts[:-1]]
+    if split:
+        return [(file, _stem_in_images(file, folder)) for file in split]
+    tables = [folder / name for name in _NAMES]
+    return [(file, _stem(file, folder)) for file in texts if file not in tables]
+
+
+def _texts(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """List text files, through links too: an image whose file was missed would be called good."""
+    real = folder.resolve()
+    if real in above:  # a link that leads back would never end
+        return
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise ImageReadError(
+            f"The folder {str(folder)!r} cannot be listed ({error.strerror}): check its "
+            "permissions and its drive."
+        ) from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from _texts(entry, above | {real})
+        elif entry.suffix == ".txt":
+            yield entry
+
+
+def _stem(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).with_suffix("").as_posix()
+
+
+def _stem_in_images(file: Path, folder: Path) -> str:
+    """Replace the last folder ``labels`` by ``images``, as Ultralytics does the other way round."""
+    *parts, name = _stem(file, folder).split("/")
+    last = len(parts) - 1 - parts[::-1].index(_LABELS)
+    return "/".join([*parts[:last], _IMAGES, *parts[last + 1 :], name])
+
+
+def _cvat_stem(file: Path, folder: Path, files: ImageFiles) -> str:
+    """Name an image that lies beside its label file, or, exported without, where it came from."""
+    beside = _stem(file, folder)
+    return beside if files.has_stem(beside) else beside.partition("/")[2]
 
 
 def _shares(shape: Shape, size: tuple[int, int], polygons: bool) -> list[float]:
@@ -74,14 +134,21 @@ def _shares(shape: Shape, size: tuple[int, int], polygons: bool) -> list[float]:
     return [*centre, (right - left) / width, (bottom - top) / height]
 
 
-def _class_names(path: Path) -> dict[int, str]:
-    table = path / TABLE_FILE if (path / TABLE_FILE).is_file() else path / _NAMES
-    if not table.is_file():
+def _table(path: Path) -> Path:
+    """Find the file that names the classes."""
+    if path.is_file() and (path.suffix in (".yaml", ".yml") or path.name in _NAMES):
+        return path
+    table = next((path / name for name in _TABLES if (path / name).is_file()), None)
+    if table is None:
         raise ImageReadError(
-            f"{str(path)!r} has neither {TABLE_FILE} nor {_NAMES}, which name the classes: "
-            f"pass the folder that holds one of them and {_LABELS}/."
+            f"{str(path)!r} has neither {', '.join(_TABLES[:-1])} nor {_TABLES[-1]}, which name "
+            f"the classes: pass the folder that holds one of them and {_LABELS}/."
         )
-    names = _lines(table) if table.name == _NAMES else _listed_names(table)
+    return table
+
+
+def _class_names(table: Path) -> dict[int, str]:
+    names = _lines(table) if table.name in _NAMES else _listed_names(table)
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not all(

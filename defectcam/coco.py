@@ -140,8 +140,8 @@ def read_coco(path: str | os.PathLike[str], ignored_category: str | None = None)
     Raises
     ------
     ImageReadError
-        If the file is no JSON, has another layout, or names an image or a category that it does not
-        list.
+        If the file is no JSON, has another layout, a box without an area, or names an image or a
+        category that it does not list.
 
     References
     ----------
@@ -263,6 +263,11 @@ def _box(bbox: Any, limit: Sequence[float], place: str) -> NDArray[np.int64]:
     if not np.isfinite([corner, extent]).all() or (extent < 0).any():
         raise ImageReadError(f"{place} has the bbox {bbox!r}, which is none.")
     corner, extent = np.round([corner, extent], 3)  # 12.0000001 is the edge of pixel 12
+    if not extent.all():
+        raise ImageReadError(
+            f"{place} has the bbox {bbox!r}, which has no area that could be a defect: give it a "
+            "width and a height, or take it out."
+        )
     low = np.minimum(np.floor(corner.clip(0)), np.subtract(limit, 1))
     high = np.maximum(np.minimum(np.ceil(corner + extent), limit), low + 1)
     return np.concatenate([low, high]).astype(np.int64)

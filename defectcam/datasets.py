@@ -24,6 +24,7 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,8 @@ def load_visa(
         for mask, bad in zip(masks, data.is_defect, strict=True)
     )
     places = [root / "split_csv" / "1cls.csv", root / "1cls.csv"]
-    places += [root.parent / "split_csv" / "1cls.csv", root.parent / "1cls.csv"]
+    beside = Path(os.path.abspath(root)).parent  # the parent of "." is "." again
+    places += [beside / "split_csv" / "1cls.csv", beside / "1cls.csv"]
     table = split_csv or next((place for place in places if place.is_file()), None)
     data.split = None if table is None else _visa_column(table, "split", root, files)
     notes = root / "image_anno.csv"
@@ -241,7 +243,7 @@ def load_coco(
     Raises
     ------
     ImageReadError
-        If the file has another layout or images are missing.
+        If the file has another layout, a box has no area, or images are missing.
     ValueError
         If a segmentation cannot be drawn, or two masks would have the same file.
     """
@@ -297,7 +299,8 @@ def load_csv(
     Raises
     ------
     ImageReadError
-        If the file cannot be read, a column, a cell or an image is missing.
+        If the file cannot be read, a column, a cell or an image is missing, or several columns have
+        the name of one that was asked for.
     ValueError
         If no label, or more than one, can be taken for the good one.
 
@@ -388,7 +391,8 @@ def train_test_split_by_type(
     Parameters
     ----------
     paths : array-like of length n
-        The images, or whatever stands for them.
+        The images, or whatever stands for them. What is in a list comes back as it is: images of
+        other sizes, too.
     types : array-like of length n
         The type of each: the good label, or the kind of defect.
     test_size : float, default=0.2
@@ -408,8 +412,8 @@ def train_test_split_by_type(
     Raises
     ------
     ValueError
-        If `test_size` is not between 0 and 1, lengths differ, a type has a single image, or there
-        are too few groups.
+        If `test_size` is not between 0 and 1, lengths differ, a type or a group is missing, a type
+        has a single image, or there are too few groups.
 
     Examples
     --------
@@ -418,8 +422,10 @@ def train_test_split_by_type(
     >>> split.types_test.tolist()
     ['good', 'good', 'scratch']
     """
-    places, kinds = np.asarray(paths), np.asarray(types)
+    places, kinds = _one_each(paths), np.asarray(types)
     members = None if groups is None else np.asarray(groups)
+    _refuse_missing_values(types, "types")
+    _refuse_missing_values([] if groups is None else groups, "groups")
     for name, values in {"types": kinds, "groups": members}.items():
         if values is not None and len(values) != len(places):
             raise ValueError(f"There are {len(places)} paths but {len(values)} {name}.")
@@ -466,6 +472,31 @@ def object_array(values: Iterable[Any]) -> NDArray[np.object_]:
     for i, value in enumerate(listed):
         array[i] = value
     return array
+
+
+def _one_each(values: ArrayLike) -> NDArray[Any]:
+    """Make an array of what is in a list, and no pixels of images in it."""
+    if hasattr(values, "__array__"):
+        return np.asarray(values)
+    listed = list(values)  # type: ignore[arg-type]
+    is_plain = all(isinstance(value, (str, os.PathLike, Number)) for value in listed)
+    return np.asarray(listed) if is_plain else object_array(listed)
+
+
+def _refuse_missing_values(values: ArrayLike, name: str) -> None:
+    # Beside strings NumPy would make the text "nan" of NaN, but not in an array of objects.
+    is_missing = [_is_missing(value) for value in np.asarray(values, dtype=object).ravel()]
+    if any(is_missing):
+        raise ValueError(
+            f"{name} has {sum(is_missing)} missing values, the first at place "
+            f"{is_missing.index(True)}: give each image one, or leave it out."
+        )
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether it is None, or not equal to itself: NaN, NaT and pandas' NA."""
+    is_itself = value == value  # of NA it is NA, neither true nor false
+    return value is None or not (isinstance(is_itself, (bool, np.bool_)) and bool(is_itself))
 
 
 def _groups_of(paths: Sequence[str], pattern: str | None) -> NDArray[np.str_] | None:
@@ -521,6 +552,12 @@ def _read_table(
             f"{os.fspath(path)!r} has {len(rows)} rows and the columns {found}; expected "
             f"at least one row and {', '.join(absent or map(repr, columns.values()))}. If the "
             f"columns run together, pass delimiter (it was {delimiter!r})."
+        )
+    doubled = [f"{key}={name!r}" for key, name in columns.items() if found.count(name) > 1]
+    if doubled:
+        raise ImageReadError(
+            f"{os.fspath(path)!r} has more than one column of the name {', '.join(doubled)}: "
+            f"rename all but one. Found: {found}."
         )
     return {name: [(row[name] or "").strip() for row in rows] for name in columns.values()}
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from defectcam.images import IMAGE_SUFFIXES, ImageReadError, image_size
+from defectcam.images import IMAGE_SUFFIXES, ImageReadError, find_images, image_size
 
 __all__ = ["ImageFiles", "relative_name"]
 
@@ -74,11 +74,19 @@ class ImageFiles:
     def find_stem(self, stem: str, place: str) -> str:
         """Return the path of an image whose name is known but for its suffix."""
         wanted = relative_name(stem, place)
+        return self._one_of(self._with_stem(wanted), f"{wanted}.*", place)
+
+    def has_stem(self, stem: str) -> bool:
+        """Whether there is an image whose name is known but for its suffix."""
+        return bool(self._with_stem(PurePosixPath(stem)))
+
+    def others(self, found: Collection[str]) -> list[str]:
+        """List the images that are not among those found so far, each once."""
         if self._root is None:
-            paths = self._ending_in(wanted, self._by_stem.get(wanted.name, []))
-        else:
-            paths = self._stems_in(self._root / wanted.parent).get(wanted.name, [])
-        return self._one_of(paths, f"{wanted}.*", place)
+            paths = [path for paths in self._by_name.values() for path in paths]
+        else:  # names as `find` makes them, which begin with no "./"
+            paths = [str(Path(path)) for path in find_images(self._root)]
+        return [path for path in dict.fromkeys(paths) if path not in found]
 
     def size(self, path: str) -> tuple[int, int]:
         """Return height and width of an image, of which only the header is read."""
@@ -101,6 +109,11 @@ class ImageFiles:
                 "the images that were annotated."
             )
         return size
+
+    def _with_stem(self, wanted: PurePosixPath) -> list[str]:
+        if self._root is None:
+            return self._ending_in(wanted, self._by_stem.get(wanted.name, []))
+        return self._stems_in(self._root / wanted.parent).get(wanted.name, [])
 
     def _stems_in(self, folder: Path) -> dict[str, list[str]]:
         """List the images of a folder by their names without suffix, each folder once."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
@@ -26,6 +26,8 @@ __all__ = ["AnnotatedImage", "Shape", "box_around", "mask_outlines", "outlined"]
 #: What files lose by decimals and percentages, in pixels: such a distance from a whole number is
 #: taken for none.
 _ROUNDING = 0.05
+
+_NO_EXTENT = 5e-4  # pixels; a box that is no wider, or a polygon, is a line
 
 _LARGEST_NUMBER = 1e9  # of what files may hold; with more, arithmetic could overflow
 _FARTHEST = 1e6  # pixels from the image's corner to that of a polygon
@@ -238,9 +240,12 @@ def box_around(points: ArrayLike, size: tuple[int, int], place: str) -> Box:
     Raises
     ------
     ImageReadError
-        If they are no finite numbers, or lie outside the image altogether.
+        If they are no finite numbers, have no width or no height, or lie outside the image
+        altogether.
     """
     corners = numbers(points, place).reshape(-1, 2)
+    if (np.ptp(corners, axis=0) <= _NO_EXTENT).any():
+        _refuse_no_area(place)
     height, width = size
     whole = np.round(corners)
     corners = np.where(np.abs(corners - whole) <= _ROUNDING, whole, corners)
@@ -257,10 +262,19 @@ def box_around(points: ArrayLike, size: tuple[int, int], place: str) -> Box:
     return left, top, right, bottom
 
 
+def _refuse_no_area(place: str) -> NoReturn:
+    raise ImageReadError(
+        f"{place} has no area that could be a defect: give it a width and a height, or take it out."
+    )
+
+
 def polygon_shape(
     label: str, outlines: Iterable[ArrayLike], size: tuple[int, int], place: str
 ) -> Shape:
-    """Make a shape of polygons read from a file, each of at least three corners."""
+    """Make a shape of polygons read from a file, each of at least three corners.
+
+    One of several may lie on a line; all together must have an area.
+    """
     checked = []
     for outline in outlines:
         corners = numbers(outline, place)
@@ -274,7 +288,10 @@ def polygon_shape(
         checked.append(corners.reshape(-1, 2))
     if not checked:
         raise ImageReadError(f"{place} has no corners.")
-    return Shape(label, box_around(np.concatenate(checked), size, place), tuple(checked))
+    corners = np.concatenate(checked)
+    if np.linalg.matrix_rank(corners - corners.mean(axis=0), tol=_NO_EXTENT) < 2:
+        _refuse_no_area(place)  # all of them on a line, which a box around it would not show
+    return Shape(label, box_around(corners, size, place), tuple(checked))
 
 
 def mask_shape(

@@ -759,7 +759,7 @@ def test_images_are_copied_to_where_the_format_expects_them(
         assert json.loads((root / "good" / "000.json").read_text())["imagePath"] == "000.png"
 
 
-@pytest.mark.filterwarnings("ignore:.*have not been annotated")
+@pytest.mark.filterwarnings("ignore:.*have not been annotated", "ignore:.*are left out")
 @pytest.mark.parametrize("format", FORMATS)
 def test_defects_without_a_box_are_not_lost_silently(
     format: str, drafts: list[Localization], root: Path, tmp_path: Path
@@ -873,6 +873,125 @@ def test_yolo_lines_of_all_kinds(blank: Path) -> None:
     assert data.box_types[0].tolist() == ["dent", "scratch", "scratch"]
 
 
+LINE = "0 0.5 0.5 0.1 0.1\n"  # [27, 18, 33, 22] in an image of 60 x 40
+
+
+def yolo_set(root: Path, **files: str | None) -> Path:
+    """Write a data set: text, or an image where there is none."""
+    for name, text in files.items():
+        if text is None:
+            write_image(root / name, np.zeros((40, 60)))
+        else:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+    return root
+
+
+def boxes_of(data: Any, root: Path) -> dict[str, Any]:
+    return {
+        Path(path).relative_to(root).as_posix(): boxes.tolist()
+        for path, boxes in zip(data.paths, data.boxes, strict=True)
+    }
+
+
+def test_yolo_images_without_a_label_file_are_good(tmp_path: Path) -> None:
+    names = ("images/a/1.png", "images/a/2.png", "images/3.png")
+    files = {"data.yaml": "names: [dent]", "labels/a/1.txt": LINE, **dict.fromkeys(names)}
+    root = yolo_set(tmp_path, **files)
+    for images in (None, root / "images", [root / name for name in names]):
+        data = import_annotations(root, "yolo", images)
+        assert boxes_of(data, root) == {names[0]: [[27, 18, 33, 22]], names[1]: [], names[2]: []}
+        assert data.types.tolist() == ["dent", "good", "good"]
+        assert data.masks[1] is None
+
+
+def test_yolo_images_of_the_working_directory_are_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"classes.txt": "dent", "1.txt": LINE, "1.png": None, "2.png": None}
+    monkeypatch.chdir(yolo_set(tmp_path, **files))
+    assert import_annotations(".", "yolo").paths.tolist() == ["1.png", "2.png"]
+
+
+def test_yolo_labels_behind_links_are_read(tmp_path: Path) -> None:
+    """Their images would be good ones otherwise."""
+    files = {"set/data.yaml": "names: [dent]", "elsewhere/1.txt": LINE, "set/images/a/1.png": None}
+    root = yolo_set(tmp_path, **files) / "set"
+    (root / "labels").mkdir()
+    (root / "labels" / "a").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "back").symlink_to(root / "labels", target_is_directory=True)
+    assert import_annotations(root, "yolo").types.tolist() == ["dent"]
+
+
+ROBOFLOW = {
+    "data.yaml": "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['dent']\n",
+    "README.roboflow.txt": "https://universe.roboflow.com",
+    "train/images/1.png": None,
+    "train/images/2.png": None,
+    "train/labels/1.txt": LINE,
+    "valid/images/1.png": None,
+    "valid/labels/1.txt": "",
+    "curves/1.png": None,
+}
+CVAT_YOLO = {
+    "obj.names": "dent\n",
+    "obj.data": "classes = 1\nnames = data/obj.names\n",
+    "train.txt": "data/obj_train_data/a/1.png\n",
+    "obj_train_data/a/1.txt": LINE,
+    "obj_valid_data/2.txt": "",
+}
+
+
+@pytest.mark.parametrize("table", ["", "data.yaml"])
+@pytest.mark.parametrize("given", [False, True])
+def test_yolo_as_roboflow_lays_it_out(table: str, given: bool, tmp_path: Path) -> None:
+    root = yolo_set(tmp_path, **ROBOFLOW)
+    images = [root / name for name in ROBOFLOW if "/images/" in name] if given else None
+    data = import_annotations(root / table, "yolo", images)
+    names = ("train/images/1.png", "valid/images/1.png", "train/images/2.png")
+    assert boxes_of(data, root) == {names[0]: [[27, 18, 33, 22]], names[1]: [], names[2]: []}
+
+
+@pytest.mark.parametrize("table", ["", "obj.names"])
+def test_yolo_as_cvat_lays_it_out(table: str, tmp_path: Path) -> None:
+    pictures = {"obj_train_data/a/1.png": None, "obj_valid_data/2.png": None}
+    root = yolo_set(tmp_path / "whole", **CVAT_YOLO, **pictures)
+    expected = {"obj_train_data/a/1.png": [[27, 18, 33, 22]], "obj_valid_data/2.png": []}
+    assert boxes_of(import_annotations(root / table, "yolo"), root) == expected
+    root = yolo_set(tmp_path / "without", **CVAT_YOLO)
+    images = yolo_set(tmp_path / "images", **{"a/1.png": None, "2.png": None})
+    data = import_annotations(root / table, "yolo", images)
+    assert boxes_of(data, images) == {"a/1.png": [[27, 18, 33, 22]], "2.png": []}
+
+
+@pytest.mark.parametrize("format", ["labelme", "voc"])
+def test_images_without_a_file_are_not_left_out_silently(
+    format: str, drafts: list[Localization], root: Path, tmp_path: Path
+) -> None:
+    write_annotations(drafts, tmp_path / "out", format)
+    assert len(import_annotations(tmp_path / "out", format, root).paths) == 4
+    for name in ("7.png", "8.png"):
+        write_image(root / "new" / name, np.zeros((40, 60)))
+    what = r"2 images have no file .* left out, .*7\.png.* need a file without (objects|shapes)"
+    with pytest.warns(UserWarning, match=what):
+        data = import_annotations(tmp_path / "out", format, root)
+    assert len(data.paths) == 4
+
+
+def test_labelme_names_an_image_as_its_link_does(tmp_path: Path) -> None:
+    marks = np.zeros((20, 20))
+    marks[3:9, 4:12] = 2
+    image = write_image(tmp_path / "store" / "0a1b2c.png", marks)
+    link = tmp_path / "images" / "part.png"
+    link.parent.mkdir()
+    link.symlink_to(image)
+    write_annotations([result(link, marks)], tmp_path / "out", "labelme")
+    document = json.loads((tmp_path / "out" / "part.json").read_text())
+    assert document["imagePath"] == "../images/part.png"
+    data = import_annotations(tmp_path / "out", "labelme", link.parent)
+    assert data.paths.tolist() == [str(link)]
+
+
 MAIN_FILES = {"annotations.json", "annotations.xml", "tasks.json", "bad/000.json"}
 MAIN_FILES |= {"Annotations/bad/000.xml", "labels/bad/000.txt"}
 
@@ -924,6 +1043,7 @@ def task(result: Any, **changes: Any) -> str:
         ("coco", coco(annotations=[annotation(bbox=[1, 2])]), "annotation 17 needs a bbox"),
         ("coco", coco(annotations=[annotation(bbox=[1, 2, -3, 4])]), "annotation 17 has the bbox"),
         ("coco", coco(annotations=[annotation(bbox=[1, 2, float("inf"), 4])]), "annotation 17"),
+        ("coco", coco(annotations=[annotation(bbox=[1, 2, 0, 4])]), "annotation 17 .* no area"),
         ("coco", coco(annotations=[annotation(category_id=9)]), "there is no 9"),
         ("coco", coco(annotations=[annotation(segmentation=[[1, 2]])]), "annotation 17 has a seg"),
         (
@@ -950,6 +1070,16 @@ def task(result: Any, **changes: Any) -> str:
         ("cvat", IMAGE.format('<box label="a" xtl="1"/>'), "image 1, box 1, needs finite numbers"),
         ("cvat", IMAGE.format('<box xtl="1"/>'), "image 1, box 1, has no label"),
         ("cvat", IMAGE.format('<polyline label="a" points="1,2;3,4"/>'), "polyline 1, has no area"),
+        (
+            "cvat",
+            IMAGE.format('<box label="a" xtl="1" ytl="2" xbr="1" ybr="9"/>'),
+            "box 1, has no area",
+        ),
+        (
+            "cvat",
+            IMAGE.format('<polygon label="a" points="1,1;3,3;6,6"/>'),
+            "polygon 1, has no area",
+        ),
         ("cvat", IMAGE.format('<polygon label="a" points="1,2;3"/>'), "polygon 1, has corners"),
         ("cvat", IMAGE.format('<polygon label="a" points="1,2;3,4"/>'), "three corners"),
         (
@@ -987,6 +1117,11 @@ def task(result: Any, **changes: Any) -> str:
         ),
         (
             "labelme",
+            labelme([{"label": "a", "shape_type": "rectangle", "points": [[1, 2], [9, 2]]}]),
+            "shape 1, has no area",
+        ),
+        (
+            "labelme",
             labelme(
                 [{"label": "a", "shape_type": "mask", "points": [[1, 2], [3, 4]], "mask": "x"}]
             ),
@@ -1019,6 +1154,11 @@ def task(result: Any, **changes: Any) -> str:
             "labelstudio",
             task([{"type": "rectanglelabels", "value": {**LS_BOX, "x": [1], "y": [1]}}]),
             "result 1, needs finite numbers",
+        ),
+        (
+            "labelstudio",
+            task([{"type": "rectanglelabels", "value": {**LS_BOX, "width": 0}}]),
+            "result 1, has no area",
         ),
         ("labelstudio", task([{"type": "brushlabels", "value": {"rle": [1]}}]), "export brush"),
         (
@@ -1057,6 +1197,7 @@ def test_malformed_files_are_named_with_the_place(
         ("0 0.5 0.5 0.1", "line 2, has 3 numbers"),
         ("0 1 2 3 4 5 6 7", "line 2, has 7 numbers"),
         ("0", "line 2, needs"),
+        ("0 0.5 0.5 0 0.1", "line 2, has no area"),
         ("0 9 9 0.1 0.1", "line 2, reaches .* outside of its image"),
     ],
 )

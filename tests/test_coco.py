@@ -166,6 +166,14 @@ def test_other_layouts_are_refused(tmp_path: Path, change, message: str) -> None
         read_coco(written(tmp_path, value))
 
 
+@pytest.mark.parametrize("bbox", [[1, 2, 0, 3], [1, 2, 3, 0], [1, 2, 1e-9, 3], [0, 0, 0, 0]])
+def test_boxes_without_an_area_are_refused(tmp_path: Path, bbox: list[float]) -> None:
+    value = content()
+    value["annotations"][0].update(id=17, bbox=bbox)
+    with pytest.raises(ImageReadError, match=r"labels\.json', annotation 17 .* has no area"):
+        read_coco(written(tmp_path, value))
+
+
 def test_what_is_no_coco_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageReadError, match="Found: a list"):
         read_coco(written(tmp_path, [1]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.utils import Bunch
@@ -157,6 +158,13 @@ def test_load_visa(visa: Path) -> None:
     assert data.masks.tolist() == [mask, None, None, None]  # one mask is missing
     assert data.split.tolist() == ["test", "test", "train", "test"]
     assert data.descriptions.tolist() == ["wax gone,bent"] * 2 + ["normal"] * 2
+
+
+def test_load_visa_finds_the_split_beside_the_working_directory(
+    visa: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(visa)
+    assert load_visa(".").split.tolist() == ["test", "test", "train", "test"]
 
 
 def test_load_visa_without_tables_has_no_split(visa: Path) -> None:
@@ -317,6 +325,10 @@ def test_load_csv_takes_other_places_and_delimiters(table: Path, tmp_path: Path)
         ("file,verdict\n,ok\n", "no 'file' in row 1"),
         ("file,verdict\na.png,ok\nx.png,dent\n", r"2 files, of which 1 do not exist.*x\.png"),
         ("file,verdict\na.png,A\nb.png,B\n", "pass good_label"),
+        (
+            "file,verdict,verdict\na.png,ok,ok\n",
+            r"table\.csv.*more than one .*label_column='verdict'",
+        ),
     ],
 )
 def test_load_csv_says_what_it_expected_and_found(table: Path, text: str, message: str) -> None:
@@ -378,11 +390,29 @@ def test_groups_stay_on_one_side(test_size: float) -> None:
         ({"groups": np.zeros(90)}, "1 groups cannot be split"),
         ({"groups": np.arange(90) % 3, "test_size": 0.01}, "3 groups cannot be split"),
         ({"groups": np.arange(89)}, "90 paths but 89 groups"),
+        ({"groups": ["a", None] * 45}, "groups has 45 missing values, the first at place 1"),
+        ({"groups": ["a", np.nan] * 45}, "groups has 45 missing values"),
+        ({"groups": pd.array([1, pd.NA] * 45)}, "groups has 45 missing values"),
+        ({"groups": np.where(np.arange(90) == 7, np.nan, 1)}, "groups has 1 .* place 7"),
+        ({"types": [None, *TYPES[1:]]}, "types has 1 missing values"),
     ],
 )
 def test_impossible_splits_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train_test_split_by_type(**{"paths": PATHS, "types": TYPES, **arguments})
+
+
+@pytest.mark.parametrize("heights", [[6] * 4, [6, 7, 6, 8]])
+@pytest.mark.parametrize("as_pillow", [False, True])
+def test_images_in_a_list_stay_what_they_are(heights: list[int], as_pillow: bool) -> None:
+    images: list[Any] = [np.zeros((height, 8), np.uint8) for height in heights]
+    if as_pillow:
+        images = [Image.fromarray(image) for image in images]
+    split = train_test_split_by_type(images, ["good", "good", "x", "x"], 0.5, random_state=0)
+    assert all(one is images[i] for one, i in zip(split.paths_train, split.train, strict=True))
+    assert all(one is images[i] for one, i in zip(split.paths_test, split.test, strict=True))
+    stacked = train_test_split_by_type(np.zeros((4, 6, 8)), ["good", "good", "x", "x"], 0.5)
+    assert stacked.paths_test.shape == (2, 6, 8)
 
 
 @pytest.mark.parametrize(("n_good", "n_bad", "test_size"), [(8, 4, 0.3), (15, 10, 0.15)])

@@ -112,12 +112,25 @@ def test_boxes_are_of_whole_pixels_inside_the_image() -> None:
     assert box_around([[1.2, 3.0], [5.9, 4.4]], size, "x") == (1, 3, 6, 5)
     assert box_around([[1.9999, 3.0001], [6.0001, 4.9999]], size, "x") == (2, 3, 6, 5)
     assert box_around([[-5, -5], [99, 99]], size, "x") == (0, 0, 60, 40)
-    assert box_around([[60, 40], [60, 40]], size, "x") == (59, 39, 60, 40)  # never empty
+    assert box_around([[60, 40], [61, 41]], size, "x") == (59, 39, 60, 40)  # never empty
     with pytest.raises(ImageReadError, match=r"line 3 reaches .* another image"):
         box_around([[100, 100], [120, 110]], size, "line 3")
     for wrong in ([[np.nan, 1], [2, 3]], [["a", 1], [2, 3]], [], None, [[1, 2], [3]]):
         with pytest.raises(ImageReadError, match="line 3 needs"):
             box_around(wrong, size, "line 3")
+
+
+@pytest.mark.parametrize("corner", [(5, 9), (9, 5), (5, 5), (5.0000001, 9)])
+def test_boxes_without_an_area_are_refused(corner: tuple[float, float]) -> None:
+    with pytest.raises(ImageReadError, match="line 3 has no area"):
+        box_around([[5, 5], corner], (40, 60), "line 3")
+
+
+def test_polygons_on_a_line_are_refused() -> None:
+    line, triangle = [[1, 1], [4, 4], [6, 6]], [[1, 1], [4, 1], [4, 3]]
+    with pytest.raises(ImageReadError, match="line 3 has no area"):
+        polygon_shape("dent", [line], (9, 9), "line 3")
+    assert len(polygon_shape("dent", [triangle, line], (9, 9), "line 3").outlines) == 2
 
 
 def test_polygons_and_masks_from_files_are_checked() -> None:
