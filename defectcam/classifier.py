@@ -7,6 +7,7 @@ itself is done by the modules below it.
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import os
 import platform
@@ -686,8 +687,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             If the file `resume` belongs to a fit to other images or labels, or with other
             parameters, or is something else. It stays as it is.
         KeyboardInterrupt
-            If interrupted before the first epoch is finished. Later the training ends there with a
-            warning and the classifier can be used.
+            If interrupted before the first epoch is finished, or after training. Later in training
+            it ends there with a warning and the classifier can be used. Whatever is raised before
+            the fit is done, the classifier stays as it was.
 
         Warns
         -----
@@ -790,18 +792,41 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         *,
         classes: Any,
         n_kept: int,
-        images: NDArray[np.intp] | None = None,
         checkpoint: FitCheckpoint | None = None,
-    ) -> _Learned:
-        """Fit; where rows are tiles, ``images`` says of which image each is a part."""
+    ) -> None:
+        """Fit to whole images. Whatever is raised before it is done, all stays as it was."""
+        fitted, _ = self._fitted(
+            X, y, sample_weight, classes=classes, n_kept=n_kept, checkpoint=checkpoint
+        )
+        self.__dict__.update(vars(fitted))
+        train_ends(self.callbacks, self)
+
+    def _fitted(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: ArrayLike | None,
+        *,
+        classes: Any,
+        n_kept: int,
+        images: NDArray[np.intp] | None = None,
+        seed: int | None = None,
+        checkpoint: FitCheckpoint | None = None,
+    ) -> tuple[DefectCAMClassifier, _Learned]:
+        """Return a fitted shallow copy, and what it has learned.
+
+        Where rows are tiles, ``images`` says of which image each is a part, and the caller tells
+        callbacks of beginning and end, and the copy what it was fitted to.
+        """
         self._check_parameters()
         given = self._given(X, y, sample_weight, classes, images)
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        if seed is None:
+            seed = self._seed(checkpoint)
         hashes: list[str] = []
         if not given.are_tiles or checkpoint is not None or self.memory is not None:
             hashes = self._hashes(given.items, given.weighed.rows)
         if checkpoint is not None:
-            seed = self._begin(checkpoint, seed, hashes, given.weighed, given.labels)
+            self._begin(checkpoint, seed, hashes, given.weighed, given.labels)
         warn_if_only_good(given.is_defect)
         warn_if_few_defects(given.is_defect[given.first_of_images])
         if not given.are_tiles:
@@ -813,11 +838,16 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         if checkpoint is not None:
             checkpoint.is_complete = not result.interrupted
         _warn_if_interrupted(result, checkpoint)
-        self._take_over(given, learned)
+        fitted = copy.copy(self)  # made now: callbacks may have set parameters
+        fitted._take_over(given, learned)
         if not given.are_tiles:
-            self.training_data_ = fingerprint_of_rows(hashes, given.labels, given.weighed.rows)
-            train_ends(self.callbacks, self)
-        return learned
+            fitted.training_data_ = fingerprint_of_rows(hashes, given.labels, given.weighed.rows)
+        return fitted, learned
+
+    def _seed(self, checkpoint: FitCheckpoint | None) -> int:
+        """Draw the seed of a fit, or take the one of the fit that is gone on with."""
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        return seed if checkpoint is None or checkpoint.seed is None else checkpoint.seed
 
     def _given(
         self,
@@ -1065,9 +1095,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         hashes: Sequence[str],
         weighed: WeighedRows,
         labels: NDArray[Any],
-    ) -> int:
-        """Say which fit a checkpoint is of; return the seed that it goes on with."""
-        return checkpoint.begin(
+    ) -> None:
+        """Say which fit a checkpoint is of."""
+        checkpoint.begin(
             seed,
             self.get_params(deep=False),
             images=digest_of(hashes),

@@ -32,8 +32,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
-from sklearn.base import clone
-from sklearn.utils import check_random_state
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -322,6 +320,7 @@ class _TrainingImages(NamedTuple):
 class _Learned(NamedTuple):
     """What the chosen tiles have taught."""
 
+    clf: DefectCAMClassifier  # a copy of the given one, which stays as it was
     tile: tuple[int, int]
     trained: Trained
     held_out: list[NDArray[np.intp]]  # index of the image of each held-out tile, for each fold
@@ -339,11 +338,13 @@ def fit_on_tiles(
     The tiles of an image go into one fold. After training, all tiles of all training images, also
     those that were not learned from, are scored by the network of the fold that has not seen the
     image; `tile_model` learns from them what the worst tile of an image means.
+
+    Whatever is raised before all this is done, the classifier stays as it was.
     """
     clf._check_parameters()
     images = _training_images(clf, X, y, sample_weight)
     train_begins(clf.callbacks, clf)
-    seed = int(check_random_state(clf.random_state).randint(np.iinfo(np.int32).max))
+    seed = clf._seed(checkpoint)  # the tiles that are chosen depend on it
     tile = _tile_of_training(clf, images)
     # The map, whose cells are not known yet, moves tiles by less than one of them.
     grids = _grids(clf, tile, tile)
@@ -353,10 +354,11 @@ def fit_on_tiles(
         chosen = _choose_tiles(novelty, images, seed)
     if clf.cv is not None and not _tells(novelty, images):
         grids, chosen = _choose_again(clf, images, grids, chosen, sample_weight, seed)
-    learned = _learn(clf, images, grids, chosen, sample_weight, checkpoint)
-    _calibrate(clf, images, learned)
+    learned = _learn(clf, images, grids, chosen, sample_weight, seed, checkpoint)
+    _calibrate(images, learned)
     hashes = clf._hashes(images.items, images.used)
-    clf.training_data_ = fingerprint_of_rows(hashes, images.labels[images.used], images.used)
+    data = fingerprint_of_rows(hashes, images.labels[images.used], images.used)
+    clf.__dict__.update(vars(learned.clf), training_data_=data)
     train_ends(clf.callbacks, clf)
     return clf
 
@@ -379,16 +381,17 @@ def _choose_again(
     Andrews, Tsochantaridis and Hofmann, "Support vector machines for multiple-instance learning",
     NIPS 2002 (mi-SVM): choose instances and learn from them in turn.
     """
-    first = clone(clf).set_params(callbacks=time_limits(clf.callbacks))
+    parameters = {**clf.get_params(deep=False), "callbacks": time_limits(clf.callbacks)}
+    first = type(clf)(**parameters)  # `clone` would copy callbacks, and some cannot be
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the second time says it again
-        learned = _learn(first, images, grid_of, chosen, sample_weight)
+        learned = _learn(first, images, grid_of, chosen, sample_weight, seed)
     if learned.trained.result.interrupted:
         raise KeyboardInterrupt
     if not learned.held_out:  # what was chosen scores highest because it was
         return grid_of, chosen
-    scores, _ = _judge(first, images, learned)
-    return _grids(clf, learned.tile, _cells_of(first)), _choose_tiles(scores, images, seed)
+    scores, _ = _judge(images, learned)
+    return _grids(clf, learned.tile, _cells_of(learned.clf)), _choose_tiles(scores, images, seed)
 
 
 def _learn(
@@ -397,27 +400,29 @@ def _learn(
     grid_of: Callable[[tuple[int, int]], TileGrid],
     chosen: list[_Chosen],
     sample_weight: ArrayLike | None,
+    seed: int,
     checkpoint: FitCheckpoint | None = None,
 ) -> _Learned:
-    """Fit a classifier to tiles; those of an image are in one fold."""
+    """Fit a copy of a classifier to tiles; those of an image are in one fold."""
     tile = grid_of((1, 1)).tile
     image_of = np.array([one.image for one in chosen])
     weights = None if sample_weight is None else np.asarray(sample_weight)[image_of]
     with tempfile.TemporaryDirectory(prefix="defectcam-tiles-") as folder:
         tiles = _cut(images, grid_of, chosen, tile, Path(folder))
-        fitted = clf._fit(
+        fitted, taught = clf._fitted(
             list(tiles),
             images.labels[image_of],
             weights,
             classes=None,
             n_kept=0,
             images=image_of,
+            seed=seed,
             checkpoint=checkpoint,
         )
         del tiles  # before its file goes
     rows = weigh_rows(weights, len(chosen)).rows
-    held_out = [image_of[rows[fold]] for _, fold in fitted.folds]
-    return _Learned(tile, fitted.trained, held_out)
+    held_out = [image_of[rows[fold]] for _, fold in taught.folds]
+    return _Learned(fitted, tile, taught.trained, held_out)
 
 
 def _training_images(
@@ -605,13 +610,12 @@ def _cut(
     return tiles
 
 
-def _judge(
-    clf: DefectCAMClassifier, images: _TrainingImages, learned: _Learned
-) -> tuple[_OfTiles, list[Tensor]]:
+def _judge(images: _TrainingImages, learned: _Learned) -> tuple[_OfTiles, list[Tensor]]:
     """Log-odds of all tiles, each held out, and the scores per class of each image's worst tile.
 
     Without folds all networks are the final one. It has seen few of the tiles.
     """
+    clf = learned.clf
     grid_of = _grids(clf, learned.tile, _cells_of(clf))
     judges: dict[int, DefectCAMClassifier] = {}
     networks = held_out_networks(clf.network_, learned.trained.result, learned.trained.codebooks)
@@ -631,10 +635,10 @@ def _judge(
     return log_odds, logits
 
 
-def _calibrate(clf: DefectCAMClassifier, images: _TrainingImages, learned: _Learned) -> None:
+def _calibrate(images: _TrainingImages, learned: _Learned) -> None:
     """Learn the image's probability and threshold from all tiles, each held out."""
-    tile = learned.tile
-    log_odds, logits = _judge(clf, images, learned)
+    clf, tile = learned.clf, learned.tile
+    log_odds, logits = _judge(images, learned)
     overlap = as_overlap(clf.overlap, tile)
     model, of_images = fit_tile_model(tile, overlap, log_odds, images.is_defect, images.weights)
     batch = _batch_of(torch.stack(logits), of_images)

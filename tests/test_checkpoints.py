@@ -17,7 +17,7 @@ import torch
 from conftest import draw_part
 from torch import nn
 
-from defectcam import DefectCAMClassifier
+from defectcam import DefectCAMClassifier, tiled
 from defectcam.checkpoints import CheckpointError, FitCheckpoint, TrainingLoop
 from defectcam.cli import main
 
@@ -131,6 +131,19 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
 
 def test_an_unseeded_fit_goes_on_with_its_own_seed(quick, parts, tmp_path):
     clf, resume = quick(random_state=None, cv=None), tmp_path / "fit.checkpoint"
+    cut_off(clf, 1, *parts, resume=resume)
+    kept = shutil.copy(resume, tmp_path / "copy")
+    one = everything_of(clf.fit(*parts, resume=resume))
+    assert everything_of(clf.fit(*parts, resume=kept)) == one
+
+
+@pytest.mark.parametrize("cv", [None, 2])
+def test_an_unseeded_fit_goes_on_with_the_tiles_that_it_chose(
+    quick, parts, tmp_path, monkeypatch, cv
+):
+    monkeypatch.setattr(tiled, "GOOD_TILES_PER_IMAGE", (1, 2))  # of 9
+    monkeypatch.setattr(tiled, "_tells", lambda *_: False)  # with folds, they are chosen twice
+    clf, resume = quick(random_state=None, cv=cv, tile=16), tmp_path / "fit.checkpoint"
     cut_off(clf, 1, *parts, resume=resume)
     kept = shutil.copy(resume, tmp_path / "copy")
     one = everything_of(clf.fit(*parts, resume=resume))

@@ -1239,6 +1239,20 @@ def test_an_interrupt_later_leaves_it_usable_with_a_warning(
         assert classifier.held_out_probability_.mean() == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
+def test_a_fit_that_fails_after_training_leaves_it_unfitted(
+    tiny_classifier, arrays, monkeypatch, error
+):
+    def fail(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("defectcam.classifier.choose_threshold", fail)
+    classifier = tiny_classifier(cv=None, max_epochs=1)
+    with pytest.raises(error):
+        classifier.fit(arrays, Y)
+    assert not [name for name in vars(classifier) if name.endswith("_")]
+
+
 def test_without_folds_balanced_is_one_half_of_the_weighted_softmax(tiny_classifier, arrays):
     chosen = [*range(5), 5, 6]
     labels = ["good"] * 5 + ["scratch"] * 2

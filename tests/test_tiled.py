@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -289,6 +290,48 @@ def test_an_interrupt_of_the_first_choice_ends_the_fit(
     images, is_bad, _ = surfaces(10, 0)
     with pytest.raises(KeyboardInterrupt):
         tiny_classifier(**TINY).fit(images, np.where(is_bad, "scratch", "good"))
+
+
+def test_callbacks_are_told_of_their_classifier_and_need_not_be_copied(
+    tiny_classifier: Callable[..., DefectCAMClassifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Locked(Callback):
+        def __init__(self) -> None:
+            self.lock, self.told = Lock(), list[Any]()
+
+        def on_epoch_end(self, classifier: Any, record: dict[str, Any]) -> None:
+            self.told.append(classifier)
+
+        def on_train_end(self, classifier: Any) -> None:
+            self.told.append(classifier)
+            self.seen = classifier.tile_, classifier.n_images_seen_
+
+    monkeypatch.setattr(tiled, "_tells", lambda *_: False)
+    images, is_bad, _ = surfaces(10, 0)
+    locked = Locked()
+    clf = tiny_classifier(**{**TINY, "max_epochs": 1, "callbacks": locked})
+    clf.fit(images, np.where(is_bad, "scratch", "good"))
+    assert len(locked.told) == 4
+    assert all(told is clf for told in locked.told)
+    assert locked.seen == ((64, 64), 10)
+
+
+def test_a_fit_that_fails_while_tiles_are_judged_changes_nothing(
+    clf: DefectCAMClassifier, tmp_path: Path
+) -> None:
+    images, is_bad, _ = surfaces(5, 0)
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+
+    def lose(classifier: Any, record: dict[str, Any]) -> None:
+        paths[0].unlink(missing_ok=True)
+
+    again = copy.copy(clf).set_params(cv=None, max_epochs=1, callbacks=lose)
+    before = dict(vars(again))
+    with pytest.raises(ImageReadError, match=r"0\.png"):
+        again.fit(paths, np.where(is_bad, "scratch", "good"))
+    assert all(vars(again)[name] is value for name, value in before.items())
 
 
 def test_good_images_alone_will_do(
