@@ -291,11 +291,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Whether the ``"fused"`` map also follows linear heads, the students, that are fitted to the
         peaks of the training images' maps (see `defectcam.student`). They draw what defects have in
         common, on a finer grid than the evidence has. Without defective images there are none.
-    second_look : float or None, default=1.3
-        Images that are called defective are seen once more, mirrored and so many times larger, for
-        a finer ``"fused"`` heatmap: the mean of both looks. It costs one to two passes for each of
-        these images, in `localize` alone, and changes no decision. None: all are seen once. Images
-        seen in tiles are. Nothing of it is learned: it may be set after `fit`.
+    second_look : float or None, default=None
+        A factor, such as 1.3: images that are called defective are seen once more, mirrored and so
+        much larger, for a finer ``"fused"`` heatmap, the mean of both looks. It serves small
+        defects, costs one to two passes for each of these images, in `localize` alone, and changes
+        no decision. Nothing of it is learned: it may be set after `fit`. None: all are seen once,
+        as images seen in tiles always are.
     box_threshold : float, default=1.0
         Boxes are drawn where the heatmap rises above this.
     box_peak_fraction : float, default=0.6
@@ -530,7 +531,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         box_peak_fraction: float = 0.6,
         tighten_boxes: bool = True,
         self_training: bool = True,
-        second_look: float | None = 1.3,
+        second_look: float | None = None,
         min_area: int = 16,
         max_boxes: int | None = None,
         merge_distance: float | None = None,

@@ -227,9 +227,9 @@ PARAMETERS: dict[str, tuple[_Parameter, ...]] = {
         _Parameter("self_training", True, None, "let the heatmap learn from its own peaks"),
         _Parameter(
             "second_look",
-            1.3,
+            None,
             _FLOAT_OR_NONE,
-            "see defective images again, so many times larger, for a finer heatmap; none: once",
+            "see defective images again, so many times larger (1.3): a finer heatmap; none: once",
         ),
         _Parameter("box_threshold", 1.0, float, "boxes are where the heatmap is above this"),
         _Parameter("box_peak_fraction", 0.6, float, "and at least this share of its peak"),

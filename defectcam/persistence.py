@@ -155,9 +155,7 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> DefectCA
         description = _description_of(path, file)
         # Weights made in the caller's inference mode could have no gradients, now or later.
         with torch.inference_mode(False), _explained(path):
-            # Files that do not say so are of releases that looked once.
-            parameters = {"second_look": None, **_known_parameters(description["parameters"])}
-            clf = DefectCAMClassifier(**parameters)
+            clf = DefectCAMClassifier(**_known_parameters(description["parameters"]))
             clf.device = _device_here(clf.device) if device is None else device
             clf._validate_params()
             _restore(clf, description, file)

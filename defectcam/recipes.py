@@ -38,7 +38,6 @@ VGG16_CAM: dict[str, Any] = {
     "box_peak_fraction": 0.0,
     "tighten_boxes": False,
     "self_training": False,
-    "second_look": None,
     "min_area": 1,
     "max_boxes": 1,
     "merge_distance": float("inf"),

@@ -1,8 +1,8 @@
 """A second look at an image: at what size, and how the maps of both looks become one.
 
 A network sees a defect better where it falls well upon its grids. Seen once more, mirrored and
-enlarged, the same image falls upon them differently, and the mean of both maps is finer and
-steadier than each. This module owns the arithmetic, in NumPy, so that exported models share it; who
+enlarged, the same image falls upon them differently, and the mean of both maps is finer than
+each. This module owns the arithmetic, in NumPy, so that exported models share it; who
 is looked at again, and by which network, is decided elsewhere.
 """
 

@@ -101,8 +101,7 @@ def passes_of(classifier: DefectCAMClassifier, monkeypatch) -> list[tuple[int, .
 
 
 def test_only_defective_images_are_looked_at_again(fitted, paths, monkeypatch):
-    assert fitted.second_look == 1.3
-    half = copy.copy(fitted)
+    half = copy.copy(fitted).set_params(second_look=1.3)
     half.threshold_ = float(np.median(fitted.predict_proba(paths)[:, 1]))
     once = copy.copy(half).set_params(second_look=None).localize(paths)
     n_defects = sum(one.is_defect for one in once)
@@ -121,6 +120,7 @@ def test_only_defective_images_are_looked_at_again(fitted, paths, monkeypatch):
 
 
 def test_the_map_is_the_mean_of_both_looks(all_defective, paths):
+    all_defective.set_params(second_look=1.3)
     found = all_defective.localize(paths[0])
     first = copy.copy(all_defective).set_params(second_look=None).localize(paths[0]).grid
     pixels = all_defective.preprocess_.batch([images.read_image(paths[0])])
@@ -136,7 +136,9 @@ def test_the_map_is_the_mean_of_both_looks(all_defective, paths):
 def test_nothing_else_pays_for_a_second_look(
     all_defective, tiny_classifier, paths, arrays, monkeypatch
 ):
-    pure = tiny_classifier(heatmap="cam", threshold=0.0, max_epochs=1).fit(arrays, Y)
+    all_defective.set_params(second_look=1.3)
+    pure = tiny_classifier(heatmap="cam", threshold=0.0, max_epochs=1, second_look=1.3)
+    pure.fit(arrays, Y)
     shapes = passes_of(all_defective, monkeypatch)
     all_defective.predict(paths)
     all_defective.predict_proba(paths)
@@ -146,6 +148,7 @@ def test_nothing_else_pays_for_a_second_look(
 
 
 def test_a_lazy_stream_is_looked_at_again_batch_by_batch(all_defective, paths, monkeypatch):
+    all_defective.set_params(second_look=1.3)
     shapes = passes_of(all_defective, monkeypatch)
     stream = all_defective.localize_iter(iter(paths))
     next(stream)
@@ -429,8 +432,7 @@ def test_the_probability_from_good_images_is_held_out_novelty(from_good):
 
 
 def test_the_heatmap_from_good_images_is_novelty_on_its_scale(from_good, arrays):
-    once = copy.copy(from_good).set_params(second_look=None)
-    calm = np.stack([one.grid for one in once.localize(good_parts(20, seed=7))])
+    calm = np.stack([one.grid for one in from_good.localize(good_parts(20, seed=7))])
     assert np.median(calm) == pytest.approx(0, abs=0.2)
     assert (calm > 1).mean() < 0.02
     for one in from_good.localize(arrays[5:]):
