@@ -105,7 +105,7 @@ from defectcam.recipes import RECIPES
 from defectcam.replay import Keeper, ReplayMemory, judged_in_folds, new_records
 from defectcam.results import Localization
 from defectcam.sample_weights import WeighedRows, class_weights, weigh_rows
-from defectcam.second_look import join_looks, size_of_second_look
+from defectcam.second_look import MAX_FACTOR, join_looks, size_of_second_look
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 from defectcam.student import draw_all, fit_students
 from defectcam.tile_model import TileModel
@@ -453,7 +453,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "box_peak_fraction": [Interval(Real, 0, 1, closed="left")],
         "tighten_boxes": ["boolean"],
         "self_training": ["boolean"],
-        "second_look": [Interval(Real, 1, 4, closed="both"), None],
+        "second_look": [Interval(Real, 1, MAX_FACTOR, closed="both"), None],
         "min_area": [Interval(Integral, 1, None, closed="left")],
         "max_boxes": [Interval(Integral, 1, None, closed="left"), None],
         "merge_distance": [Interval(Real, 0, None, closed="both"), None],

@@ -650,6 +650,14 @@ def _load(args: argparse.Namespace) -> DefectCAMClassifier:
     if clf.batch_size < 1:
         raise _UsageError(f"--batch-size {clf.batch_size}: at least 1 is needed.")
     _set_thresholds(clf, args.threshold, args.box_threshold)
+    if args.second_look is not None:
+        from defectcam.second_look import MAX_FACTOR
+
+        if not 1 <= args.second_look <= MAX_FACTOR:
+            raise _UsageError(
+                f"--second-look {args.second_look}: a number from 1 to {MAX_FACTOR} is needed."
+            )
+        clf.set_params(second_look=args.second_look)
     return clf
 
 

@@ -507,7 +507,9 @@ def _add_query(query: Any) -> None:
     query.add_argument("-n", metavar="N", type=int, required=True, help="how many")
     query.add_argument("--json", action="store_true", help="print JSON")
     _add_machine(query)
-    query.set_defaults(threshold=None, box_threshold=None)  # chosen whatever is decided
+    query.set_defaults(
+        threshold=None, box_threshold=None, second_look=None
+    )  # chosen whatever is decided
 
 
 def _add_split(split: Any) -> None:
@@ -638,6 +640,12 @@ def _add_loading(parser: Any) -> None:
         metavar="T",
         type=float,
         help="boxes are where the heatmap is above this (default: the model's)",
+    )
+    parser.add_argument(
+        "--second-look",
+        metavar="F",
+        type=float,
+        help="see defective images again, F times larger, for a finer heatmap: 1.3, for instance",
     )
     _add_machine(parser)
 

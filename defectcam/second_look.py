@@ -20,6 +20,9 @@ __all__ = ["join_looks", "size_of_second_look"]
 #: the cells of all levels cover the whole input.
 SIDE_STEP = 32
 
+#: The largest factor: more than that is no second look at what the first has seen.
+MAX_FACTOR = 4
+
 
 def size_of_second_look(image_size: tuple[int, int], factor: float) -> tuple[int, int]:
     """Size at which images are seen again.

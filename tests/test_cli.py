@@ -997,6 +997,25 @@ def test_thresholds_of_one_call_are_not_those_of_the_model(
     assert model.read_bytes() == before
 
 
+def test_a_second_look_is_asked_for(model: Path, parts: Path, tmp_path: Path, capsys, monkeypatch):
+    seen: list[float | None] = []
+    localize = DefectCAMClassifier.localize_iter
+    monkeypatch.setattr(
+        DefectCAMClassifier,
+        "localize_iter",
+        lambda clf, *args, **options: (
+            seen.append(clf.second_look) or localize(clf, *args, **options)
+        ),
+    )
+    for extra in ([], ["--second-look", "1.5"]):
+        target = tmp_path / f"found{len(seen)}"
+        assert run("localize", model, parts, "-o", target, "--quiet", *extra) == 0
+    assert seen == [None, 1.5]
+    for wrong in ("0.5", "nan", "9"):
+        assert run("localize", model, parts, "-o", tmp_path / "no", "--second-look", wrong) == 2
+        assert "--second-look" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("doctor", "parts"), ("predict", "model", "part.png"), ("fit", "parts", "-o", "model")],
