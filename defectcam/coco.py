@@ -268,6 +268,12 @@ def _box(bbox: Any, limit: Sequence[float], place: str) -> NDArray[np.int64]:
             f"{place} has the bbox {bbox!r}, which has no area that could be a defect: give it a "
             "width and a height, or take it out."
         )
+    if (corner + extent <= 0).any() or (corner >= limit).any():
+        width, height = limit
+        raise ImageReadError(
+            f"{place} has the bbox {bbox!r}, outside of its image of {width} x {height} pixels: is "
+            "it another image?"
+        )
     low = np.minimum(np.floor(corner.clip(0)), np.subtract(limit, 1))
     high = np.maximum(np.minimum(np.ceil(corner + extent), limit), low + 1)
     return np.concatenate([low, high]).astype(np.int64)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
 
 from defectcam.evaluation import labelled_types
 from defectcam.folders import find_good_label
@@ -54,7 +55,11 @@ class Labelled(NamedTuple):
 def final_estimator(estimator: Any) -> Any:
     """Give the classifier at the end of a pipeline, of a search's best one, or the estimator."""
     estimator = getattr(estimator, "best_estimator_", estimator)
-    return final_estimator(estimator[-1]) if isinstance(estimator, Pipeline) else estimator
+    if isinstance(estimator, Pipeline):
+        return final_estimator(estimator[-1])
+    if hasattr(estimator, "fit"):
+        check_is_fitted(estimator)
+    return estimator
 
 
 def good_label_of(estimator: Any) -> Any:

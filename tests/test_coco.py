@@ -174,6 +174,15 @@ def test_boxes_without_an_area_are_refused(tmp_path: Path, bbox: list[float]) ->
         read_coco(written(tmp_path, value))
 
 
+@pytest.mark.parametrize("bbox", [[-9, 2, 5, 3], [1, -9, 3, 9], [100, 2, 3, 3], [1, 1e6, 3, 3]])
+def test_boxes_outside_of_their_image_are_refused(tmp_path: Path, bbox: list[float]) -> None:
+    value = content()
+    value["annotations"] = [{**value["annotations"][0], "id": 17, "bbox": bbox}]
+    value["annotations"][0].pop("segmentation", None)
+    with pytest.raises(ImageReadError, match=r"annotation 17 .*outside of its image of 40 x 30"):
+        read_coco(written(tmp_path, value))
+
+
 def test_what_is_no_coco_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageReadError, match="Found: a list"):
         read_coco(written(tmp_path, [1]))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import draw_part
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 
 from defectcam import ContrastEqualizer
@@ -59,6 +60,13 @@ def test_the_probability_is_that_of_any_defect(fitted, fitted_parts) -> None:
     items = labelled_images(fitted, fitted_parts, None).items
     found = fitted.localize(items)
     assert defect_probability(fitted, items).tolist() == [one.probability for one in found]
+
+
+def test_what_is_not_fitted_is_named(tiny_classifier) -> None:
+    for unfitted in (tiny_classifier(), make_pipeline(ContrastEqualizer(), tiny_classifier())):
+        for ask in (final_estimator, good_label_of):
+            with pytest.raises(NotFittedError):
+                ask(unfitted)
 
 
 def test_a_pipeline_answers_as_its_last_step(fitted) -> None:
