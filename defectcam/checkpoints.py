@@ -251,6 +251,13 @@ class FitCheckpoint:
         """
         if not self._can_write:
             return
+        if self._is_anothers():
+            self._can_write = False
+            warn_caller(
+                f"resume={os.fspath(self.path)!r} has become another fit's, or something else, and "
+                "is left alone: this fit keeps no checkpoint. Name a file for each fit."
+            )
+            return
         tensors = {f"now.{name}": tensor for name, tensor in tail.items()}
         for done, other in self._finished.items():
             tensors |= {f"finished.{done}.{name}": tensor for name, tensor in other.items()}
@@ -281,7 +288,7 @@ class FitCheckpoint:
 
     def close(self) -> None:
         """Remove the file of a fit that is complete."""
-        if not self.is_complete:
+        if not self.is_complete or self._is_anothers():
             return
         try:
             Path(self.path).unlink(missing_ok=True)
@@ -292,6 +299,16 @@ class FitCheckpoint:
             )
 
     # --- The file -----------------------------------------------------------------------------
+
+    def _is_anothers(self) -> bool:
+        """Tell whether the file is no longer, or was never, this fit's."""
+        if not os.path.exists(self.path):
+            return False
+        try:
+            other = FitCheckpoint(self.path)
+        except (CheckpointError, OSError):
+            return True
+        return (other.seed, other._identity) != (self.seed, self._identity)
 
     def _read(self, target: Path) -> None:
         try:

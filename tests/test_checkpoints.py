@@ -257,6 +257,22 @@ def test_good_images_alone_leave_no_file(quick, parts, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_becomes_another_fits_is_left_alone(quick, parts, tmp_path):
+    path = tmp_path / "fit.checkpoint"
+    cut_off(quick(random_state=5), 1, *parts, resume=path)
+    others = path.read_bytes()
+    path.unlink()
+
+    def begin_the_other(clf: DefectCAMClassifier, record: dict[str, Any]) -> None:
+        path.write_bytes(others)
+
+    clf = quick(callbacks=begin_the_other)
+    with pytest.warns(UserWarning, match="has become another fit's.* left alone") as warned:
+        clf.fit(*parts, resume=path)
+    assert sum("another fit" in str(one.message) for one in warned) == 1
+    assert path.read_bytes() == others
+
+
 def test_a_file_that_cannot_be_removed_does_not_end_the_fit(quick, parts, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", full_disk)
