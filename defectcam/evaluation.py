@@ -277,7 +277,7 @@ def evaluate(
     ------
     ImageReadError
         If an image or a mask cannot be read, or a mask has another size than its image; it is
-        named.
+        named. If a folder of masks is given that has none of a defective image.
     ValueError
         If labels or masks do not fit the images.
 
@@ -513,7 +513,7 @@ def _refuse_other_folder(
         return
     first = int(np.flatnonzero(is_defect)[0])
     expected = _mask_name(paths_of(sources)[first], types.tolist()[first])
-    raise ValueError(
+    raise ImageReadError(
         f"masks={os.fspath(folder)!r} holds no mask of a defective image: the first is looked for "
         f"as {os.path.join(folder, expected)!r}. Leave masks out to measure no heatmaps."
     )

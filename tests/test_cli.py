@@ -778,6 +778,8 @@ def test_evaluate_measures_heatmaps_where_there_are_masks(
     Image.fromarray(mask[:20]).save(masks / "000_mask.png")
     assert run("evaluate", model, folder, "--quiet") == cli.BAD_DATA
     assert "000_mask.png" in capsys.readouterr().err
+    assert run("evaluate", model, folder, "--masks", parts, "--quiet") == cli.BAD_DATA
+    assert "holds no mask of a defective image" in capsys.readouterr().err
 
 
 def test_evaluate_needs_to_know_the_good_folder(

@@ -263,7 +263,7 @@ def test_masks_may_be_files(where: str, tmp_path: Path) -> None:
 def test_a_folder_of_masks_that_has_none_of_these_images_is_refused(tmp_path: Path) -> None:
     images, _, _ = masked_images()
     folder = write(tmp_path / "test", {"good": images[:2], "dent": images[2:]})
-    with pytest.raises(ValueError, match=r"no mask of a defective image.*test.dent.0_mask\.png"):
+    with pytest.raises(ImageReadError, match=r"no mask of a defective .*test.dent.0_mask\.png"):
         evaluate(Painted(), folder, masks=folder)
     only_good = write(tmp_path / "calm", {"good": images[:2]})
     assert evaluate(Painted(), only_good, masks=folder).pixels is None
