@@ -1932,9 +1932,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         is_defect = labels != self.good_label_
         grids = list(self._heat_model.grids(batch.levels, batch.novelty, batch.students).numpy())
         spreads = [self._heat_model.point_spread] * len(grids)
-        if looks_again and self._second_size is not None:
-            rows = np.flatnonzero(is_defect)
-            for row, second in zip(rows, self._second_grids(batch, rows), strict=True):
+        rows = np.flatnonzero(is_defect)
+        size = self._second_size if looks_again else None
+        if size is not None and len(rows):
+            for row, second in zip(rows, self._second_grids(batch, rows, size), strict=True):
                 first, grids[row] = grids[row], join_looks(grids[row], second)
                 spreads[row] *= grids[row].shape[0] / first.shape[0]
         types, type_grids = None, None
@@ -1964,12 +1965,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             return None
         return size_of_second_look(self.image_size_, self.second_look)
 
-    def _second_grids(self, batch: ScoredImages, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    def _second_grids(
+        self, batch: ScoredImages, rows: NDArray[np.intp], size: tuple[int, int]
+    ) -> NDArray[np.float32]:
         """Look at some images of a batch again; their maps, mirrored back."""
-        if not len(rows):
-            return np.empty((0, 1, 1), dtype=np.float32)
-        assert self._second_size is not None
-        pixels = seen_again(batch.pixels[torch.as_tensor(rows)], self._second_size)
+        pixels = seen_again(batch.pixels[torch.as_tensor(rows)], size)
         again = next(scored(self.network_, [(pixels, [])]))
         grids = self._heat_model.grids(again.levels, again.novelty, again.students)
         return grids.flip(2).numpy()
