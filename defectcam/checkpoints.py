@@ -124,8 +124,8 @@ class FitCheckpoint:
 
     # --- Whose it is --------------------------------------------------------------------------
 
-    def begin(self, seed: int, parameters: Mapping[str, Any], **digests: str) -> int:
-        """Say which fit this is; return the seed that it goes on with.
+    def begin(self, seed: int, parameters: Mapping[str, Any], **digests: str) -> None:
+        """Say which fit this is.
 
         Parameters
         ----------
@@ -147,10 +147,8 @@ class FitCheckpoint:
         if self.seed is None:
             self.seed = seed
             self._identity = identity
-            return seed
         for name, now in identity.items():
             self._compare(name, now)
-        return self.seed
 
     def expect(self, **digests: str) -> None:
         """Say more of which fit this is, as soon as it is known.
@@ -305,10 +303,11 @@ class FitCheckpoint:
         if not os.path.exists(self.path):
             return False
         try:
-            other = FitCheckpoint(self.path)
-        except (CheckpointError, OSError):
+            with safetensors.safe_open(self.path, framework="pt") as file:
+                other = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+        except (safetensors.SafetensorError, OSError):
             return True
-        return (other.seed, other._identity) != (self.seed, self._identity)
+        return (other.get("seed"), other.get("identity")) != (self.seed, self._identity)
 
     def _read(self, target: Path) -> None:
         try:

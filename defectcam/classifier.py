@@ -668,10 +668,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             count in the loss, ``class_weight="balanced"``, the calibration of the probability and
             ``threshold_``, but neither in the codebook nor in the heatmap's scale.
             An image of weight 0 is left out: ``held_out_probability_`` is NaN there.
-        resume : str or PathLike, optional
+        resume : str, PathLike or FitCheckpoint, optional
             File that the training is kept in after each epoch. If it is there, left by a fit that
             was interrupted or killed, training goes on from it, and ends with the weights that an
-            undisturbed fit ends with. It is removed at the end.
+            undisturbed fit ends with. It is removed at the end; a `FitCheckpoint` in place of a
+            path is left for the caller to close.
 
         Returns
         -------
@@ -699,10 +700,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ChanceLevelWarning, SuspectLabelsWarning
             After it, about what held-out predictions showed.
         """
-        is_given = isinstance(resume, FitCheckpoint)  # whoever gives it closes it
-        checkpoint: FitCheckpoint | None = None
-        if resume is not None:
-            checkpoint = resume if isinstance(resume, FitCheckpoint) else FitCheckpoint(resume)
+        checkpoint: FitCheckpoint | None
+        if resume is None or isinstance(resume, FitCheckpoint):
+            checkpoint = resume
+        else:
+            checkpoint = FitCheckpoint(resume)
         if self.tile is not None:
             from defectcam.tiled import fit_on_tiles  # tiles know the classifier, not the reverse
 
@@ -710,7 +712,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         else:
             n_kept = self.replay_size or 0
             self._fit(X, y, sample_weight, classes=None, n_kept=n_kept, checkpoint=checkpoint)
-        if checkpoint is not None and not is_given:
+        if checkpoint is not None and checkpoint is not resume:  # whoever gives one closes it
             checkpoint.close()
         return self
 
@@ -785,20 +787,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self._fit(X, y, sample_weight, classes=classes, n_kept=self._replay_places())
         return self
 
-    def _fit(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: ArrayLike | None,
-        *,
-        classes: Any,
-        n_kept: int,
-        checkpoint: FitCheckpoint | None = None,
-    ) -> None:
-        """Fit to whole images. Whatever is raised before it is done, all stays as it was."""
-        fitted, _ = self._fitted(
-            X, y, sample_weight, classes=classes, n_kept=n_kept, checkpoint=checkpoint
-        )
+    def _fit(self, *args: Any, **options: Any) -> None:
+        """Fit to whole images, given as to `_fitted`. All stays as it was until that is done."""
+        fitted, _ = self._fitted(*args, **options)
         self.__dict__.update(vars(fitted))
         train_ends(self.callbacks, self)
 
@@ -1930,14 +1921,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         labels = self._judge.labels(batch)
         defect_types = self._judge.defect_types(batch)
         is_defect = labels != self.good_label_
-        grids = list(self._heat_model.grids(batch.levels, batch.novelty, batch.students).numpy())
-        spreads = [self._heat_model.point_spread] * len(grids)
-        rows = np.flatnonzero(is_defect)
+        firsts = self._heat_model.grids(batch.levels, batch.novelty, batch.students).numpy()
+        grids, rows = list(firsts), np.flatnonzero(is_defect)
         size = self._second_size if looks_again else None
         if size is not None and len(rows):
             for row, second in zip(rows, self._second_grids(batch, rows, size), strict=True):
-                first, grids[row] = grids[row], join_looks(grids[row], second)
-                spreads[row] *= grids[row].shape[0] / first.shape[0]
+                grids[row] = join_looks(firsts[row], second)
+        settings = self._result_settings()
+        spread = settings["point_spread"]  # in cells of the first look
         types, type_grids = None, None
         if len(self.defect_labels_) > 1:
             types = self.defect_labels_
@@ -1950,7 +1941,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 is_defect=is_defect[i],
                 grid=grids[i],
                 geometry=placed(batch.geometries[i], item),
-                **self._result_settings() | {"point_spread": spreads[i]},
+                **settings | {"point_spread": spread * grids[i].shape[0] / firsts.shape[1]},
                 source=original_of(item),
                 defect_label=defect_types[i],
                 type_grids=None if type_grids is None else type_grids[i],

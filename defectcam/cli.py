@@ -141,11 +141,12 @@ def _fit(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if args.config is not None:
         given = {**_configured(args.config), **given}
-    from defectcam.folders import labelled_folder, sub_folder
+    from defectcam.folders import labelled_folder
 
     labelled_folder(args.folder, given.get("good_label"))  # refuse a wrong folder early
-    if _has_test_images(args.folder) and not args.quiet:
-        train = sub_folder(args.folder, "train")
+    split = _train_and_test(args.folder)
+    if split is not None and not args.quiet:
+        train, _ = split
         print(
             f"defectcam: training on the images of train and test; {train} alone would leave those "
             "of test to evaluate on",
@@ -315,14 +316,13 @@ def _report(args: argparse.Namespace) -> int:
         raise _UsageError("--good-label and --masks need one folder with a sub-folder per class.")
     if args.masks is not None and not Path(args.masks).is_dir():
         raise _UsageError(f"--masks {args.masks}: there is no such folder.")
-    images = _list_images(args.images)  # refuses empty folders, labelled ones too
     clf = _load(args)
     clf.set_params(verbose=_verbosity(args))
     from defectcam.report import write_report
 
     write_report(
         clf,
-        _tested(args.images[0]) if may_have_labels else images,
+        _tested(args.images[0]) if may_have_labels else _list_images(args.images),
         path=args.output,
         masks=args.masks,
         good_label=args.good_label,
@@ -621,20 +621,20 @@ def _configured(path: str) -> dict[str, Any]:
     return given
 
 
-def _has_test_images(folder: str) -> bool:
-    """Tell whether a folder has the layout of MVTec AD, with images to train and to test on."""
+def _train_and_test(folder: str) -> tuple[Path, Path] | None:
+    """Find the folders of the MVTec AD layout, if a folder has it."""
     from defectcam.folders import sub_folder
 
-    return None not in (sub_folder(folder, "train"), sub_folder(folder, "test"))
+    train, test = sub_folder(folder, "train"), sub_folder(folder, "test")
+    return None if train is None or test is None else (train, test)
 
 
 def _tested(folder: str) -> Path:
     """Give the folder `test` of the MVTec AD layout, any other folder as it is."""
-    from defectcam.folders import sub_folder
-
-    test = sub_folder(folder, "test")
-    if test is None or not _has_test_images(folder):
+    split = _train_and_test(folder)
+    if split is None:
         return Path(folder)
+    _, test = split
     print(f"defectcam: evaluating on {test}", file=sys.stderr)
     return test
 

@@ -36,7 +36,13 @@ from sklearn.utils import Bunch
 
 from defectcam.coco import CocoImage, read_coco
 from defectcam.defects import make_defects
-from defectcam.folders import find_good_label, labelled_folder, mask_folder, sub_folder
+from defectcam.folders import (
+    find_good_label,
+    labelled_folder,
+    mask_folder,
+    mask_name,
+    sub_folder,
+)
 from defectcam.folds import stratified_group_folds
 from defectcam.images import ImageReadError, find_images
 
@@ -97,7 +103,7 @@ def load_folder(
     good = find_good_label(types, good_label)
     folder = mask_folder(root)
     masks = [
-        None if name == good or folder is None else _mask_of(folder, path, name)
+        None if name == good or folder is None else _existing(folder / mask_name(path, name))
         for path, name in zip(paths, types, strict=True)
     ]
     return labelled_bunch(paths, types, good, masks, _groups_of(paths, group_pattern))
@@ -607,7 +613,7 @@ def _write_masks(images: Sequence[CocoImage], folder: Path) -> list[str | None]:
         if image.mask is None:
             files.append(None)
             continue
-        file = folder / str(image.type) / f"{Path(image.file_name).stem}_mask.png"
+        file = folder / mask_name(image.file_name, image.type)
         if file.parent.parent != folder or str(image.type) in (".", ".."):
             raise ValueError(f"The category {image.type!r} cannot be the name of a folder.")
         if str(file) in files:
@@ -622,9 +628,8 @@ def _write_masks(images: Sequence[CocoImage], folder: Path) -> list[str | None]:
     return files
 
 
-def _mask_of(folder: Path, path: str, type_: str) -> str | None:
-    mask = os.path.join(folder, type_, f"{Path(path).stem}_mask.png")
-    return mask if os.path.isfile(mask) else None
+def _existing(file: Path) -> str | None:
+    return str(file) if file.is_file() else None
 
 
 def _shuffled(

@@ -32,7 +32,7 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from defectcam.exceptions import warn_caller
-from defectcam.folders import find_good_label, mask_folder
+from defectcam.folders import find_good_label, mask_folder, mask_name
 from defectcam.images import ImageReadError, check_readable, read_marked
 from defectcam.labels import as_labels
 from defectcam.metrics import (
@@ -477,16 +477,15 @@ def list_masks(
     masks: Any, X: Any, sources: Sources, types: NDArray[Any], is_defect: NDArray[np.bool_]
 ) -> Sequence[Any]:
     """Mask of each defective image, as file or array; None where there is none."""
-    if masks is None and is_path(X):
-        found = mask_folder(X)
-        if found is not None:
-            listed: Iterable[Any] = _masks_in(found, sources, types)
-            return _of_defects(listed, is_defect)
+    is_given = masks is not None
+    if not is_given and is_path(X):
+        masks = mask_folder(X)
     if masks is None:
         return [None] * len(types)
     if is_path(masks):
-        listed = _masks_in(Path(masks), sources, types)
-        _refuse_other_folder(masks, listed, sources, types, is_defect)
+        listed: Sequence[Any] = _masks_in(Path(masks), sources, types)
+        if is_given:
+            _refuse_other_folder(masks, listed, sources, types, is_defect)
     else:
         listed = list(masks)
         if len(listed) != len(types):
@@ -512,15 +511,11 @@ def _refuse_other_folder(
     if not is_defect.any() or any(_of_defects(listed, is_defect)):
         return
     first = int(np.flatnonzero(is_defect)[0])
-    expected = _mask_name(paths_of(sources)[first], types.tolist()[first])
+    expected = Path(folder) / mask_name(paths_of(sources)[first], types.tolist()[first])
     raise ImageReadError(
         f"masks={os.fspath(folder)!r} holds no mask of a defective image: the first is looked for "
-        f"as {os.path.join(folder, expected)!r}. Leave masks out to measure no heatmaps."
+        f"as {str(expected)!r}. Leave masks out to measure no heatmaps."
     )
-
-
-def _mask_name(path: str | os.PathLike[str], kind: Any) -> str:
-    return os.path.join(str(kind), f"{Path(path).stem}_mask.png")
 
 
 def _masks_in(folder: Path, sources: Sources, types: NDArray[Any]) -> list[Path | None]:
@@ -532,7 +527,7 @@ def _masks_in(folder: Path, sources: Sources, types: NDArray[Any]) -> list[Path 
             "holds images without a name: pass a list of masks."
         )
     files = [
-        folder / _mask_name(path, kind)
+        folder / mask_name(path, kind)
         for path, kind in zip(paths_of(sources), types.tolist(), strict=True)
     ]
     return [file if file.is_file() else None for file in files]

@@ -506,7 +506,7 @@ def _chosen(images: list[Any]) -> list[Any]:
 
 
 #: Channels of the images.
-N_COLOURS = 3
+_N_COLOURS = 3
 
 #: What is computed in int8, and what else passes on what a convolution has made.
 _QUANTISED = ("Conv", "Relu", "Clip", "Add", "MaxPool")
@@ -571,7 +571,7 @@ def _of_backbone(graph: Any) -> list[str]:
             continue
         inputs = [name for name in node.input if name and name not in weights]
         follows = bool(inputs) and made.issuperset(inputs)
-        is_first = node.op_type == "Conv" and weights[node.input[1]][1] == N_COLOURS
+        is_first = node.op_type == "Conv" and weights[node.input[1]][1] == _N_COLOURS
         if follows and not is_first and node.op_type in _QUANTISED:
             names.append(node.name)
         if follows or is_first:

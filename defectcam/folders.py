@@ -17,7 +17,14 @@ from numpy.typing import ArrayLike
 
 from defectcam.images import ImageReadError, find_images
 
-__all__ = ["GOOD_NAMES", "find_good_label", "labelled_folder", "mask_folder", "sub_folder"]
+__all__ = [
+    "GOOD_NAMES",
+    "find_good_label",
+    "labelled_folder",
+    "mask_folder",
+    "mask_name",
+    "sub_folder",
+]
 
 GOOD_NAMES = (
     "good",
@@ -108,6 +115,11 @@ def mask_folder(root: str | os.PathLike[str]) -> Path | None:
     """Find the folder ``ground_truth`` of the masks in a folder of images, or beside it."""
     own = sub_folder(root, _MASK_FOLDER)
     return own or sub_folder(Path(root).resolve().parent, _MASK_FOLDER)
+
+
+def mask_name(path: str | os.PathLike[str], type_: Any) -> Path:
+    """Name an image's mask within the folder of masks: ``<type>/<stem>_mask.png``."""
+    return Path(str(type_), f"{Path(path).stem}_mask.png")
 
 
 def find_good_label(labels: ArrayLike, good_label: Any = None) -> Any:

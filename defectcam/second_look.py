@@ -1,9 +1,9 @@
 """A second look at an image: at what size, and how the maps of both looks become one.
 
 A network sees a defect better where it falls well upon its grids. Seen once more, mirrored and
-enlarged, the same image falls upon them differently, and the mean of both maps is finer than
-each. This module owns the arithmetic, in NumPy, so that exported models share it; who
-is looked at again, and by which network, is decided elsewhere.
+enlarged, the same image falls upon them differently, and the mean of both maps is finer than each.
+This module owns the arithmetic, in NumPy, so that exported models share it; who is looked at again,
+and by which network, is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["join_looks", "size_of_second_look"]
+__all__ = ["MAX_FACTOR", "join_looks", "size_of_second_look"]
 
 #: Sides of the second look are multiples of it: of the coarsest stride of usual backbones, so that
 #: the cells of all levels cover the whole input.

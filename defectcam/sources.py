@@ -20,7 +20,7 @@ from defectcam.dataset_images import (
     named_labels,
 )
 from defectcam.folders import labelled_folder
-from defectcam.images import as_array, find_images
+from defectcam.images import ImageReadError, as_array, find_images
 from defectcam.views import ImageView, original_of
 
 
@@ -186,7 +186,8 @@ def _named(X: Any) -> str:
 
 def _non_empty(items: list[Any], X: Any) -> Sources:
     if not items:
-        raise ValueError(
+        error = ImageReadError if is_path(X) else ValueError
+        raise error(
             f"Found no image in X ({_named(X)}): 0 sample(s) while a minimum of 1 is required."
         )
     return Sources(items, single=False)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from defectcam.datasets import load_folder, train_test_split_by_type
+from defectcam.folders import mask_name
 
 __all__ = ["FORMS", "Split", "split_folder", "write_split"]
 
@@ -136,7 +137,7 @@ def write_split(split: Split, folder: Path, form: str, final: Path | None = None
             _placed(place, path, folder / side / type_ / name)
             if mask is None:
                 continue
-            target = folder / "ground_truth" / type_ / f"{Path(name).stem}_mask.png"
+            target = folder / "ground_truth" / mask_name(name, type_)
             if not target.exists():  # images of one stem, on either side, share their mask
                 _placed(place, mask, target)
 

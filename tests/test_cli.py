@@ -782,6 +782,13 @@ def test_evaluate_measures_heatmaps_where_there_are_masks(
     assert "holds no mask of a defective image" in capsys.readouterr().err
 
 
+def test_a_report_of_an_empty_folder_is_refused(model: Path, tmp_path: Path, capsys: Output):
+    (tmp_path / "empty").mkdir()
+    assert run("report", model, tmp_path / "empty", "-o", tmp_path / "r.html") == cli.BAD_DATA
+    assert "Found no image" in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_evaluate_needs_to_know_the_good_folder(
     model: Path, parts: Path, tmp_path: Path, capsys: Output
 ) -> None:
