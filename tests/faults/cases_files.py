@@ -440,7 +440,7 @@ group.refused(
 )
 group.refused(
     "a folder without images",
-    ValueError,
+    ImageReadError,
     "Found no image in X",
     lambda b: b.model.predict(str(b.tmp)),
 )
