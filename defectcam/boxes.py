@@ -8,7 +8,7 @@ module never resizes a map, chooses a threshold or decides whether an image is d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import cv2
@@ -28,6 +28,9 @@ __all__ = [
 
 #: How far down a region reaches, as a share of the least peak that regions must have.
 _EXTENT = 1 / 2
+
+#: Pairs of boxes whose gaps are held at once.
+_PAIRS_AT_ONCE = 1_000_000
 
 
 def find_boxes(
@@ -294,28 +297,45 @@ def merge_and_trace(
     >>> merge_and_trace(boxes, scores, merge_distance=2)[2].tolist()
     [0, 1, 0]
     """
-    from scipy.sparse.csgraph import connected_components  # boxes of whole maps need no SciPy
-
-    rows = np.arange(len(boxes))
-    while merge_distance is not None and len(boxes):
-        n_groups, groups = connected_components(_gaps(boxes) <= merge_distance, directed=False)
-        if n_groups == len(boxes):
-            break
-        # A merged box is larger than its parts and may come near others: look again.
-        rows = groups[rows]
-        boxes = _bounding_boxes(boxes, groups)
-        highest = np.full(n_groups, -np.inf, dtype=np.float32)
-        np.maximum.at(highest, groups, scores)
-        scores = highest
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    order = np.lexsort((boxes[:, 0], boxes[:, 1], -areas, -scores))
-    return boxes[order], scores[order], np.argsort(order)[rows]
+    groups = np.arange(len(boxes))
+    if merge_distance is not None:
+        groups = _group_until_apart(boxes, lambda parts: _group_within(parts, merge_distance))
+    merged = _bounding_boxes(boxes, groups)
+    highest = np.full(len(merged), -np.inf, dtype=np.float32)
+    np.maximum.at(highest, groups, scores)
+    areas = (merged[:, 2] - merged[:, 0]) * (merged[:, 3] - merged[:, 1])
+    order = np.lexsort((merged[:, 0], merged[:, 1], -areas, -highest))
+    return merged[order], highest[order], np.argsort(order)[groups]
 
 
-def _gaps(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Pixels between each two boxes: the larger of the horizontal and the vertical gap."""
-    low = np.maximum(boxes[:, np.newaxis, :2], boxes[:, :2])
-    high = np.minimum(boxes[:, np.newaxis, 2:], boxes[:, 2:])
+def _group_within(boxes: NDArray[np.int64], distance: float) -> NDArray[np.intp]:
+    """Group the boxes that chains of gaps of at most `distance` connect, anywhere.
+
+    So many pairs are looked at in one go that memory does not grow with the square of the boxes.
+    """
+    from scipy.sparse import coo_array  # boxes of whole maps need no SciPy
+    from scipy.sparse.csgraph import connected_components
+
+    n_boxes = len(boxes)
+    groups = np.arange(n_boxes)
+    n_rows = max(1, _PAIRS_AT_ONCE // n_boxes)
+    for start in range(0, n_boxes, n_rows):
+        near = _gaps(boxes[start : start + n_rows], boxes) <= distance
+        rows, columns = np.nonzero(near)
+        _, first = np.unique(groups, return_index=True)  # a box of each group found so far
+        ends = (
+            np.concatenate([rows + start, np.arange(n_boxes)]).astype(np.int32),
+            np.concatenate([columns, first[groups]]).astype(np.int32),
+        )
+        graph = coo_array((np.ones(len(ends[0]), dtype=bool), ends), (n_boxes, n_boxes))
+        groups = connected_components(graph, directed=False)[1].astype(np.intp)
+    return groups
+
+
+def _gaps(boxes: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pixels from each box to each other one: the larger of the horizontal and vertical gap."""
+    low = np.maximum(boxes[:, np.newaxis, :2], others[:, :2])
+    high = np.minimum(boxes[:, np.newaxis, 2:], others[:, 2:])
     return (low - high).max(axis=2)
 
 
@@ -438,23 +458,31 @@ def _group_near_boxes(
     boxes: NDArray[np.int64], distance: float | None, shape: tuple[int, ...]
 ) -> NDArray[np.intp]:
     """Give each box the number, from 0 without a hole, of the group it merges into."""
-    groups = np.arange(len(boxes))
-    if distance is None or len(boxes) == 0:
-        return groups
+    if distance is None:
+        return np.arange(len(boxes))
     reach = int(min(distance, max(shape)))  # gaps are whole pixels, no larger than the map
-    while True:
-        n_groups, near = _label_near_boxes(boxes, reach, shape)
-        if n_groups == len(boxes):
-            return groups
+    return _group_until_apart(boxes, lambda parts: _group_within_map(parts, reach, shape))
+
+
+def _group_until_apart(
+    boxes: NDArray[np.int64], group: Callable[[NDArray[np.int64]], NDArray[np.intp]]
+) -> NDArray[np.intp]:
+    """Group boxes, and the boxes around the groups, until none is near another."""
+    groups = np.arange(len(boxes))
+    while len(boxes):
+        near = group(boxes)
+        if near.max() + 1 == len(boxes):
+            break
         # A merged box is larger than its parts and may come near others: look again.
         groups = near[groups]
         boxes = _bounding_boxes(boxes, near)
+    return groups
 
 
-def _label_near_boxes(
+def _group_within_map(
     boxes: NDArray[np.int64], reach: int, shape: tuple[int, ...]
-) -> tuple[int, NDArray[np.intp]]:
-    """Group the boxes that chains of gaps of at most `reach` pixels connect.
+) -> NDArray[np.intp]:
+    """Group the boxes that chains of gaps of at most `reach` pixels connect, on a map.
 
     The boxes are painted, each grown by `reach` to the right and downwards: two painted boxes are
     8-connected exactly where the gap between the boxes is at most `reach`. So OpenCV labels them,
@@ -472,8 +500,8 @@ def _label_near_boxes(
     np.cumsum(steps, axis=0, out=steps)
     np.cumsum(steps, axis=1, out=steps)
     painted = steps[:height, :width] > 0
-    n_labels, labels = cv2.connectedComponents(painted.view(np.uint8), connectivity=8)
-    return n_labels - 1, labels[top, left].astype(np.intp) - 1
+    _, labels = cv2.connectedComponents(painted.view(np.uint8), connectivity=8)
+    return labels[top, left].astype(np.intp) - 1
 
 
 def _bounding_boxes(boxes: NDArray[np.int64], groups: NDArray[np.intp]) -> NDArray[np.int64]:

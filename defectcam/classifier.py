@@ -1209,7 +1209,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self._keep_drift_reference(trained, scores, current if calibrated else slice(0))
         self._familiarity_limit = None if novelty is None else fit_familiarity_limit(novelty)
         self._heat_model = trained.heat_model
-        probabilities = self._judge.class_probabilities(self.held_out_probability_, result.logits)
+        probabilities = self._judge.class_probabilities(
+            self._defect_probability.log_odds(scores), result.logits
+        )
         self.suspects_ = rank_suspects(np.take_along_axis(probabilities, targets[:, None], 1)[:, 0])
 
     def _keep_drift_reference(

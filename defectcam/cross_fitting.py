@@ -229,7 +229,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     scores = training.centre_scores(everything)
     if len(tails) < len(folds):  # an interrupt left rows that no tail has scored
         return _result(training, scores.logits, scores.centred_cams(everything), scores)
-    if scores.class_distance > 0 and min(distances) > 0:  # not so where nothing was learned
+    if all(distance > 0 for distance in (scores.class_distance, *distances)):  # all have learned
         factor = float(np.mean(distances)) / scores.class_distance
         network.head.scale_(factor)
         scores = scores.scaled(factor)
@@ -274,7 +274,7 @@ def judge_then_train(training: TailTraining, known: HeldOut | None) -> FitResult
         logits, cams = torch.cat((logits, known.logits)), torch.cat((cams, known.cams))
     training.run_and_measure(everything, fold=0)
     scores = training.centre_scores(everything)
-    if min(before.class_distance, scores.class_distance) > 0:  # not so where one class is missing
+    if before.class_distance > 0 and scores.class_distance > 0:  # else one class may be missing
         factor = before.class_distance / scores.class_distance
         training.network.head.scale_(factor)
         scores = scores.scaled(factor)

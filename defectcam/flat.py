@@ -7,6 +7,7 @@ range; all else is the wrapped classifier's.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
@@ -135,21 +136,23 @@ class FlatImages(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         ------
         ValueError
             If ``X`` is no finite matrix, ``image_shape`` has another number of values than ``X``
-            has features, or the classifier refuses the labels.
+            has features, or the classifier refuses the labels. All stays as it was then.
         """
-        X, y = validate_data(self, X, y)
+        fitted = copy.copy(self)
+        X, y = validate_data(fitted, X, y)
         check_classification_targets(y)
         estimator = clone(self._wrapped())
-        self._takes_most_probable = _tell_labels(estimator, y)
-        self.image_shape_ = _image_shape(self.image_shape, X.shape[1])
+        fitted._takes_most_probable = _tell_labels(estimator, y)
+        fitted.image_shape_ = _image_shape(self.image_shape, X.shape[1])
         counted, weighted = X, {}
         if sample_weight is not None:
             weights = _check_sample_weight(sample_weight, X)
             counted, weighted = X[weights > 0], {"sample_weight": weights}
             if not len(counted):
                 raise ValueError("Sample weights must contain at least one non-zero number.")
-        self.value_range_ = float(counted.min()), float(counted.max())
-        self.estimator_ = estimator.fit(self._images(X), y, **weighted)
+        fitted.value_range_ = float(counted.min()), float(counted.max())
+        fitted.estimator_ = estimator.fit(fitted._images(X), y, **weighted)
+        self.__dict__ = fitted.__dict__  # also without what an earlier fit had and this one has not
         return self
 
     @property

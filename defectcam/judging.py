@@ -72,16 +72,16 @@ class Judge(NamedTuple):
 
     def probabilities(self, images: ScoredImages) -> NDArray[np.float64]:
         """Probability of each class, shape ``(n, n_classes)``."""
-        return self.class_probabilities(self.defect_probabilities(images), images.logits)
+        return self.class_probabilities(self.log_odds(images), images.logits)
 
     def class_probabilities(
-        self, defect: NDArray[np.float64], logits: Tensor
+        self, log_odds: NDArray[np.float64], logits: Tensor
     ) -> NDArray[np.float64]:
         """Share out the probability of a defect among its types, as the network weighs them."""
-        result = np.empty((len(defect), len(self.classes.labels)))
-        result[:, self.classes.good] = 1 - defect
+        result = np.empty((len(log_odds), len(self.classes.labels)))
+        result[:, self.classes.good] = expit(-log_odds)  # 1 - p would round a small one to 0
         types = logits[:, self.classes.defects].double().softmax(1).numpy()
-        result[:, self.classes.defects] = defect[:, None] * types
+        result[:, self.classes.defects] = expit(log_odds)[:, None] * types
         return result
 
     def labels(self, images: ScoredImages) -> NDArray[Any]:

@@ -327,9 +327,11 @@ def _recall(
     of: bool,
     sample_weight: ArrayLike | None,
 ) -> float:
-    recall = recall_score(
-        truth, called, pos_label=of, sample_weight=sample_weight, zero_division=np.nan
-    )
+    recall = np.nan  # scikit-learn refuses to score no image at all
+    if len(truth):
+        recall = recall_score(
+            truth, called, pos_label=of, sample_weight=sample_weight, zero_division=np.nan
+        )
     if np.isnan(recall):
         return _undefined(f"y_true has no {'defective' if of else 'good'} image", stacklevel=4)
     return float(recall)

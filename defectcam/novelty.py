@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import MiniBatchKMeans
+from sklearn.metrics import pairwise_distances_argmin_min
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 #: Patches that k-means looks at. More changed neither the map nor the scores in trials.
@@ -98,7 +100,7 @@ class Codebook(nn.Module):
     Attributes
     ----------
     scale : Tensor of shape (n_channels,)
-        Standard deviation of each channel over good patches.
+        Standard deviation of each channel over good patches; 1 where a channel is constant.
     centres : Tensor of shape (n_centres, n_channels)
         Centres in units of ``scale``.
     typical, limit : Tensor of shape ()
@@ -143,8 +145,8 @@ class Codebook(nn.Module):
         rng = np.random.RandomState(random_state)
         if len(patches) > MAX_CODEBOOK_PATCHES:
             patches = patches[rng.choice(len(patches), MAX_CODEBOOK_PATCHES, replace=False)]
-        scale = patches.std(axis=0)
-        scale[scale == 0] = 1.0
+        # Not NumPy's deviation: summed up in float32, that of equal values is not 0.
+        scale = StandardScaler(with_mean=False).fit(patches).scale_.astype(patches.dtype)
         scaled = patches / scale
         # Fewer patches than that per centre, and every patch is a centre of its own.
         n_centres = max(1, min(n_centres, len(scaled) // MIN_PATCHES_PER_CENTRE))
@@ -166,7 +168,7 @@ class Codebook(nn.Module):
         codebook = cls(patches.shape[1], n_centres)
         codebook.scale.copy_(torch.from_numpy(scale))
         codebook.centres.copy_(torch.from_numpy(kmeans.cluster_centers_))
-        distances = kmeans.transform(scaled).min(axis=1)
+        _, distances = pairwise_distances_argmin_min(scaled, kmeans.cluster_centers_)
         typical, limit = np.quantile(distances, [0.5, GOOD_PATCH_QUANTILE])
         codebook.typical.fill_(float(typical))
         codebook.limit.fill_(float(limit) if limit > typical else float(typical) + 1.0)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 #: Shares of a defective image's hottest value: positions above the first are taken for defective,
@@ -156,13 +157,12 @@ def _fit(
     is_hot: NDArray[np.bool_],
     weights: NDArray[np.float64],
 ) -> None:
-    mean, spread = samples.mean(axis=0), samples.std(axis=0)
-    spread[spread == 0] = 1.0
+    scaler = StandardScaler()
     model = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=200)
-    model.fit((samples - mean) / spread, is_hot, weights)
-    coefficients = model.coef_[0] / spread
+    model.fit(scaler.fit_transform(samples), is_hot, weights)
+    coefficients = model.coef_[0] / scaler.scale_
     student.weight.copy_(torch.from_numpy(coefficients))
-    student.bias.fill_(float(model.intercept_[0] - mean @ coefficients))
+    student.bias.fill_(float(model.intercept_[0] - scaler.mean_ @ coefficients))
 
 
 def _pseudo_labels(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -16,6 +18,7 @@ from defectcam.boxes import (
     component_mask,
     find_boxes,
     find_boxes_at,
+    merge_and_trace,
     merge_boxes,
 )
 
@@ -434,6 +437,31 @@ def test_of_equal_boxes_the_larger_then_the_upper_then_the_left_one_comes_first(
     # The areas are 2, 2, 2, 9 and 10.
     assert merged.tolist() == boxes[[4, 3, 2, 1, 0]].tolist()
     assert scores.tolist() == [1.0] * 5
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40))
+@COMMON
+def test_how_many_pairs_are_looked_at_in_one_go_does_not_matter(seed: int, at_once: int) -> None:
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 60, size=(rng.integers(0, 20), 2))
+    boxes = np.concatenate([corners, corners + rng.integers(1, 9, size=corners.shape)], axis=1)
+    scores = rng.random(len(boxes)).astype(np.float32)
+    expected = merge_and_trace(boxes, scores, 2)
+    with patch("defectcam.boxes._PAIRS_AT_ONCE", at_once):
+        found = merge_and_trace(boxes, scores, 2)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_memory_of_merging_does_not_grow_with_the_square_of_the_boxes() -> None:
+    corners = 10 * np.stack(np.mgrid[:70, :70], axis=-1).reshape(-1, 2)
+    boxes = np.concatenate([corners, corners + 3], axis=1)
+    tracemalloc.start()
+    merged, _ = merge_boxes(boxes, np.ones(len(boxes), np.float32), 2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(merged) == len(boxes) == 4900
+    assert peak < 100e6
 
 
 def test_the_order_of_a_map_in_memory_does_not_matter():

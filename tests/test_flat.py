@@ -202,6 +202,20 @@ def test_without_fit_there_is_no_answer(make, images):
             getattr(make(), answer)(rows(images))
 
 
+def test_after_a_fit_that_failed_all_is_as_it_was(make, images):
+    X, y = rows(images), [1] * 6 + [0] * 6
+    flat = make()
+    with pytest.raises(ValueError):
+        flat.fit(X, [1] * 12)  # defects alone
+    with pytest.raises(NotFittedError):
+        flat.predict(X)
+    before = flat.fit(X, y).predict_proba(X)
+    for other in (100.0 * X, X[:, :12]):
+        with pytest.raises(ValueError):
+            flat.fit(other, [1] * 12)
+    np.testing.assert_array_equal(flat.predict_proba(X), before)
+
+
 def test_it_has_what_the_classifier_has():
     flat = FlatImages(Mirror())
     assert hasattr(FlatImages(), "predict_proba")

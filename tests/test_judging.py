@@ -76,6 +76,14 @@ def test_probabilities_sum_to_1_and_share_out_that_of_a_defect(given_):
     assert np.allclose(of_types, one.defect_probabilities(scores)[:, None] * types)
 
 
+def test_the_probability_of_good_is_as_fine_as_that_of_a_defect():
+    one = judge(["good", "scratch"], good=0)
+    scores = images([[100, 0], [0, 100]], log_odds=np.array([-60.0, 60.0]))
+    probabilities = one.probabilities(scores)
+    np.testing.assert_array_equal(probabilities[0], probabilities[1, ::-1])
+    assert probabilities.min() == pytest.approx(np.exp(-60))
+
+
 @given(judged())
 def test_the_likeliest_type_is_said_of_good_images_too(given_):
     one, scores = given_

@@ -182,7 +182,10 @@ def test_sample_weight_weighs_images():
     ("score", "labels"),
     [
         (metrics.defect_recall_score, [0, 0]),
+        (metrics.defect_recall_score, []),
         (metrics.escape_rate, [0, 0]),
+        (metrics.escape_rate, []),
+        (metrics.overkill_rate, []),
         (metrics.overkill_rate, [1, 1]),
     ],
 )

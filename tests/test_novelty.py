@@ -60,6 +60,13 @@ def test_the_scale_is_the_deviation_of_each_channel():
     np.testing.assert_allclose(codebook.scale.numpy(), expected, rtol=1e-6)
 
 
+def test_a_constant_channel_is_found_however_many_patches_there_are():
+    patches = normal(50_000, 2)
+    patches[:, 1] = np.float32(np.float16(5.3))  # whose deviation NumPy says is .003
+    codebook = Codebook.fit(patches, n_centres=3, random_state=0)
+    assert codebook.scale[1] == 1
+
+
 @pytest.mark.parametrize(("n_patches", "n_centres"), [(3, 1), (48, 6), (400, 50), (9000, 50)])
 def test_a_centre_stands_for_several_patches(n_patches, n_centres):
     codebook = Codebook.fit(normal(n_patches, 4), n_centres=50, random_state=0)

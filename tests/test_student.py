@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from defectcam import student as student_module
-from defectcam.student import StudentHead, draw, draw_all, fit_students
+from defectcam.student import StudentHead, _fit, draw, draw_all, fit_students
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -151,3 +151,12 @@ def test_a_channel_that_never_changes_counts_nothing():
     weight = parts.student().weight
     assert weight.isfinite().all()
     assert weight[3] == 0
+
+
+def test_a_constant_channel_counts_nothing_however_many_positions_there_are():
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(50_000, 2)).astype(np.float32)
+    samples[:, 1] = np.float32(np.float16(5.3))
+    student = StudentHead([2])
+    _fit(student, samples, samples[:, 0] > 0, np.full(len(samples), 1 / len(samples)))
+    assert student.weight[1] == 0
