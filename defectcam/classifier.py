@@ -1322,11 +1322,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         preprocess: Preprocess,
         items: list[Any],
         rows: NDArray[np.intp],
-        hashes: Sequence[str],
+        hashes: list[str],
     ) -> list[NDArray[np.uint8]]:
         """Fill the cache with these rows of the given images; return their thumbnails.
 
-        The hashes are asked for where `memory` is given.
+        The hashes are asked for where `memory` is given; those of images that have changed since
+        are set right.
         """
         store = self._feature_store(network, preprocess, cache)
         chosen = [items[row] for row in rows]

@@ -17,7 +17,7 @@ from defectcam.duplicates import thumbnail
 from defectcam.feature_cache import FeatureCache
 from defectcam.feature_store import FeatureStore, StoredImage
 from defectcam.geometry import Geometry
-from defectcam.images import map_reduced_images
+from defectcam.images import map_reduced_images, read_hashed, read_reduced
 from defectcam.network import DefectCAMNetwork
 from defectcam.preprocess import Preprocess
 
@@ -33,6 +33,7 @@ def preprocessed_batches(
     *,
     n_workers: int | None = None,
     with_thumbnails: bool = False,
+    contents: list[str] | None = None,
 ) -> Iterator[tuple[torch.Tensor, list[Geometry], list[Thumbnail]]]:
     """Read and prepare images, some at a time, in threads that are ahead of the caller.
 
@@ -45,6 +46,8 @@ def preprocessed_batches(
         Threads that read; None: as many as there are processors.
     with_thumbnails : bool, default=False
         Whether to make what near-duplicates are told by.
+    contents : list of str, optional
+        Gets, before a batch is yielded, hashes of what its images were decoded from.
 
     Yields
     ------
@@ -56,15 +59,19 @@ def preprocessed_batches(
     """
 
     def prepare(
-        image: NDArray[np.uint8], size: tuple[int, int]
-    ) -> tuple[torch.Tensor, Geometry, Thumbnail | None]:
+        image: NDArray[np.uint8], size: tuple[int, int], content: str = ""
+    ) -> tuple[torch.Tensor, Geometry, Thumbnail | None, str]:
         small = thumbnail(image) if with_thumbnails else None
-        return preprocess.prepare(image, size), preprocess.geometry(size), small
+        return preprocess.prepare(image, size), preprocess.geometry(size), small, content
 
-    prepared = map_reduced_images(prepare, items, preprocess.image_size, n_workers=n_workers)
+    read = read_reduced if contents is None else read_hashed
+    size = preprocess.image_size
+    prepared = map_reduced_images(prepare, items, size, n_workers=n_workers, read=read)
     while batch := list(itertools.islice(prepared, batch_size)):
-        pixels, geometries, small = zip(*batch, strict=True)
+        pixels, geometries, small, hashes = zip(*batch, strict=True)
         thumbnails = list(small) if with_thumbnails else []
+        if contents is not None:
+            contents.extend(hashes)
         yield torch.stack(pixels).permute(0, 3, 1, 2), list(geometries), thumbnails
 
 
@@ -76,7 +83,7 @@ def fill_cache(
     *,
     n_workers: int | None = None,
     store: FeatureStore | None = None,
-    hashes: Sequence[str] = (),
+    hashes: list[str] | None = None,
     report: Callable[[int], object] = lambda n_images: None,
 ) -> list[Thumbnail]:
     """Fill a cache with all images' features, by the trunk with what the store does not have.
@@ -92,8 +99,9 @@ def fill_cache(
         As in `preprocessed_batches`.
     store : FeatureStore, optional
         Gets what it does not have.
-    hashes : sequence of str, optional
-        Of the images' content; only asked for with a store.
+    hashes : list of str, optional
+        Of the images' content; only asked for with a store. Where a file has changed since it was
+        hashed, the hash of what was read takes the place: features belong to what they are of.
     report : callable, optional
         Called with a number of images whenever so many more are in the cache.
 
@@ -108,7 +116,7 @@ def fill_cache(
         If an image cannot be read; the store keeps those before it.
     """
     thumbnails: dict[int, Thumbnail] = {}
-    if store is not None:
+    if store is not None and hashes is not None:
         for row, image in enumerate(hashes):
             if (kept := store.read(image)) is not None:
                 cache.put(row, kept.features)
@@ -116,6 +124,7 @@ def fill_cache(
                 report(1)
     missing = [row for row in range(len(items)) if row not in thumbnails]
     fresh: list[Thumbnail] = []
+    contents: list[str] = []
 
     def pixels() -> Iterator[torch.Tensor]:
         for batch, _, small in preprocessed_batches(
@@ -124,16 +133,19 @@ def fill_cache(
             cache.batch_size,
             n_workers=n_workers,
             with_thumbnails=True,
+            contents=None if store is None else contents,
         ):
             fresh.extend(small)
             yield batch
             report(len(batch))
 
     def keep(rows: Sequence[int]) -> None:
-        for row, small in zip(rows, fresh[-len(rows) :], strict=True):
-            thumbnails[row] = small
-            if store is not None:
-                store.write(hashes[row], StoredImage(cache.image(row), small))
+        thumbnails.update(zip(rows, fresh[-len(rows) :], strict=True))
+        if store is None or hashes is None:
+            return
+        for row, content in zip(rows, contents[-len(rows) :], strict=True):
+            hashes[row] = content
+            store.write(content, StoredImage(cache.image(row), thumbnails[row]))
 
     cache.fill(network, pixels(), missing, keep)
     return [thumbnails[row] for row in range(len(items))]

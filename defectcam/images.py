@@ -24,11 +24,13 @@ animation           its first frame
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 import stat
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
@@ -45,6 +47,7 @@ __all__ = [
     "content_hashes",
     "find_images",
     "image_size",
+    "read_hashed",
     "read_image",
     "read_images",
     "read_marked",
@@ -227,6 +230,38 @@ def read_reduced(
     return image, (image.shape[0], image.shape[1])
 
 
+def read_hashed(
+    source: ImageSource, min_size: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int], str]:
+    """Read one image as `read_reduced` does, and hash what it was decoded from.
+
+    A file that is written meanwhile may change after each look: it is looked at once.
+
+    Parameters
+    ----------
+    source, min_size
+        As for `read_reduced`.
+
+    Returns
+    -------
+    image, original_size
+        As `read_reduced` returns them.
+    content : str
+        As `content_hashes` gives it.
+
+    Raises
+    ------
+    ImageReadError, TypeError
+        As `read_image`.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        with _complaining_of(source), _opened(source) as file:
+            content = file.read()
+            return *_decoded(io.BytesIO(content), min_size), _hash_of_file(content)
+    image = read_image(source)
+    return image, (image.shape[0], image.shape[1]), _hash_of_pixels(image)
+
+
 def read_reduced_images(
     sources: Iterable[ImageSource], min_size: tuple[int, int], *, n_workers: int | None = None
 ) -> Generator[tuple[np.ndarray, tuple[int, int]], None, None]:
@@ -250,11 +285,12 @@ def read_reduced_images(
 
 
 def map_reduced_images(
-    function: Callable[[np.ndarray, tuple[int, int]], _T],
+    function: Callable[..., _T],
     sources: Iterable[ImageSource],
     min_size: tuple[int, int],
     *,
     n_workers: int | None = None,
+    read: Callable[[ImageSource, tuple[int, int]], tuple[Any, ...]] = read_reduced,
 ) -> Generator[_T, None, None]:
     """Read many images as `read_reduced_images` does, and map them in the reader threads.
 
@@ -264,16 +300,18 @@ def map_reduced_images(
         Takes an image and its original size; called from several threads at once.
     sources, min_size, n_workers
         As for `read_reduced_images`.
+    read : callable, default=read_reduced
+        Or `read_hashed`, whose hash the function takes too.
 
     Yields
     ------
     What `function` returns, in the order of `sources`.
     """
 
-    def read(item: tuple[int, ImageSource]) -> _T:
-        return function(*_numbered(item, lambda source: read_reduced(source, min_size)))
+    def mapped(item: tuple[int, ImageSource]) -> _T:
+        return function(*_numbered(item, lambda source: read(source, min_size)))
 
-    return ordered_map(read, enumerate(_not_one_path(sources)), n_workers)
+    return ordered_map(mapped, enumerate(_not_one_path(sources)), n_workers)
 
 
 def check_readable(
@@ -409,18 +447,22 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def _content_hash(source: ImageSource) -> str:
-    if isinstance(source, (str, os.PathLike)):
-        try:
-            with _opened(source) as file:
-                kind, content = "file", file.read()
-        except (OSError, ValueError) as error:  # the latter of names that no file can have
-            raise ImageReadError(
-                f"{os.fspath(source)!r} {_what_is_wrong(source, error)}"
-            ) from error
-    else:
-        pixels = read_image(source)
-        kind, content = f"RGB {pixels.shape}", pixels.tobytes()
-    return hashlib.blake2b(content, digest_size=16, key=kind.encode()).hexdigest()
+    if not isinstance(source, (str, os.PathLike)):
+        return _hash_of_pixels(read_image(source))
+    try:
+        with _opened(source) as file:
+            return _hash_of_file(file.read())
+    except (OSError, ValueError) as error:  # the latter of names that no file can have
+        raise ImageReadError(f"{os.fspath(source)!r} {_what_is_wrong(source, error)}") from error
+
+
+def _hash_of_file(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16, key=b"file").hexdigest()
+
+
+def _hash_of_pixels(pixels: np.ndarray) -> str:
+    key = f"RGB {pixels.shape}".encode()
+    return hashlib.blake2b(pixels.tobytes(), digest_size=16, key=key).hexdigest()
 
 
 def _refuse_folder(error: OSError) -> None:
@@ -439,13 +481,26 @@ def _looks_like_image(file_name: str) -> bool:
 def _read_file(
     path: str | os.PathLike[str], min_size: tuple[int, int] | None
 ) -> tuple[np.ndarray, tuple[int, int]]:
+    with _complaining_of(path), _opened(path) as file:
+        return _decoded(file, min_size)
+
+
+def _decoded(
+    file: BinaryIO, min_size: tuple[int, int] | None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    with Image.open(file) as image:
+        original_size = None
+        if min_size is not None and image.format in ("JPEG", "MPO"):
+            original_size = _reduce(image, min_size)
+        pixels = _pillow_to_rgb(image)
+        return pixels, original_size or pixels.shape[:2]
+
+
+@contextlib.contextmanager
+def _complaining_of(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file in whatever goes wrong with it within the block."""
     try:
-        with _opened(path) as file, Image.open(file) as image:
-            original_size = None
-            if min_size is not None and image.format in ("JPEG", "MPO"):
-                original_size = _reduce(image, min_size)
-            pixels = _pillow_to_rgb(image)
-            return pixels, original_size or pixels.shape[:2]
+        yield
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them to

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from trainings import network
 
 from defectcam.duplicates import thumbnail
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.feature_filling import fill_cache, preprocessed_batches
 from defectcam.feature_store import FeatureStore
-from defectcam.images import ImageReadError
+from defectcam.images import ImageReadError, content_hashes
 from defectcam.network import DefectCAMNetwork
 from defectcam.preprocess import Preprocess
 
@@ -21,7 +22,7 @@ N_IMAGES = 7
 IMAGES = [
     np.random.default_rng(i).integers(0, 256, (40 + i, 50, 3), np.uint8) for i in range(N_IMAGES)
 ]
-HASHES = [f"{i:02x}" for i in range(N_IMAGES)]
+HASHES = list(content_hashes(IMAGES))
 PREPROCESS = Preprocess(64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -91,6 +92,21 @@ def test_the_store_spares_the_trunk_and_changes_nothing(
     assert_same(second, plain)
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_what_is_stored_belongs_to_what_was_read(net: DefectCAMNetwork, tmp_path: Path) -> None:
+    """A file may change after it was hashed."""
+    paths = [tmp_path / f"{i}.png" for i in range(N_IMAGES)]
+    for path, image in zip(paths, IMAGES, strict=True):
+        Image.fromarray(image).save(path)
+    before = list(content_hashes(paths))
+    paths[3].write_bytes(paths[0].read_bytes())
+    after, found, store = list(content_hashes(paths)), list(before), FeatureStore(tmp_path)
+    filled, recalled = cache(), cache()
+    fill_cache(filled, net, PREPROCESS, paths, store=store, hashes=found)
+    assert store.read(before[3]) is None and found == after
+    fill_cache(recalled, net, PREPROCESS, paths, store=store, hashes=found)
+    assert_same(recalled, filled)
 
 
 def test_an_image_that_cannot_be_read_is_named_and_the_others_are_kept(

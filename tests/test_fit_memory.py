@@ -11,6 +11,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.model_selection import GridSearchCV
 
 from defectcam import DefectCAMClassifier, fit_memory
@@ -269,3 +270,26 @@ def test_long_parameters_are_told_apart_to_their_end(tiny_classifier, arrays, tm
         assert len(repr(weights)) > 200
         one = partial(tiny_classifier, target="type", class_weight=weights, max_epochs=1)
         assert_same(one(memory=tmp_path).fit(arrays, y), one().fit(arrays, y), arrays)
+
+
+def test_a_file_that_changes_during_a_fit_is_kept_as_what_was_read(
+    tiny_classifier, arrays, tmp_path, monkeypatch
+):
+    paths = [tmp_path / f"{i}.png" for i in range(len(arrays))]
+    for path, image in zip(paths, arrays, strict=True):
+        Image.fromarray(image).save(path)
+    before, other = paths[0].read_bytes(), arrays[0][::-1]
+    hashed = DefectCAMClassifier._hashes
+
+    def hashed_and_changed(*arguments: Any) -> list[str]:
+        hashes = hashed(*arguments)
+        Image.fromarray(other).save(paths[0])
+        return hashes
+
+    make = partial(tiny_classifier, memory=tmp_path / "memory")
+    with monkeypatch.context() as patch:
+        patch.setattr(DefectCAMClassifier, "_hashes", hashed_and_changed)
+        changed = make().fit(paths, Y)
+    assert changed.training_data_ == tiny_classifier(max_epochs=1).fit(paths, Y).training_data_
+    paths[0].write_bytes(before)
+    assert_same(make().fit(paths, Y), tiny_classifier().fit(paths, Y), arrays)

@@ -21,6 +21,7 @@ from defectcam.images import (
     content_hashes,
     find_images,
     image_size,
+    read_hashed,
     read_image,
     read_images,
     read_marked,
@@ -823,6 +824,19 @@ def test_equal_images_have_equal_hashes_and_others_have_not(
     others = {*content_hashes([files[2], files[3], other, pixels.reshape(8, 5, 3)])}
     assert (len(same_file), len(same_pixels), len(others)) == (1, 1, 4)
     assert len(same_file | same_pixels | others) == 6
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_an_image_is_read_and_hashed_at_once(rng: np.random.Generator, tmp_path, name: str) -> None:
+    pixels = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / name)
+    for source in (tmp_path / name, pixels, Image.fromarray(pixels)):
+        expected, size = read_reduced(source, (8, 8))
+        found, found_size, content = read_hashed(source, (8, 8))
+        np.testing.assert_array_equal(found, expected)
+        assert (found_size, [content]) == (size, list(content_hashes([source])))
+    with pytest.raises(ImageReadError, match=r"nowhere\.png' does not exist"):
+        read_hashed(tmp_path / "nowhere.png", (8, 8))
 
 
 def test_hashing_names_what_cannot_be_hashed(tmp_path: Path) -> None:
