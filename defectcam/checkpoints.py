@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 #: Version of the layout; only files of the same one are gone on from.
-LAYOUT = 1
+LAYOUT = 2
 
 #: Parameters that change nothing in the trained weights.
 WITHOUT_EFFECT = frozenset(
@@ -47,6 +47,9 @@ WITHOUT_EFFECT = frozenset(
         *("second_look", "tighten_boxes"),
     ]
 )
+
+#: Parameters of which one number stands for a height and a width.
+_SIZES = ("image_size", "tile")
 
 _KEY = "defectcam_checkpoint"  # of the metadata, and the name of the format
 _DIGEST = "digest"  # of all the rest, in the metadata
@@ -339,8 +342,13 @@ class FitCheckpoint:
 
 
 def parameters_of_training(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick an estimator's parameters that change what is trained, as JSON gives them back."""
-    return {name: _told(v) for name, v in parameters.items() if name not in WITHOUT_EFFECT}
+    """Pick an estimator's parameters that change what is trained, as JSON gives them back.
+
+    However they are written: ``image_size=32`` is ``(32, 32)`` and ``[32, 32]``.
+    """
+    told = {name: _told(v) for name, v in parameters.items() if name not in WITHOUT_EFFECT}
+    squares = {name: 2 * [told[name]] for name in _SIZES if isinstance(told.get(name), int)}
+    return {**told, **squares}
 
 
 def digest_of(parts: Iterable[str | NDArray[np.float64]]) -> str:
@@ -358,11 +366,17 @@ def digest_of_weights(network: nn.Module) -> str:
 
 
 def _told(value: Any) -> Any:
-    """Turn a parameter into what JSON gives back unchanged."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    """Turn a parameter into what JSON gives back unchanged, the same however it is written."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, list | tuple):
+        return [_told(one) for one in value]
+    if isinstance(value, dict):  # as pairs: keys of JSON are texts, and those of labels need not be
+        return sorted(([_told(key), _told(one)] for key, one in value.items()), key=repr)
     return repr(value) if not isinstance(value, np.random.RandomState) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,12 @@ from conftest import draw_part
 from torch import nn
 
 from defectcam import DefectCAMClassifier, tiled
-from defectcam.checkpoints import CheckpointError, FitCheckpoint, TrainingLoop
+from defectcam.checkpoints import (
+    CheckpointError,
+    FitCheckpoint,
+    TrainingLoop,
+    parameters_of_training,
+)
 from defectcam.cli import main
 
 
@@ -191,6 +197,44 @@ def test_another_fit_is_refused_and_the_file_stays(quick, parts, tmp_path):
     clf = quick(cv=None, **settings).fit(images, y, resume=resume)
     assert not resume.exists()  # those change no weight
     assert clf.threshold_ == 0.25
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        ({"image_size": 32}, {"image_size": (32, 32)}),
+        ({"image_size": [32, 40]}, {"image_size": (32, 40)}),
+        ({"novelty_strides": (4, 8)}, {"novelty_strides": [4, 8]}),
+        ({"tile": np.int64(24)}, {"tile": (24, np.int64(24))}),
+        ({"tile": np.array([24, 48])}, {"tile": [24, 48]}),
+        ({"class_weight": {"a": 1, "b": 2}}, {"class_weight": {"b": np.float32(2), "a": 1.0}}),
+        ({"weights": "a.pth"}, {"weights": Path("a.pth")}),
+    ],
+)
+def test_parameters_may_be_written_otherwise(tmp_path, then, now):
+    one = parameters_of_training(then)
+    assert json.loads(json.dumps(one)) == one == parameters_of_training(now)
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        ({"image_size": 32}, {"image_size": (32, 64)}),
+        ({"image_size": (64, 32)}, {"image_size": (32, 64)}),
+        ({"class_weight": {1: 1.0}}, {"class_weight": {"1": 1.0}}),
+        ({"class_weight": 2}, {"class_weight": (2, 2)}),
+        ({"cv": [2, 2]}, {"cv": "[2, 2]"}),
+    ],
+)
+def test_other_parameters_are_told_apart(then, now):
+    assert parameters_of_training(then) != parameters_of_training(now)
+
+
+def test_a_fit_goes_on_with_its_parameters_written_otherwise(quick, parts, tmp_path, undisturbed):
+    resume = tmp_path / "fit.checkpoint"
+    cut_off(quick(image_size=32, novelty_strides=(4, 8)), 1, *parts, resume=resume)
+    clf = quick(image_size=(32, 32), novelty_strides=[4, 8]).fit(*parts, resume=resume)
+    assert everything_of(clf) == everything_of(undisturbed)
 
 
 def test_other_weights_to_start_from_are_refused(quick, parts, undisturbed, tmp_path):
