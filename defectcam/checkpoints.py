@@ -153,6 +153,11 @@ class FitCheckpoint:
         for name, now in identity.items():
             self._compare(name, now)
 
+    @property
+    def weights_to_start_from(self) -> str | None:
+        """Digest of what the fit that is gone on with began from; None where a fit begins."""
+        return self._identity.get("weights")
+
     def expect(self, **digests: str) -> None:
         """Say more of which fit this is, as soon as it is known.
 

@@ -190,9 +190,25 @@ class _Given(NamedTuple):
         return np.unique(self.images, return_index=True)[1]
 
 
+class _Start(NamedTuple):
+    """What a fit begins from.
+
+    Attributes
+    ----------
+    weights : str
+        Digest of the network's.
+    previous : DefectCAMNetwork or None
+        Whose they are in a warm start.
+    """
+
+    weights: str
+    previous: DefectCAMNetwork | None
+
+
 class _Learned(NamedTuple):
     """What a fit has learned, before the classifier takes it over."""
 
+    start: _Start | None  # where there is a checkpoint
     network: DefectCAMNetwork
     preprocess: Preprocess
     folds: list[Fold]
@@ -490,6 +506,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     _replay: ReplayMemory | None
     _built_with: Mapping[str, Any] = MappingProxyType({})  # pickles of earlier releases have none
     _tile_model: TileModel | None = None  # pickles of earlier releases have none
+    _interrupted: _Start | None = None  # likewise; of the last fit, if `resume` goes on with it
 
     def __init__(
         self,
@@ -832,6 +849,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         _warn_if_interrupted(result, checkpoint)
         fitted = copy.copy(self)  # made now: callbacks may have set parameters
         fitted._take_over(given, learned)
+        fitted._interrupted = learned.start if result.interrupted else None
         if not given.are_tiles:
             fitted.training_data_ = fingerprint_of_rows(hashes, given.labels, given.weighed.rows)
         return fitted, learned
@@ -885,9 +903,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """Build a network and train it on the images; the fitted attributes stay as they are."""
         classes, targets, weights = given.classes, given.targets, given.weighed.weights
         network, preprocess = self._build_network(len(classes.labels), classes.good)
-        is_warm = self.warm_start and self._warm_start(network, classes)
+        previous = self._previous_network(checkpoint)
+        is_warm = previous is not None and self._warm_start(network, classes, previous)
+        start = None
         if checkpoint is not None:
-            checkpoint.expect(weights=digest_of_weights(network))
+            start = _Start(digest_of_weights(network), previous if is_warm else None)
+            checkpoint.expect(weights=start.weights)
         views = VIEWS["none" if given.are_only_good and not n_kept else self.augmentation]
         with self._feature_cache(len(targets), views, network) as cache:
             rows = given.weighed.rows
@@ -928,7 +949,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 network, trained = learn_once(self.memory, identity, network, train)
             else:
                 trained = train()
-        return _Learned(network, preprocess, folds, keeper, trained)
+        return _Learned(start, network, preprocess, folds, keeper, trained)
 
     def _folds(self, given: _Given, thumbnails: list[NDArray[np.uint8]], seed: int) -> list[Fold]:
         """Split the images so that copies, and tiles of one image, stay together."""
@@ -1096,12 +1117,26 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             labels=digest_of([repr(labels.tolist()), weighed.weights]),
         )
 
-    def _warm_start(self, network: DefectCAMNetwork, classes: Classes) -> bool:
-        """Start from the present weights, if there are any and they fit; tell whether they do."""
-        if not hasattr(self, "network_"):
-            return False
+    def _previous_network(self, checkpoint: FitCheckpoint | None) -> DefectCAMNetwork | None:
+        """Return what a warm start begins from: the present network, as a rule.
+
+        Where the fit is gone on with that left the present network when it was interrupted, it is
+        what that one began from.
+        """
+        if not self.warm_start:
+            return None
+        if checkpoint is not None and self._interrupted is not None:
+            weights, previous = self._interrupted
+            if checkpoint.weights_to_start_from == weights:
+                return previous
+        return getattr(self, "network_", None)
+
+    def _warm_start(
+        self, network: DefectCAMNetwork, classes: Classes, previous: DefectCAMNetwork
+    ) -> bool:
+        """Start from the previous weights, if they fit; tell whether they do."""
         same = np.array_equal(classes.labels, self.classes_) and classes.good == self._classes.good
-        if not (same and start_from(network, self.network_)):
+        if not (same and start_from(network, previous)):
             warn_caller(
                 "warm_start: the present weights are of another architecture or of other classes "
                 f"({self.classes_.tolist()}, now {classes.labels.tolist()}); fit starts anew."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -243,6 +244,35 @@ def test_other_weights_to_start_from_are_refused(quick, parts, undisturbed, tmp_
     warm = copy.deepcopy(undisturbed).set_params(warm_start=True)
     with pytest.raises(CheckpointError, match="other weights to start from"):
         warm.fit(*parts, resume=resume)
+
+
+@pytest.mark.parametrize("is_fitted", [False, True])
+@pytest.mark.parametrize("n_interrupts", [1, 2])
+def test_a_warm_start_goes_on_after_an_interrupt(quick, parts, tmp_path, is_fitted, n_interrupts):
+    """The same object has weights of the interrupted fit, and is not to start from those."""
+    clf, resume = quick(warm_start=True), tmp_path / "fit.checkpoint"
+    if is_fitted:
+        clf.fit(*parts)
+    expected = everything_of(copy.deepcopy(clf).fit(*parts))
+    for _ in range(n_interrupts):
+        clf.set_params(callbacks=After(1, KeyboardInterrupt))
+        with pytest.warns(UserWarning, match="goes on with it"):
+            clf.fit(*parts, resume=resume)
+    clf = pickle.loads(pickle.dumps(clf.set_params(callbacks=None)))
+    clf.fit(*parts, resume=resume)
+    assert everything_of(clf) == expected
+    assert not resume.exists()
+
+
+def test_after_an_interrupt_another_warm_start_starts_from_the_present(quick, parts, tmp_path):
+    clf = quick(warm_start=True, callbacks=After(1, KeyboardInterrupt))
+    with pytest.warns(UserWarning, match="goes on with it"):
+        clf.fit(*parts, resume=tmp_path / "fit.checkpoint")
+    clf.set_params(callbacks=None)
+    expected = everything_of(copy.deepcopy(clf).fit(*parts))
+    for n_epochs in (1, 2):
+        cut_off(clf, n_epochs, *parts, resume=tmp_path / "other.checkpoint")
+    assert everything_of(clf.fit(*parts, resume=tmp_path / "other.checkpoint")) == expected
 
 
 def test_another_fit_whose_long_parameter_ends_otherwise_is_refused(quick, parts, tmp_path):
