@@ -12,13 +12,14 @@ and what a file holds does not depend on how many workers there were.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +126,7 @@ def localize(
     ModelFileError
         If the model cannot be read.
     RuntimeError
-        If a worker fails. What was written stays.
+        If a worker fails, or cannot write, which it says of which file. What was written stays.
     ValueError
         If a parameter is wrong.
 
@@ -284,7 +285,9 @@ class _PartWriter(Localizer):
             rows = self.rows(names, paths)
         else:
             rows = [row for i in range(len(names)) for row in attempts.watch(self, i, names, paths)]
-        write_atomically(self._folder / _file_name(number), encode_rows(rows, "parquet"))
+        target = self._folder / _file_name(number)
+        with attempts.blameless(target):
+            write_atomically(target, encode_rows(rows, "parquet"))
         attempts.forget()
         n_defective = sum(row.get("is_defect", False) for row in rows)
         return [len(rows), n_defective, sum(row["error"] is not None for row in rows)]
@@ -301,6 +304,7 @@ class _Attempts:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._size_before = path.stat().st_size if path.exists() else 0
         noted = path.read_text("utf-8") if path.exists() else ""
         attempts = [attempt.split() for attempt in noted.split("begun\n")[1:]]
         self.n_deaths = len(attempts)
@@ -321,8 +325,26 @@ class _Attempts:
     def forget(self) -> None:
         self._path.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def blameless(self, target: Path) -> Iterator[None]:
+        """Name the file that cannot be written within the block.
+
+        No image is to blame for that: what this attempt has noted is taken back.
+        """
+        try:
+            yield
+        except OSError as error:
+            with contextlib.suppress(OSError):  # the first error says more
+                os.truncate(self._path, self._size_before)
+            raise OSError(
+                error.errno,
+                f"cannot write ({error.strerror or error}): make room there, or see to its "
+                "permissions",
+                os.fspath(target),
+            ) from error
+
     def _note(self, what: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        with self.blameless(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(f"{what}\n")
 
 

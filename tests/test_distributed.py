@@ -116,6 +116,39 @@ def test_an_image_that_kills_its_workers_is_left_out(model, paths, tmp_path, mon
     assert [path.name for path in tmp_path.glob("*part*")] == ["part-000003.parquet"]
 
 
+@pytest.mark.parametrize("begun", ["", "begun\n0\n1\nbegun\n0\n1\n2\n"])
+@pytest.mark.parametrize("is_note", [False, True])
+def test_no_image_is_blamed_for_a_place_that_cannot_be_written(
+    model, paths, tmp_path, monkeypatch, begun, is_note
+) -> None:
+    monkeypatch.setattr(distributed, "_ray", lambda: SimpleNamespace(get=Path.read_bytes))
+    worker = distributed._PartWriter(model, str(tmp_path), "/", n_jobs=1, device="cpu")
+    part = {"part": np.array([3]), "names": np.array([json.dumps(paths)])}
+    attempts = tmp_path / ".part-000003.attempts"
+    attempts.write_text(begun)
+
+    def full(place: Path, mode: Any, **_: Any) -> Any:
+        if mode == "r":
+            return open(place, encoding="utf-8")
+        with open(place, "a") as file:
+            file.write("1")  # as much as there is room for
+        raise OSError(28, "No space left on device")
+
+    for _ in range(5):
+        with monkeypatch.context() as patch:
+            if is_note:
+                patch.setattr(Path, "open", full)
+            else:
+                patch.setattr(distributed, "write_atomically", full)
+            with pytest.raises(OSError, match=r"No space left on device.*part-000003") as caught:
+                worker(part)
+        assert caught.value.errno == 28 and "\n" not in str(caught.value)
+        assert attempts.read_text() == begun
+    assert worker(part)["counts"].tolist()[0][::2] == [6, 2]
+    rows = parquet.read_table(tmp_path / "part-000003.parquet").to_pylist()
+    assert_same_rows(rows, plain_rows(worker._clf, paths))
+
+
 def test_memory_that_runs_out_is_an_error_of_the_image(model, paths, monkeypatch) -> None:
     worker = Localizer(model)
 
