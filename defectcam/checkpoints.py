@@ -90,6 +90,9 @@ class FitCheckpoint:
         Of the fit that is gone on with; None where it begins.
     history : dict of list
         Its epochs so far; whoever trains adds to it.
+    choice : dict or None
+        What the training that follows rests on and took long to choose, as JSON gives it back; set
+        by whoever has chosen, before the first epoch.
     is_complete : bool
         Whether the fit has ended without an interrupt: set by whoever trains.
 
@@ -104,6 +107,7 @@ class FitCheckpoint:
     path: str | os.PathLike[str]
     seed: int | None = None
     history: dict[str, list[Any]] = field(default_factory=dict)
+    choice: dict[str, Any] | None = None
     is_complete: bool = False
     _identity: dict[str, Any] = field(default_factory=dict)
     _fold: int = -1
@@ -283,6 +287,7 @@ class FitCheckpoint:
             "losses": losses,
             "is_done": is_done,
             "history": self.history,
+            "choice": self.choice,
             "groups": optimizer["param_groups"],
             "schedule": None if loop.schedule is None else loop.schedule.state_dict(),
         }
@@ -332,7 +337,7 @@ class FitCheckpoint:
         if description["layout"] != LAYOUT:
             raise self._refusal("it is of another release")
         self.seed, self._identity = description["seed"], description["identity"]
-        self.history = description["history"]
+        self.history, self.choice = description["history"], description["choice"]
         self._fold, self._losses = description["fold"], description["losses"]
         self._is_done, self._loop, self._tensors = description["is_done"], description, tensors
         for name, tensor in _below("finished.", tensors).items():

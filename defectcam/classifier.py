@@ -825,17 +825,18 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """Return a fitted shallow copy, and what it has learned.
 
         Where rows are tiles, ``images`` says of which image each is a part, and the caller tells
-        callbacks of beginning and end, and the copy what it was fitted to.
+        callbacks of beginning and end, the checkpoint whose it is, and the copy what it was fitted
+        to.
         """
         self._check_parameters()
         given = self._given(X, y, sample_weight, classes, images)
         if seed is None:
             seed = self._seed(checkpoint)
         hashes: list[str] = []
-        if not given.are_tiles or checkpoint is not None or self.memory is not None:
+        if not given.are_tiles or self.memory is not None:
             hashes = self._hashes(given.items, given.weighed.rows)
-        if checkpoint is not None:
-            self._begin(checkpoint, seed, hashes, given.weighed, given.labels)
+        if checkpoint is not None and not given.are_tiles:
+            self._begin(checkpoint, seed, hashes, given.weighed.weights, given.labels)
         warn_if_only_good(given.is_defect)
         warn_if_few_defects(given.is_defect[given.first_of_images])
         if not given.are_tiles:
@@ -1106,15 +1107,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         checkpoint: FitCheckpoint,
         seed: int,
         hashes: Sequence[str],
-        weighed: WeighedRows,
+        weights: NDArray[np.float64],
         labels: NDArray[Any],
     ) -> None:
-        """Say which fit a checkpoint is of."""
+        """Say which fit a checkpoint is of; one of each per image."""
         checkpoint.begin(
             seed,
             self.get_params(deep=False),
             images=digest_of(hashes),
-            labels=digest_of([repr(labels.tolist()), weighed.weights]),
+            labels=digest_of([repr(labels.tolist()), weights]),
         )
 
     def _previous_network(self, checkpoint: FitCheckpoint | None) -> DefectCAMNetwork | None:

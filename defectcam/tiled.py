@@ -303,6 +303,9 @@ class _Chosen(NamedTuple):
     number: int  # in the order of its grid
 
 
+#: From an image's height and width to its tiles.
+_GridOf = Callable[[tuple[int, int]], TileGrid]
+
 #: A score per tile, of each training image that is used.
 _OfTiles = list[NDArray[np.float64]]
 
@@ -343,9 +346,35 @@ def fit_on_tiles(
     """
     clf._check_parameters()
     images = _training_images(clf, X, y, sample_weight)
-    train_begins(clf.callbacks, clf)
-    seed = clf._seed(checkpoint)  # the tiles that are chosen depend on it
     tile = _tile_of_training(clf, images)
+    as_overlap(clf.overlap, tile)  # refuse a wrong one early
+    seed = clf._seed(checkpoint)  # the tiles that are chosen depend on it
+    hashes, labels = clf._hashes(images.items, images.used), images.labels[images.used]
+    if checkpoint is not None:
+        clf._begin(checkpoint, seed, hashes, images.weights, labels)
+    train_begins(clf.callbacks, clf)
+    if checkpoint is not None and checkpoint.choice is not None:
+        grids, chosen = _chosen_before(clf, images, tile, checkpoint.choice)
+    else:
+        grids, chosen = _choose(clf, images, tile, sample_weight, seed)
+    if checkpoint is not None:
+        checkpoint.choice = _as_choice(images, grids, chosen)
+    learned = _learn(clf, images, grids, chosen, sample_weight, seed, checkpoint)
+    _calibrate(images, learned)
+    data = fingerprint_of_rows(hashes, labels, images.used)
+    clf.__dict__.update(vars(learned.clf), training_data_=data)
+    train_ends(clf.callbacks, clf)
+    return clf
+
+
+def _choose(
+    clf: DefectCAMClassifier,
+    images: _TrainingImages,
+    tile: tuple[int, int],
+    sample_weight: ArrayLike | None,
+    seed: int,
+) -> tuple[_GridOf, list[_Chosen]]:
+    """Choose tiles by their novelty, and where that cannot tell by what those have taught."""
     # The map, whose cells are not known yet, moves tiles by less than one of them.
     grids = _grids(clf, tile, tile)
     with torch.inference_mode(False), torch.random.fork_rng():
@@ -353,24 +382,38 @@ def fit_on_tiles(
         novelty = _novelty(clf, images, grids, seed)
         chosen = _choose_tiles(novelty, images, seed)
     if clf.cv is not None and not _tells(novelty, images):
-        grids, chosen = _choose_again(clf, images, grids, chosen, sample_weight, seed)
-    learned = _learn(clf, images, grids, chosen, sample_weight, seed, checkpoint)
-    _calibrate(images, learned)
-    hashes = clf._hashes(images.items, images.used)
-    data = fingerprint_of_rows(hashes, images.labels[images.used], images.used)
-    clf.__dict__.update(vars(learned.clf), training_data_=data)
-    train_ends(clf.callbacks, clf)
-    return clf
+        return _choose_again(clf, images, grids, chosen, sample_weight, seed)
+    return grids, chosen
+
+
+def _as_choice(images: _TrainingImages, grid_of: _GridOf, chosen: list[_Chosen]) -> dict[str, Any]:
+    """Turn a choice into what a checkpoint keeps; images by their place among those used."""
+    places = np.searchsorted(images.used, [one.image for one in chosen]).tolist()
+    numbers = [one.number for one in chosen]
+    return {"cells": list(grid_of((1, 1)).cells), "images": places, "numbers": numbers}
+
+
+def _chosen_before(
+    clf: DefectCAMClassifier,
+    images: _TrainingImages,
+    tile: tuple[int, int],
+    choice: dict[str, Any],
+) -> tuple[_GridOf, list[_Chosen]]:
+    """Turn back what `_as_choice` has made."""
+    rows, columns = choice["cells"]
+    indices = images.used[choice["images"]].tolist()
+    chosen = [_Chosen(*one) for one in zip(indices, choice["numbers"], strict=True)]
+    return _grids(clf, tile, (rows, columns)), chosen
 
 
 def _choose_again(
     clf: DefectCAMClassifier,
     images: _TrainingImages,
-    grid_of: Callable[[tuple[int, int]], TileGrid],
+    grid_of: _GridOf,
     chosen: list[_Chosen],
     sample_weight: ArrayLike | None,
     seed: int,
-) -> tuple[Callable[[tuple[int, int]], TileGrid], list[_Chosen]]:
+) -> tuple[_GridOf, list[_Chosen]]:
     """Learn from tiles once, to choose better ones; return their grids too.
 
     Of callbacks only time limits hear of it, for which it counts. An interrupt, for which there is
@@ -397,7 +440,7 @@ def _choose_again(
 def _learn(
     clf: DefectCAMClassifier,
     images: _TrainingImages,
-    grid_of: Callable[[tuple[int, int]], TileGrid],
+    grid_of: _GridOf,
     chosen: list[_Chosen],
     sample_weight: ArrayLike | None,
     seed: int,
@@ -452,9 +495,7 @@ def _tile_of_training(clf: DefectCAMClassifier, images: _TrainingImages) -> tupl
     return choose_tile(largest, (height, width), clf.overlap)
 
 
-def _grids(
-    clf: DefectCAMClassifier, tile: tuple[int, int], cells: tuple[int, int]
-) -> Callable[[tuple[int, int]], TileGrid]:
+def _grids(clf: DefectCAMClassifier, tile: tuple[int, int], cells: tuple[int, int]) -> _GridOf:
     """Make the function from an image's size to its tiles."""
     overlap = as_overlap(clf.overlap, tile)
     return lambda size: TileGrid(size, tile, overlap, cells)
@@ -463,7 +504,7 @@ def _grids(
 def _novelty(
     clf: DefectCAMClassifier,
     images: _TrainingImages,
-    grid_of: Callable[[tuple[int, int]], TileGrid],
+    grid_of: _GridOf,
     seed: int,
 ) -> _OfTiles:
     """Novelty of all tiles, against codebooks that have not seen the image."""
@@ -544,7 +585,7 @@ class _Scan:
         network: DefectCAMNetwork,
         preprocess: Any,
         images: _TrainingImages,
-        grid_of: Callable[[tuple[int, int]], TileGrid],
+        grid_of: _GridOf,
     ) -> None:
         self.clf, self.network, self.preprocess = clf, network, preprocess
         self.images, self.grid_of = images, grid_of
@@ -591,7 +632,7 @@ class _Scan:
 
 def _cut(
     images: _TrainingImages,
-    grid_of: Callable[[tuple[int, int]], TileGrid],
+    grid_of: _GridOf,
     chosen: list[_Chosen],
     tile: tuple[int, int],
     folder: Path,
@@ -665,7 +706,7 @@ def _scores(
     judge: DefectCAMClassifier,
     item: Any,
     index: int,
-    grid_of: Callable[[tuple[int, int]], TileGrid],
+    grid_of: _GridOf,
 ) -> tuple[NDArray[np.float64], _Worst]:
     """Log-odds of a defect in each tile of an image, as the network judges tiles."""
     found, worst = [], _Worst()

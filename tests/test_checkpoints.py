@@ -158,6 +158,28 @@ def test_an_unseeded_fit_goes_on_with_the_tiles_that_it_chose(
     assert everything_of(clf.fit(*parts, resume=kept)) == one
 
 
+def test_the_choice_of_tiles_is_not_made_again(quick, parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiled, "GOOD_TILES_PER_IMAGE", (1, 2))  # of 9
+    monkeypatch.setattr(tiled, "_tells", lambda *_: False)  # a training chooses once more
+    clf, resume = quick(tile=16), tmp_path / "fit.checkpoint"
+    undisturbed = everything_of(copy.deepcopy(clf).fit(*parts))
+    cut_off(clf, 1, *parts, resume=resume)
+    monkeypatch.setattr(tiled, "_choose_tiles", None)
+    (images, y), before = parts, resume.read_bytes()
+    for other, given in [({}, (images[::-1], y[::-1])), ({"tile": 24}, parts)]:
+        with pytest.raises(CheckpointError, match="belongs to another fit"):
+            quick(**{"tile": 16, **other}).fit(*given, resume=resume)
+        assert resume.read_bytes() == before
+    assert everything_of(clf.fit(*parts, resume=resume)) == undisturbed
+
+
+def test_chosen_tiles_are_found_where_images_of_no_weight_are_gone(quick, parts, tmp_path):
+    (images, y), clf, resume = parts, quick(tile=24), tmp_path / "fit.checkpoint"
+    cut_off(clf, 1, [images[3], *images], [y[3], *y], [0, *[1] * len(y)], resume=resume)
+    clf.fit(images, y, resume=resume)
+    assert everything_of(clf) == everything_of(quick(tile=24).fit(images, y))
+
+
 def test_after_an_interrupt_the_file_stays(quick, parts, undisturbed, tmp_path):
     resume, clf = tmp_path / "fit.checkpoint", quick(callbacks=After(2, KeyboardInterrupt))
     with pytest.warns(UserWarning, match="interrupted after 3 epochs.*goes on with it"):
