@@ -28,6 +28,8 @@ from timm.models import FeatureListNet, PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from defectcam.isolation import undisturbed
+
 __all__ = [
     "DEFAULT_BACKBONE",
     "Backbone",
@@ -163,7 +165,8 @@ def create_backbone(name: str, weights: str | os.PathLike[str] | None = "imagene
     ((2, 4, 8, 16, 32), (16, 24, 40, 112, 320))
     """
     model = _resolve(name)
-    with torch.random.fork_rng(devices=[], enabled=weights is not None):
+    # Random first weights matter where nothing replaces them.
+    with contextlib.nullcontext() if weights is None else undisturbed():
         if model.library == "torchvision":
             units, normalisation = _torchvision_units(model), _torchvision_normalisation(model)
         else:
@@ -208,7 +211,7 @@ def count_parameters(name: str) -> int:
     """
     model = _resolve(name)
     make = _torchvision_units if model.library == "torchvision" else _timm_units
-    with torch.random.fork_rng(devices=[]):
+    with undisturbed():
         try:
             with torch.device("meta"):  # tensors without memory
                 units = make(model)

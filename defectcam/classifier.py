@@ -94,12 +94,13 @@ from defectcam.incremental import (
     start_from,
 )
 from defectcam.inference import ScoredImages, described, evaluating, scored
+from defectcam.isolation import isolated
 from defectcam.judging import Judge
 from defectcam.labels import Classes, as_labels
 from defectcam.network import DefectCAMNetwork, Description
 from defectcam.novelty import Codebook
 from defectcam.plain_labels import plain_label
-from defectcam.precision import PRECISIONS, resolve_precision
+from defectcam.precision import PRECISIONS, resolve_device, resolve_precision
 from defectcam.preprocess import Preprocess, seen_again
 from defectcam.recipes import RECIPES
 from defectcam.replay import Keeper, ReplayMemory, judged_in_folds, new_records
@@ -268,7 +269,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Of the evidence head; None: as the tail's.
     weight_decay : float, default=1e-2
     schedule : {"one_cycle", "constant"}, default="one_cycle"
-        Course of the learning rates.
+        Course of the learning rates. With ``"one_cycle"`` the momentum runs against them, between
+        .85 and .95, as `torch.optim.lr_scheduler.OneCycleLR` has it, also where ``"sgd"`` by itself
+        has none.
     max_epochs : int or "auto", default="auto"
         Passes over the training images, per fold. ``"auto"``: 10, fewer when there are more than
         600 images so that about 6000 are seen, but at least 8.
@@ -683,7 +686,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             on ``np.repeat(X, sample_weight, axis=0)``, and costs as much (nearly that one with
             ``tile``, where an image is cut into tiles once). If any weight is a fraction, they
             count in the loss, ``class_weight="balanced"``, the calibration of the probability and
-            ``threshold_``, but neither in the codebook nor in the heatmap's scale.
+            ``threshold_``, but neither in the codebook nor in the heatmap's scale, nor anywhere
+            where all images are good.
             An image of weight 0 is left out: ``held_out_probability_`` is NaN there.
         resume : str, PathLike or FitCheckpoint, optional
             File that the training is kept in after each epoch. If it is there, left by a fit that
@@ -708,7 +712,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         KeyboardInterrupt
             If interrupted before the first epoch is finished, or after training. Later in training
             it ends there with a warning and the classifier can be used. Whatever is raised before
-            the fit is done, the classifier stays as it was.
+            the fit is done, the classifier stays as it was; an error of a callback's
+            ``on_train_end`` comes after it.
 
         Warns
         -----
@@ -841,8 +846,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         warn_if_few_defects(given.is_defect[given.first_of_images])
         if not given.are_tiles:
             train_begins(self.callbacks, self)
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with isolated(seed, resolve_device(self.device)):
             learned = self._learn(given, hashes, seed, n_kept, checkpoint)
         result = learned.trained.result
         if checkpoint is not None:
@@ -930,6 +934,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 course=Course(folds, is_warm=is_warm),
                 seed=seed,
                 input_size=preprocess.image_size,
+                heatmap=self.heatmap,
                 checkpoint=checkpoint,
             )
             # Callbacks wait for epochs, and tiles for the folds' tails.
@@ -1013,6 +1018,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         course: Course,
         seed: int,
         input_size: tuple[int, int],
+        heatmap: str,
         checkpoint: FitCheckpoint | None = None,
     ) -> Trained:
         """Learn codebook, tail, head and map from all cached images."""
@@ -1027,7 +1033,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                     network, cache, classes, targets, weights, options, seed, bar
                 )
                 result = self._run_course(training, course, checkpoint, bar)
-        heat_model = self._fit_heat_model(classes, input_size, result, novelty, ~is_good)
+        heat_model = fit_heat_model(
+            heatmap,
+            classes.good,
+            result.cams,
+            novelty,
+            result.typical_cams,
+            ~is_good,
+            input_size,
+        )
         network.students = torch.nn.ModuleList()
         is_taught = self.self_training and not is_good.all() and heat_model.kind == "fused"
         if is_taught and novelty is not None:
@@ -1188,7 +1202,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             evidence_stages=self.evidence_stages,
             novelty_strides=self.novelty_strides if needs_novelty else (),
         )
-        device = _resolve_device(self.device)
+        device = resolve_device(self.device)
         network.to(device, torch.float32).to(memory_format=torch.channels_last)
         network.set_dtype(resolve_precision(self.precision, device))
         return network.eval(), preprocess.to(device)
@@ -1226,7 +1240,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """
         result, novelty, good = trained.result, trained.novelty, self._classes.good
         is_defect = targets != good
-        scores = defect_scores(result.logits, novelty if self.heatmap == "fused" else None, good)
+        uses_novelty = trained.heat_model.kind == "fused"
+        scores = defect_scores(result.logits, novelty if uses_novelty else None, good)
         only_good = not is_defect.any()
         self._defect_probability = _fit_probability(
             scores[current], is_defect[current], weights[current], calibrated
@@ -1267,24 +1282,6 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             (self.held_out_probability_[rows], statistics)  # the one a vector, the other a matrix
         ).astype(np.float32)
         self._drift_codebooks = list(trained.codebooks)
-
-    def _fit_heat_model(
-        self,
-        classes: Classes,
-        input_size: tuple[int, int],
-        result: FitResult,
-        novelty: torch.Tensor | None,
-        is_defect: NDArray[np.bool_],
-    ) -> HeatModel:
-        return fit_heat_model(
-            self.heatmap,
-            classes.good,
-            result.cams,
-            novelty,
-            result.typical_cams,
-            is_defect,
-            input_size,
-        )
 
     def _training_options(self, max_epochs: int) -> TrainingOptions:
         return TrainingOptions(
@@ -2085,11 +2082,3 @@ def _complain_in_place(items: Sequence[Any], rows: NDArray[np.intp]) -> None:
     unused = np.zeros((1, 1), dtype=np.uint8)
     read = read_images(item if i in fitted else unused for i, item in enumerate(items))
     collections.deque(read, maxlen=0)
-
-
-def _resolve_device(device: str) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -23,8 +23,10 @@ from defectcam.calibration import calm_novelty, defect_scores
 from defectcam.cam import defect_evidence
 from defectcam.classifier import DefectCAMClassifier
 from defectcam.inference import evaluating
+from defectcam.isolation import isolated
 from defectcam.network import NetworkOutput
 from defectcam.novelty import novelty_peak
+from defectcam.precision import resolve_device
 from defectcam.sources import as_sources, brings_labels, is_path
 
 __all__ = ["EvidenceTransformer"]
@@ -223,8 +225,7 @@ def _prepare(classifier: DefectCAMClassifier) -> None:
     classifier._validate_params()
     classifier._check_parameters()
     seed = int(check_random_state(classifier.random_state).randint(np.iinfo(np.int32).max))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with isolated(seed, resolve_device(classifier.device)):
         classifier.network_, classifier._preprocess = classifier._build_network(2, good=0)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defectcam.geometry import Geometry
+from defectcam.isolation import usual_settings
 from defectcam.network import DefectCAMNetwork, Description, NetworkOutput
 
 __all__ = ["ScoredImages", "described", "evaluating", "scored"]
@@ -82,7 +83,10 @@ def described(
 
 @contextlib.contextmanager
 def evaluating(network: DefectCAMNetwork) -> Iterator[None]:
-    """Evaluate within the block; leave each module's mode as it was, after the last thread."""
+    """Evaluate within the block, whatever the caller has set torch to.
+
+    Each module's mode is left as it was, after the last thread.
+    """
     with _modes_lock:
         n_blocks, training = _modes.get(network, (0, []))
         if not n_blocks:
@@ -90,7 +94,8 @@ def evaluating(network: DefectCAMNetwork) -> Iterator[None]:
             network.eval()
         _modes[network] = (n_blocks + 1, training)
     try:
-        yield
+        with usual_settings(next(network.parameters()).device):
+            yield
     finally:
         with _modes_lock:
             n_blocks, training = _modes.pop(network)

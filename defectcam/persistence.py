@@ -30,13 +30,15 @@ from torch import Tensor, nn
 import defectcam
 from defectcam.backbones import count_parameters
 from defectcam.calibration import DefectProbability, HeatModel
-from defectcam.classifier import DefectCAMClassifier, _resolve_device
+from defectcam.classifier import DefectCAMClassifier
 from defectcam.files import check_target, write_atomically
 from defectcam.fingerprint import Fingerprint
+from defectcam.isolation import undisturbed
 from defectcam.labels import Classes
 from defectcam.model_schema import MAX_HEADER, check_description, parse_json
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
+from defectcam.precision import resolve_device
 from defectcam.preprocess import Preprocess
 from defectcam.tile_model import TileModel
 
@@ -402,7 +404,7 @@ def _known_parameters(encoded: dict[str, Any]) -> dict[str, Any]:
 
 def _is_usable(device: str) -> bool:
     try:
-        torch.empty(0, device=_resolve_device(device))
+        torch.empty(0, device=resolve_device(device))
     except (RuntimeError, AssertionError):  # the latter from builds without CUDA
         return False
     return True
@@ -512,7 +514,7 @@ def _make_network(
     if builder.precision != "float32":
         builder.precision = clf.precision  # this machine may lack what the other one had
     # The first weights, which the file's replace, are random: drawn where nobody notices.
-    with torch.random.fork_rng(devices=[]):
+    with undisturbed():
         network, _ = builder._build_network(len(classes.labels), classes.good)
     network.novelty_levels = [range(len(network.trunk))[i] for i in description["novelty_levels"]]
     if "codebook.centres" in state:

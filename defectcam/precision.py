@@ -1,7 +1,7 @@
-"""Number types: what frozen and trained layers compute in, float32 or bfloat16.
+"""Devices and number types: where layers compute, and in float32 or bfloat16.
 
 Owns the choice by the machine's abilities and the mixed precision that is fast there. It knows no
-network and no parameter besides the name of the precision.
+network and no parameters besides the names of device and precision.
 """
 
 from __future__ import annotations
@@ -18,6 +18,15 @@ from torch.overrides import TorchFunctionMode
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 _AMPERE = 8  # the first compute capability with instructions for bfloat16
+
+
+def resolve_device(device: str) -> torch.device:
+    """Choose the device: of ``"auto"`` a GPU where there is one, else the processor."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:

@@ -46,10 +46,12 @@ from defectcam.fingerprint import fingerprint_of_rows
 from defectcam.images import ImageReadError
 from defectcam.incremental import Trained, first_classes
 from defectcam.inference import ScoredImages
+from defectcam.isolation import isolated
 from defectcam.labels import as_labels
 from defectcam.large_images import PixelRows, open_rows, read_tiles
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import MAX_CODEBOOK_PATCHES, Codebook, novelty_peak
+from defectcam.precision import resolve_device
 from defectcam.sample_weights import weigh_rows
 from defectcam.sources import is_path, labelled_sources
 from defectcam.tile_model import TileModel, fit_tile_model, uncalibrated
@@ -377,8 +379,7 @@ def _choose(
     """Choose tiles by their novelty, and where that cannot tell by what those have taught."""
     # The map, whose cells are not known yet, moves tiles by less than one of them.
     grids = _grids(clf, tile, tile)
-    with torch.inference_mode(False), torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with isolated(seed, resolve_device(clf.device)):
         novelty = _novelty(clf, images, grids, seed)
         chosen = _choose_tiles(novelty, images, seed)
     if clf.cv is not None and not _tells(novelty, images):

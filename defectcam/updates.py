@@ -12,19 +12,16 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
-from defectcam.calibration import check_threshold
-from defectcam.callbacks import check_callbacks, train_begins, train_ends
+from defectcam.callbacks import train_begins, train_ends
 from defectcam.classifier import DefectCAMClassifier
 from defectcam.cross_fitting import training_folds
 from defectcam.diagnostics import warn_if_duplicates, warn_if_few_defects
 from defectcam.duplicates import duplicate_groups, duplicate_pairs
 from defectcam.exceptions import warn_caller
 from defectcam.feature_cache import VIEWS
-from defectcam.feature_store import folder_of_memory
 from defectcam.fingerprint import fingerprint_of_rows
 from defectcam.images import check_readable
 from defectcam.incremental import (
@@ -34,6 +31,7 @@ from defectcam.incremental import (
     has_evidence,
     targets_of_known,
 )
+from defectcam.isolation import isolated
 from defectcam.labels import as_labels
 from defectcam.network import DefectCAMNetwork
 from defectcam.replay import (
@@ -77,9 +75,8 @@ def learn_more(
 
     Whatever is raised, the classifier stays as it was.
     """
-    check_threshold(clf.threshold)
-    check_callbacks(clf.callbacks)
-    folder_of_memory(clf.memory)  # refuse a wrong one early
+    clf._validate_params()  # which scikit-learn leaves out where an estimator is fitted
+    clf._check_parameters()
     new = _accept(clf, X, y, sample_weight, classes)
     if not has_evidence(clf.network_) and (new.targets == clf._classes.good).all():
         clf._check_for_good_only(clf._classes.good_label)
@@ -88,8 +85,7 @@ def learn_more(
     seed = (seed + clf.n_images_seen_) % np.iinfo(np.int32).max  # another one each day
     train_begins(clf.callbacks, clf)
     hashes = clf._hashes(new.sources.items, new.weighed.rows)
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with isolated(seed, next(clf.network_.parameters()).device):
         learned = _learn(clf, new, hashes, memory, seed)
     before = dict(vars(clf))
     updated = copy.copy(clf)  # calibration may be refused after the first attributes are set
@@ -177,6 +173,7 @@ def _learn(
                 course,
                 seed,
                 clf.image_size_,
+                clf._built_with.get("heatmap", clf.heatmap),
             )
             if trained.result.interrupted:
                 raise KeyboardInterrupt

@@ -74,6 +74,34 @@ def test_after_an_update_by_a_full_fit_set_parameters_still_do_not_count(tiny_cl
     assert weights(changed).equal(weights(once))
 
 
+def test_a_map_that_is_set_after_the_first_call_does_not_count(tiny_classifier):
+    once, changed = (tiny_classifier(max_epochs=1).partial_fit(*FIRST) for _ in range(2))
+    once.partial_fit(*SECOND)
+    changed.set_params(heatmap="cam").partial_fit(*SECOND)
+    assert changed._heat_model == once._heat_model
+    np.testing.assert_array_equal(changed.held_out_probability_, once.held_out_probability_)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"optimizer": "foo"},
+        {"batch_size": 0},
+        {"max_epochs": 0},
+        {"replay_size": -3},
+        {"learning_rate": -1.0},
+        {"class_weight": "equal"},
+        {"threshold": "recall"},
+    ],
+)
+def test_a_wrong_parameter_is_refused_by_later_calls_too(started, wrong):
+    clf = copy.deepcopy(started).set_params(**wrong)
+    before = dict(vars(clf))
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        clf.partial_fit(*SECOND)
+    assert all(vars(clf)[name] is value for name, value in before.items())
+
+
 def test_the_first_call_is_a_fit(started, tiny_classifier):
     fitted = tiny_classifier().fit(*FIRST)
     assert torch.equal(weights(started), weights(fitted))
