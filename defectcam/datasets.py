@@ -38,6 +38,7 @@ from defectcam.coco import CocoImage, read_coco
 from defectcam.defects import make_defects
 from defectcam.folders import (
     find_good_label,
+    find_masks,
     labelled_folder,
     mask_folder,
     mask_name,
@@ -77,7 +78,8 @@ def load_folder(
     ----------
     root : str or PathLike
         As `defectcam.folders.labelled_folder` takes it. Masks, where there are any, are files
-        ``ground_truth/<type>/<stem>_mask.png`` in this folder or beside it.
+        ``ground_truth/<type>/<stem>_mask.png`` in this folder or beside it; those of images in
+        deeper folders may be in such folders too, ``ground_truth/<type>/a/<stem>_mask.png``.
     good_label : str, optional
         Name of the sub-folder of good parts; by default found by its name.
     group_pattern : str, optional
@@ -95,17 +97,14 @@ def load_folder(
     Raises
     ------
     ImageReadError
-        If the folder does not exist or has another layout.
+        If the folder does not exist or has another layout, or one mask may be of several images.
     ValueError
         If `group_pattern` is not found in a file name.
     """
     paths, types = labelled_folder(root, good_label)
     good = find_good_label(types, good_label)
     folder = mask_folder(root)
-    masks = [
-        None if name == good or folder is None else _existing(folder / mask_name(path, name))
-        for path, name in zip(paths, types, strict=True)
-    ]
+    masks = [None] * len(paths) if folder is None else find_masks(folder, paths, types, good)
     return labelled_bunch(paths, types, good, masks, _groups_of(paths, group_pattern))
 
 
@@ -626,10 +625,6 @@ def _write_masks(images: Sequence[CocoImage], folder: Path) -> list[str | None]:
         file.write_bytes(encoded.tobytes())
         files.append(str(file))
     return files
-
-
-def _existing(file: Path) -> str | None:
-    return str(file) if file.is_file() else None
 
 
 def _shuffled(

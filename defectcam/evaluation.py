@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from defectcam.exceptions import warn_caller
-from defectcam.folders import find_good_label, mask_folder, mask_name
+from defectcam.folders import find_good_label, find_masks, mask_folder, mask_name
 from defectcam.images import ImageReadError, check_readable, read_marked
 from defectcam.labels import as_labels
 from defectcam.metrics import (
@@ -261,8 +261,9 @@ def evaluate(
         with one sub-folder per class.
     masks : folder, sequence of n paths, arrays of shape (H, W) or None, optional
         Where the defects are, nonzero = defective, in the size of the images. Of a folder, the
-        files ``<type>/<stem>_mask.png``. By default those of a folder ``ground_truth`` in or beside
-        the folder ``X``, if there is one. Masks of good images are not looked at.
+        files ``<type>/<stem>_mask.png``, or for images in deeper folders of a type
+        ``<type>/<folders>/<stem>_mask.png``. By default those of a folder ``ground_truth`` in or
+        beside the folder ``X``, if there is one. Masks of good images are not looked at.
     good_label : label, optional
         What good parts are called in ``y`` or among the folders, if not as in training.
     each : callable, optional
@@ -277,7 +278,8 @@ def evaluate(
     ------
     ImageReadError
         If an image or a mask cannot be read, or a mask has another size than its image; it is
-        named. If a folder of masks is given that has none of a defective image.
+        named. If a folder of masks is given that has none of a defective image, or a mask in a
+        folder may be of several images.
     ValueError
         If labels or masks do not fit the images.
 
@@ -483,20 +485,16 @@ def list_masks(
     if masks is None:
         return [None] * len(types)
     if is_path(masks):
-        listed: Sequence[Any] = _masks_in(Path(masks), sources, types)
+        listed: Sequence[Any] = _masks_in(Path(masks), sources, types, is_defect)
         if is_given:
             _refuse_other_folder(masks, listed, sources, types, is_defect)
-    else:
-        listed = list(masks)
-        if len(listed) != len(types):
-            raise ValueError(
-                f"masks must hold one mask, or None, for each of {len(types)} images, got "
-                f"{len(listed)}."
-            )
-    return _of_defects(listed, is_defect)
-
-
-def _of_defects(listed: Iterable[Any], is_defect: NDArray[np.bool_]) -> list[Any]:
+        return listed
+    listed = list(masks)
+    if len(listed) != len(types):
+        raise ValueError(
+            f"masks must hold one mask, or None, for each of {len(types)} images, got "
+            f"{len(listed)}."
+        )
     return [mask if bad else None for mask, bad in zip(listed, is_defect, strict=True)]
 
 
@@ -508,7 +506,7 @@ def _refuse_other_folder(
     is_defect: NDArray[np.bool_],
 ) -> None:
     """Refuse a folder that was asked for and has no mask of any defective image."""
-    if not is_defect.any() or any(_of_defects(listed, is_defect)):
+    if not is_defect.any() or any(listed):
         return
     first = int(np.flatnonzero(is_defect)[0])
     expected = Path(folder) / mask_name(paths_of(sources)[first], types.tolist()[first])
@@ -518,7 +516,9 @@ def _refuse_other_folder(
     )
 
 
-def _masks_in(folder: Path, sources: Sources, types: NDArray[Any]) -> list[Path | None]:
+def _masks_in(
+    folder: Path, sources: Sources, types: NDArray[Any], is_defect: NDArray[np.bool_]
+) -> list[str | None]:
     if not folder.is_dir():
         raise ValueError(f"masks={str(folder)!r}: there is no such folder.")
     if len(paths_of(sources)) < len(types):
@@ -526,11 +526,8 @@ def _masks_in(folder: Path, sources: Sources, types: NDArray[Any]) -> list[Path 
             f"masks={str(folder)!r} is a folder, whose files are found by the images' names, but X "
             "holds images without a name: pass a list of masks."
         )
-    files = [
-        folder / mask_name(path, kind)
-        for path, kind in zip(paths_of(sources), types.tolist(), strict=True)
-    ]
-    return [file if file.is_file() else None for file in files]
+    kinds = [kind if bad else None for kind, bad in zip(types.tolist(), is_defect, strict=True)]
+    return find_masks(folder, paths_of(sources), kinds, None)
 
 
 def read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] | None:

@@ -20,6 +20,7 @@ from defectcam.images import ImageReadError, find_images
 __all__ = [
     "GOOD_NAMES",
     "find_good_label",
+    "find_masks",
     "labelled_folder",
     "mask_folder",
     "mask_name",
@@ -120,6 +121,70 @@ def mask_folder(root: str | os.PathLike[str]) -> Path | None:
 def mask_name(path: str | os.PathLike[str], type_: Any) -> Path:
     """Name an image's mask within the folder of masks: ``<type>/<stem>_mask.png``."""
     return Path(str(type_), f"{Path(path).stem}_mask.png")
+
+
+def find_masks(
+    folder: str | os.PathLike[str], paths: Sequence[str], types: Sequence[Any], good: Any
+) -> list[str | None]:
+    """Find the mask of each defective image in a folder of masks.
+
+    Parameters
+    ----------
+    folder : str or PathLike
+        With files ``<type>/<stem>_mask.png``, or below ``<type>`` the folders that the image is in
+        below its own: ``scratch/a/0_mask.png`` for ``scratch/a/0.png``, which is looked for first.
+    paths : sequence of str
+    types : sequence of label
+        One per image.
+    good : label
+        The type whose images have no mask.
+
+    Returns
+    -------
+    list of str or None
+        None where there is no file.
+
+    Raises
+    ------
+    ImageReadError
+        If images of several folders have one mask among them, which cannot be all of theirs.
+    """
+    masks: list[str | None] = [None] * len(paths)
+    defective = [i for i, type_ in enumerate(types) if type_ != good]
+    for i in defective:
+        files = _nested_masks(folder, paths[i], types[i])
+        masks[i] = next((str(file) for file in files if file.is_file()), None)
+    taken = set(masks)
+    users: dict[Path, dict[Path, str]] = {}
+    for i in defective:
+        flat = Path(folder, mask_name(paths[i], types[i]))
+        if masks[i] is None and str(flat) not in taken and flat.is_file():
+            masks[i] = str(flat)
+            # Images of one place share a mask: 0.png and 0.bmp, or those of train and test.
+            place = next(iter(_nested_masks(folder, paths[i], types[i])), Path(paths[i]).parent)
+            users.setdefault(flat, {}).setdefault(place, paths[i])
+    for mask, images in users.items():
+        if len(images) > 1:
+            _refuse_shared_mask(mask, images)
+    return masks
+
+
+def _nested_masks(folder: str | os.PathLike[str], path: str, type_: Any) -> list[Path]:
+    """Place a mask in the folders that its image has below its type, outermost first."""
+    *folders, _ = Path(path).parts
+    below = [folders[i + 1 :] for i, name in enumerate(folders) if name == str(type_)]
+    name = mask_name(path, type_)
+    return [Path(folder, name.parent, *deeper, name.name) for deeper in below]
+
+
+def _refuse_shared_mask(mask: Path, images: dict[Path, str]) -> None:
+    """Name two of the images, and where the first one's own mask would be looked for."""
+    (place, first), (_, second), *_ = images.items()
+    own = f"move it to {str(place)!r}, if it is of the former" if place.name == mask.name else ""
+    raise ImageReadError(
+        f"{str(mask)!r} may be the mask of {first!r} or of {second!r}: "
+        f"{own or 'pass masks as a list'}."
+    )
 
 
 def find_good_label(labels: ArrayLike, good_label: Any = None) -> Any:

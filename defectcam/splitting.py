@@ -26,6 +26,8 @@ FORMS = ("lists", "links", "copies")
 
 _SIDES = ("train", "test")
 
+_Row = tuple[str, str, str | None, str | None]  # path, type, mask, group
+
 
 class Split(NamedTuple):
     """Which images of a folder are trained on, and which tested on.
@@ -39,7 +41,7 @@ class Split(NamedTuple):
     """
 
     root: str
-    rows: dict[str, list[tuple[str, str, str | None, str | None]]]
+    rows: dict[str, list[_Row]]
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Count the images of each type on each side."""
@@ -132,17 +134,19 @@ def write_split(split: Split, folder: Path, form: str, final: Path | None = None
                 ) from error
         return
     place = _link if form == "links" else shutil.copy2
+    shared = _shared_names([row for rows in split.rows.values() for row in rows])
     for side, rows in split.rows.items():
-        for (path, type_, mask, _), name in zip(rows, _names(split.root, rows), strict=True):
+        names = _names(split.root, rows, shared)
+        for (path, type_, mask, _), name in zip(rows, names, strict=True):
             _placed(place, path, folder / side / type_ / name)
             if mask is None:
                 continue
             target = folder / "ground_truth" / mask_name(name, type_)
-            if not target.exists():  # images of one stem, on either side, share their mask
+            if not target.exists():  # images of one name, on either side, may share their mask
                 _placed(place, mask, target)
 
 
-def _as_csv(rows: Sequence[tuple[str, str, str | None, str | None]], base: Path) -> str:
+def _as_csv(rows: Sequence[_Row], base: Path) -> str:
     has_masks = any(mask is not None for _, _, mask, _ in rows)
     has_groups = any(group is not None for *_, group in rows)
     header = ["path", "label"] + ["mask"] * has_masks + ["group"] * has_groups
@@ -163,12 +167,21 @@ def _relative(path: str, base: Path) -> str:
         return os.path.abspath(path)
 
 
-def _names(root: str, rows: Sequence[tuple[str, str, str | None, str | None]]) -> list[str]:
+def _shared_names(rows: Sequence[_Row]) -> set[tuple[str, str]]:
+    """Find the types and stems of images, on both sides, that have several masks or lack one."""
+    masks: dict[tuple[str, str], set[str | None]] = {}
+    for path, type_, mask, _ in rows:
+        masks.setdefault((type_, Path(path).stem.lower()), set()).add(mask)
+    return {name for name, files in masks.items() if len(files) > 1}
+
+
+def _names(root: str, rows: Sequence[_Row], shared: set[tuple[str, str]]) -> list[str]:
     """Name each image as it is; with its folders before it where two of a type share a name."""
     taken = Counter((type_, Path(path).name.lower()) for path, type_, _, _ in rows)
     return [
         Path(path).name
         if taken[type_, Path(path).name.lower()] == 1
+        and (type_, Path(path).stem.lower()) not in shared
         else "-".join(Path(os.path.relpath(path, root)).parts)
         for path, type_, _, _ in rows
     ]

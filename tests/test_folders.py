@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defectcam.folders import GOOD_NAMES, find_good_label, labelled_folder
+from defectcam.folders import GOOD_NAMES, find_good_label, find_masks, labelled_folder
 from defectcam.images import ImageReadError
 
 
@@ -198,3 +198,35 @@ def test_a_good_label_that_is_not_there_is_refused(labels: list, good_label: obj
 def test_every_good_name_is_found_in_any_place_and_case(name: str, others: list[str]) -> None:
     for spelled in (name, name.upper(), name.title().replace("_", " "), name.replace("_", "-")):
         assert find_good_label([*others[:2], spelled, *others[2:]]) == spelled
+
+
+def masks_of(folder: Path, *names: str) -> list[str | None]:
+    types = [Path(name).parts[0] for name in names]
+    masks = find_masks(folder, [str(folder / name) for name in names], types, "good")
+    return [mask and Path(mask).relative_to(folder).as_posix() for mask in masks]
+
+
+def test_masks_of_nested_classes_are_apart(tmp_path: Path) -> None:
+    images = ("scratch/a/0.png", "scratch/b/0.png", "scratch/b/1.png", "good/0.png")
+    touch(tmp_path, "scratch/a/0_mask.png", "scratch/0_mask.png", "scratch/1_mask.png")
+    touch(tmp_path, "scratch/scratch/0_mask.png")
+    touch(tmp_path, "good/0_mask.png")
+    # A flat mask serves an image that no other could share it with.
+    flat = ["scratch/0_mask.png", "scratch/1_mask.png"]
+    assert masks_of(tmp_path, *images) == ["scratch/a/0_mask.png", *flat, None]
+    # What is of one image by its name is not of another.
+    assert masks_of(tmp_path, "scratch/0.png", "scratch/b/0.png") == [flat[0], None]
+    # Nor does a folder above that is called as the type hide it.
+    assert masks_of(tmp_path / "scratch", "scratch/0.png") == ["scratch/0_mask.png"]
+    (tmp_path / "scratch" / "a" / "0_mask.png").unlink()
+    own = r"0_mask.png' may be the mask of .*a.0.png' or of .*b.0.png': move it to .*a.0_mask.png'"
+    with pytest.raises(ImageReadError, match=own):
+        masks_of(tmp_path, *images)
+
+
+def test_masks_of_images_whose_folders_do_not_name_their_type(tmp_path: Path) -> None:
+    touch(tmp_path, "dent/0_mask.png")
+    mask = str(tmp_path / "dent" / "0_mask.png")
+    assert find_masks(tmp_path, ["x/0.png"], ["dent"], "good") == [mask]
+    with pytest.raises(ImageReadError, match=r"x/0.png' or of 'y/0.png': pass masks as a list"):
+        find_masks(tmp_path, ["x/0.png", "y/0.png"], ["dent"] * 2, "good")

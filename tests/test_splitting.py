@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -140,6 +141,27 @@ def test_images_of_one_stem_share_their_mask(tmp_path, form):
     (tmp_path / "out").mkdir()
     write_split(split_folder(root, 0.5, 0), tmp_path / "out", form)
     assert (tmp_path / "out" / "ground_truth" / "scratch" / "0_mask.png").is_file()
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp"])
+def test_masks_of_nested_classes_stay_with_their_images(tmp_path: Path, suffix: str) -> None:
+    root = tmp_path / "parts"
+    for name in ("good/0.png", "good/1.png", "scratch/a/0.png", f"scratch/b/0.{suffix}"):
+        touch(root / name)
+    for number, name in enumerate(("a", "b")):
+        mask = root / "ground_truth" / "scratch" / name / "0_mask.png"
+        mask.parent.mkdir(parents=True)
+        Image.new("L", (4, 4), number + 1).save(mask)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_split(split_folder(root, 0.5, 0), out, "copies")
+    data = load_folder(out)
+    pixels = {
+        Path(path).stem: np.asarray(Image.open(mask))[0, 0]
+        for path, mask in zip(data.paths, data.masks, strict=True)
+        if mask is not None
+    }
+    assert pixels == {"scratch-a-0": 1, "scratch-b-0": 2}
 
 
 def test_a_name_that_is_no_text_stands_in_no_table(tmp_path):
