@@ -275,6 +275,21 @@ def test_it_is_cheapest_to_pass_everything_where_escapes_cost_nothing() -> None:
     assert drawn.best_cost == 0
 
 
+@pytest.mark.parametrize("last", [1.0, np.nextafter(1.0, 0.0)])
+@pytest.mark.parametrize("first", [0.2, 1.0])
+@pytest.mark.parametrize("y_true", [[0, 1], [1, 0], [0, 0, 1]])
+def test_the_cheapest_threshold_where_an_image_is_certain(
+    y_true: list[int], first: float, last: float
+) -> None:
+    truth, probability = np.array(y_true) == 1, np.array([first] * (len(y_true) - 1) + [last])
+    drawn = ThresholdDisplay.from_predictions(y_true, probability)
+    called = probability >= drawn.best_threshold
+    assert 0 <= drawn.best_threshold <= 1
+    assert drawn.best_cost == pytest.approx((truth != called).mean())
+    others = [(truth != (probability >= at)).mean() for at in (*np.linspace(0, 1, 11), last)]
+    assert drawn.best_cost == pytest.approx(min(others))
+
+
 @pytest.mark.parametrize(
     ("y_true", "options", "message"),
     [

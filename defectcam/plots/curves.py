@@ -59,7 +59,8 @@ class ThresholdDisplay:
     ----------
     best_threshold : float
         Where the cost is lowest: the middle of that step, of several the lowest one, which finds
-        most defects.
+        most defects. An image of probability 1 passes at no threshold, so that passing everything
+        is then left out.
     best_cost : float
         The cost there.
     ax_, ax_cost_ : matplotlib Axes
@@ -95,14 +96,21 @@ class ThresholdDisplay:
     @property
     def best_threshold(self) -> float:
         """The middle of the cheapest step."""
-        best = int(np.argmin(self.cost))
-        below = 0.0 if best == 0 else self.thresholds[best - 1]
-        return float((below + min(1.0, self.thresholds[best])) / 2)
+        best = self._best_step
+        below, top = 0.0 if best == 0 else self.thresholds[best - 1], self.thresholds[best]
+        top = min(1.0, top)
+        middle = (below + top) / 2
+        return float(middle if middle > below else top)  # neighbouring numbers have none between
 
     @property
     def best_cost(self) -> float:
         """The lowest mean cost of an image."""
-        return float(self.cost.min())
+        return float(self.cost[self._best_step])
+
+    @property
+    def _best_step(self) -> int:
+        """Which step is the cheapest of those that a threshold of at most 1 can reach."""
+        return int(np.argmin(self.cost[: 1 + np.count_nonzero(self.thresholds < 1)]))
 
     @classmethod
     def from_estimator(
