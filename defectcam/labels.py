@@ -82,15 +82,34 @@ def find_classes(y: ArrayLike, target: str, good_label: Any) -> Classes:
     unique = np.unique(labels)
     if len(unique) == 1:
         return _only_good(unique, good_label)
-    good = find_good_label(labels, good_label)
+    good = _good_among(unique, good_label)
     if len(unique) > 2 and target == "anomaly":
         if unique.dtype.kind not in "UO":
             raise ValueError(
                 f"y holds {len(unique)} classes ({unique[:5].tolist()}...): with numbers as labels "
-                'pass y != good, or target="type" to keep the classes apart.'
+                'pass y != good, or target="type" to keep the classes apart.' + _if_numbered(unique)
             )
         unique = np.unique([good, ANOMALY])
     return Classes(unique, int(np.flatnonzero(unique == good)[0]))
+
+
+def _good_among(unique: NDArray[Any], good_label: Any) -> Any:
+    try:
+        return find_good_label(unique, good_label)
+    except ValueError as error:
+        raise ValueError(f"{error}{_if_numbered(unique)}") from error
+
+
+def _if_numbered(unique: NDArray[Any]) -> str:
+    """Say what to do about labels that look as if scikit-learn had put numbers in their place."""
+    if unique.dtype.kind not in "iu" or not np.array_equal(unique, np.arange(len(unique))):
+        return ""
+    return (
+        " If your labels are no numbers, scikit-learn has numbered them in sorted order "
+        "(cross_val_predict with method='predict_proba' does, VotingClassifier and others): give "
+        "it y != good, with the name of your good label, and leave good_label out; or, to keep "
+        "the types apart, target='type' and good_label=np.unique(y).tolist().index(good)."
+    )
 
 
 def _only_good(unique: NDArray[Any], good_label: Any) -> Classes:

@@ -56,8 +56,19 @@ def test_numbers_can_be_defect_types_with_a_good_label():
     classes = find_classes([3, 1, 2, 1], "type", 1)
     assert classes.labels.tolist() == [1, 2, 3]
     assert classes.good == 0
-    with pytest.raises(ValueError, match="pass y != good"):
+    with pytest.raises(ValueError, match=r"pass y != good.*apart\.$"):
         find_classes([3, 1, 2, 1], "anomaly", 1)
+
+
+@pytest.mark.parametrize("good_label", [None, "good", 0])
+def test_labels_that_scikit_learn_has_numbered_are_told_what_to_do(good_label):
+    numbered = r"numbered them in sorted order.*give it y != good.*target='type' and good_label="
+    with pytest.raises(ValueError, match=numbered):
+        find_classes([1, 0, 2, 1], "anomaly", good_label)
+    names = np.array(["good", "dent", "scratch", "good"])
+    labels, numbers = np.unique(names, return_inverse=True)
+    assert find_classes(numbers, "type", labels.tolist().index("good")).good == 1
+    assert not find_classes(names != "good", "anomaly", None).good_label
 
 
 def test_a_defect_type_unknown_at_fit_counts_as_the_one_defect_class():
