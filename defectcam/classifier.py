@@ -791,7 +791,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
         Notes
         -----
-        Parameters of the network, the labels and the preprocessing count in the first call alone.
+        Parameters of the network, the labels (``target``, ``good_label``) and the preprocessing
+        count in the first call alone.
         ``held_out_probability_`` and ``suspects_`` are about the images of the last call, and
         ``history_`` grows: each update is one more fold in it.
 

@@ -133,9 +133,7 @@ def has_evidence(network: DefectCAMNetwork) -> bool:
     return any(bool(parameter.any()) for parameter in network.head.convs.parameters())
 
 
-def targets_of_known(
-    known: Classes, y: ArrayLike, classes: ArrayLike | None, target: str
-) -> NDArray[np.int64]:
+def targets_of_known(known: Classes, y: ArrayLike, classes: ArrayLike | None) -> NDArray[np.int64]:
     """Class index of each new label; refuse labels, or ``classes``, that training does not know.
 
     Parameters
@@ -145,9 +143,10 @@ def targets_of_known(
     y : array-like of shape (n,)
     classes : array-like or None
         What was passed as `partial_fit`'s parameter of that name.
-    target : {"anomaly", "type"}
     """
     if classes is not None:
+        # Not the parameter `target`, which counts in the first call alone and may be set since.
+        target = "type" if len(known.defects) > 1 else "anomaly"
         asked = find_classes(np.unique(as_labels(classes)), target, known.good_label)
         if not np.array_equal(asked.labels, known.labels):
             raise ValueError(
@@ -196,5 +195,5 @@ def first_classes(
         return find_classes(y, target, good_label)
     named = np.unique(as_labels(classes))
     found = find_classes(named, target, good_label)
-    targets_of_known(found, y, None, target)
+    targets_of_known(found, y, None)
     return found

@@ -112,7 +112,7 @@ def _accept(
     sources, labels = labelled_sources(X, y, clf.good_label_)
     weighed = weigh_rows(sample_weight, len(sources.items))
     labels = as_labels(labels)[weighed.rows]
-    targets = targets_of_known(clf._classes, labels, classes, clf.target)
+    targets = targets_of_known(clf._classes, labels, classes)
     if {labels.dtype.kind, clf.classes_.dtype.kind} <= set("biu"):
         labels = labels.astype(clf.classes_.dtype)  # True and 1 are one label, and counted as one
     check_readable(paths_of(sources), n_workers=clf.n_jobs)

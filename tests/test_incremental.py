@@ -311,6 +311,18 @@ def test_classes_say_what_will_come(tiny_classifier):
     assert np.isfinite(apart.predict_proba(X)).all()
 
 
+@pytest.mark.parametrize("target", ["anomaly", "type"])
+def test_a_target_that_is_set_since_does_not_count(tiny_classifier, target):
+    other = {"anomaly": "type", "type": "anomaly"}[target]
+    X, labels = FIRST[0], np.unique(TYPES)
+    clf = tiny_classifier(target=target, max_epochs=1).partial_fit(X, TYPES)
+    changed = copy.deepcopy(clf).set_params(target=other)
+    for one in (clf, changed):
+        one.partial_fit(X, TYPES, classes=labels)
+    assert changed.classes_.tolist() == clf.classes_.tolist()
+    assert torch.equal(weights(changed), weights(clf))
+
+
 @pytest.mark.parametrize(
     ("y", "classes", "message"),
     [
