@@ -40,6 +40,7 @@ from defectcam.cli_options import (
 
 if TYPE_CHECKING:
     from defectcam.classifier import DefectCAMClassifier
+    from defectcam.parity import Parity
     from defectcam.results import Localization
 
 __all__ = ["main"]
@@ -336,17 +337,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     target = Path(args.output)
-    _refuse_existing(args.output, args.force)
-    if target.suffix == ".xml":
-        _refuse_existing(os.fspath(target.with_suffix(".bin")), args.force)
-    if args.measure is not None and args.int8 is None:
-        raise _UsageError("--measure says what --int8 costs: give --int8 too.")
-    if args.verify and args.int8:
-        raise _UsageError("--verify compares float32, and --int8 reports its own loss: give one.")
-    for option in ("int8", "measure"):
-        folder = getattr(args, option)
-        if folder is not None and not Path(folder).is_dir():
-            raise _UsageError(f"--{option} {folder}: there is no such folder.")
+    _refuse_wrong_export(args, target)
     images = _list_images(args.verify) if args.verify else []
     from defectcam.export import (
         Int8LossError,
@@ -361,49 +352,67 @@ def _export(args: argparse.Namespace) -> int:
     with _usage_errors(ValueError):
         check_suffix(target, is_int8=args.int8 is not None)
     clf = load(args.model, device="cpu")
-    parity = None
     with temporary_folder(target) as folder:
         staged = folder / target.name
-        try:
-            loss = export(
-                clf,
-                staged,
-                int8=args.int8,
-                X=args.measure,
-                max_auroc_loss=args.max_auroc_loss,
-            )
-        except Int8LossError as error:
-            print(f"defectcam: error: {error}", file=sys.stderr)
-            return ANSWERS_DIFFER
-        except (ValueError, ImportError) as error:  # the model, a missing package
-            if _is_about_data(error):
-                raise
-            raise _UsageError(error) from error
-        report = {"file": args.output, "bytes": staged.stat().st_size, **read_description(staged)}
-        if args.verify:
-            parity = verify_file(clf, staged, images)
-            if not args.json:
-                print(parity, end="\n\n")
-            if not parity.is_same:
-                if args.json:
-                    _print_json({"parity": parity.to_dict()})
-                print(
-                    f"defectcam: error: answers differ from those of {args.model}; nothing was "
-                    "written. Please report it with the table.",
-                    file=sys.stderr,
-                )
+        options = {"int8": args.int8, "X": args.measure, "max_auroc_loss": args.max_auroc_loss}
+        with _usage_errors(ValueError, ImportError):  # the model, a missing package
+            try:
+                loss = export(clf, staged, **options)
+            except Int8LossError as error:
+                print(f"defectcam: error: {error}", file=sys.stderr)
                 return ANSWERS_DIFFER
-        files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
-        if len(files) > 1:  # a graph beside another one's weights would be wrong, and look right
-            target.unlink(missing_ok=True)
-        for file in files:
-            os.replace(file, target.parent / file.name)
+        report = {"file": args.output, "bytes": staged.stat().st_size, **read_description(staged)}
+        parity = verify_file(clf, staged, images) if args.verify else None
+        if parity is not None and not _print_parity(parity, args):
+            return ANSWERS_DIFFER
+        _move_export(folder, target)
     if loss is not None:
         report["int8_loss"] = loss._asdict()
     if parity is not None and args.json:
         report["parity"] = parity.to_dict()
     _print_report(report, args.json)
     return DONE
+
+
+def _refuse_wrong_export(args: argparse.Namespace, target: Path) -> None:
+    _refuse_existing(args.output, args.force)
+    if target.suffix == ".xml":
+        _refuse_existing(os.fspath(target.with_suffix(".bin")), args.force)
+    if args.measure is not None and args.int8 is None:
+        raise _UsageError("--measure says what --int8 costs: give --int8 too.")
+    if args.verify and args.int8:
+        raise _UsageError("--verify compares float32, and --int8 reports its own loss: give one.")
+    for option in ("int8", "measure"):
+        folder = getattr(args, option)
+        if folder is None:
+            continue
+        if not Path(folder).is_dir():
+            raise _UsageError(f"--{option} {folder}: there is no such folder.")
+        _find_images([folder])  # refuse an empty one early
+
+
+def _print_parity(parity: Parity, args: argparse.Namespace) -> bool:
+    """Print how far the answers agree, as JSON only where they differ; return whether they do."""
+    if not args.json:
+        print(parity, end="\n\n")
+    if not parity.is_same:
+        if args.json:
+            _print_json({"parity": parity.to_dict()})
+        print(
+            f"defectcam: error: answers differ from those of {args.model}; nothing was "
+            "written. Please report it with the table.",
+            file=sys.stderr,
+        )
+    return parity.is_same
+
+
+def _move_export(folder: Path, target: Path) -> None:
+    """Move what was written to its place, the file that names the others last."""
+    files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
+    if len(files) > 1:  # a graph beside another one's weights would be wrong, and look right
+        target.unlink(missing_ok=True)
+    for file in files:
+        os.replace(file, target.parent / file.name)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -683,8 +692,18 @@ def _list_images(arguments: Sequence[str], without: Path | None = None) -> list[
 
     Images below `without` are skipped where it lies in one of the folders: those are overlays.
     """
-    from defectcam.images import ImageReadError, check_readable, find_images
+    from defectcam.images import check_readable
     from defectcam.large_images import is_read_in_parts
+
+    paths = _find_images(arguments, without)
+    # Pillow refuses headers of huge files, which may be read in parts.
+    check_readable(path for path in paths if not is_read_in_parts(path))
+    return paths
+
+
+def _find_images(arguments: Sequence[str], without: Path | None = None) -> list[str]:
+    """Do the same, but open none."""
+    from defectcam.images import ImageReadError, find_images
 
     paths: dict[str, str] = {}
     for argument in arguments:
@@ -695,8 +714,6 @@ def _list_images(arguments: Sequence[str], without: Path | None = None) -> list[
             paths.setdefault(os.path.abspath(path), path)
     if not paths:
         raise ImageReadError(f"found no images in {', '.join(map(repr, arguments))}.")
-    # Pillow refuses headers of huge files, which may be read in parts.
-    check_readable(path for path in paths.values() if not is_read_in_parts(path))
     return list(paths.values())
 
 

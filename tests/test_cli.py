@@ -1066,6 +1066,17 @@ def test_wrong_calls_of_export_are_told_before_anything_is_done(
     assert "give --int8 too" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [["--verify"], ["--int8"], ["--int8", "PARTS", "--measure"]])
+def test_an_empty_folder_for_export_is_about_data(
+    options: list[str], parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty, missing = tmp_path / "empty", tmp_path / "missing.safetensors"
+    empty.mkdir()
+    options = [str(parts) if option == "PARTS" else option for option in options]
+    assert run("export", missing, "-o", tmp_path / "part.onnx", *options, empty) == cli.BAD_DATA
+    assert f"found no images in {str(empty)!r}" in capsys.readouterr().err  # before any work
+
+
 @pytest.mark.usefixtures("torch_writes_onnx")
 def test_an_unreadable_image_for_int8_is_about_data(
     model: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
