@@ -2,8 +2,8 @@
 
 Owns the hooks, who has them, and two callbacks for what no parameter does: a file after each
 training, and a limit of time. (Progress bars are ``verbose=1``; ``early_stopping`` and
-``stop_at_train_accuracy`` end a training by its loss and accuracy.) It trains nothing and depends
-on nothing else in the package.
+``stop_at_train_accuracy`` end a training by its loss and accuracy.) It trains nothing, and knows of
+the package only how files are written.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from defectcam.files import check_writable
 
 __all__ = ["Callback", "Checkpoint", "TimeLimit"]
 
@@ -78,10 +80,20 @@ class Checkpoint(Callback):
     path : str or PathLike
         Replaced each time. ``{n}`` in it stands for the number of images seen so far, so that
         each day's model can be kept: ``"model-{n}.safetensors"``.
+
+    Raises
+    ------
+    OSError
+        When a training begins, if no file can be written there.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
+
+    def on_train_begin(self, classifier: Any) -> None:
+        """Refuse a path that could not be written."""
+        if "{n}" not in os.path.dirname(self.path):  # the number is not known yet
+            check_writable(self.path)
 
     def on_train_end(self, classifier: Any) -> None:
         """Write the file."""

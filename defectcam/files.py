@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ _tidied: set[str] = set()
 
 __all__ = [
     "check_target",
+    "check_writable",
     "remove_leftovers",
     "staged_folder",
     "temporary_folder",
@@ -68,6 +70,24 @@ def check_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
         raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
     _refuse_missing_parent(target)
     return target
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that cannot be written, before the work that it is to hold; it may exist.
+
+    Raises
+    ------
+    OSError
+        As `check_target` does, and if the folder takes no file.
+    """
+    target = check_target(path, overwrite=True)
+    try:
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write {target}: its folder takes no file ({error.strerror}), give another",
+        ) from error
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sized
 from typing import Any
 
 from defectcam.callbacks import Callback
+from defectcam.images import check_readable
+from defectcam.large_images import is_read_in_parts
+from defectcam.sources import as_sources, is_path, paths_of
 
 __all__ = ["TensorBoard"]
 
@@ -36,6 +40,10 @@ class TensorBoard(Callback):
     ImportError
         When a training begins, if TensorBoard is not installed: ``pip install
         'defectcam[tensorboard]'``.
+    ImageReadError
+        When a training begins, if one of the images cannot be read.
+    OSError
+        When a training begins, if no file can be written into the folder.
 
     Examples
     --------
@@ -53,6 +61,7 @@ class TensorBoard(Callback):
     def on_train_begin(self, classifier: Any) -> None:
         """Open the file, and write the parameters."""
         self._close()  # of a training that has failed
+        _check_images(self.images)
         self._writer = _summary_writer()(os.fspath(self.log_dir))
         parameters = {name: repr(value) for name, value in classifier.get_params().items()}
         self._writer.add_text("parameters", _table(parameters))
@@ -80,6 +89,14 @@ class TensorBoard(Callback):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _check_images(images: Any) -> None:
+    """Refuse files that could not be read after the training; what is taken once is left alone."""
+    if is_path(images) or (isinstance(images, Sized) and len(images)):
+        paths = paths_of(as_sources(images))
+        # Pillow refuses headers of huge files, which may be read in parts.
+        check_readable(path for path in paths if not is_read_in_parts(path))
 
 
 def _table(values: dict[str, Any]) -> str:

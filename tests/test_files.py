@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from defectcam.files import staged_folder, write_atomically
+from defectcam.files import check_writable, staged_folder, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -27,6 +28,26 @@ def test_a_file_is_written_whole_or_not_at_all(
     assert names(tmp_path) == ["a"]
     with pytest.raises(FileNotFoundError, match="make the folder"):
         write_atomically(tmp_path / "no" / "a", b"")
+
+
+def test_a_place_that_takes_no_file_is_told_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_writable(tmp_path / "a")
+    (tmp_path / "a").write_bytes(b"old")
+    check_writable(tmp_path / "a")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"
+    with pytest.raises(IsADirectoryError):
+        check_writable(tmp_path)
+    with pytest.raises(FileNotFoundError, match="make the folder"):
+        check_writable(tmp_path / "no" / "a")
+
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(PermissionError, match=r"cannot write .*a: .*\(Permission denied\)"):
+        check_writable(tmp_path / "a")
 
 
 def fail(*_: object) -> None:

@@ -527,9 +527,15 @@ def test_an_update_that_fails_late_changes_nothing(tiny_classifier, monkeypatch)
     assert all(vars(clf)[name] is value for name, value in before.items())
 
 
-def test_an_update_whose_callback_fails_changes_nothing(tiny_classifier, tmp_path):
+class _FailsAtTheEnd(Callback):
+    def on_train_end(self, classifier: DefectCAMClassifier) -> None:
+        raise FileNotFoundError
+
+
+@pytest.mark.parametrize("callback", [_FailsAtTheEnd(), Checkpoint("gone/part.safetensors")])
+def test_an_update_whose_callback_fails_changes_nothing(tiny_classifier, callback):
     clf = tiny_classifier(max_epochs=1).partial_fit(*FIRST)
-    clf.set_params(callbacks=Checkpoint(tmp_path / "gone" / "part.safetensors"))
+    clf.set_params(callbacks=callback)
     before = dict(vars(clf))
     for _ in range(2):
         with pytest.raises(FileNotFoundError):
@@ -592,6 +598,26 @@ def test_a_checkpoint_is_written_after_each_call(tiny_classifier, tmp_path):
     X = FIRST[0]
     last = load(tmp_path / "last.safetensors").predict_proba(X)
     np.testing.assert_array_equal(last, clf.predict_proba(X))
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+@pytest.mark.parametrize("name", ["gone/part.st", "."])
+def test_a_checkpoint_that_cannot_be_written_is_told_before_the_training(
+    tiny_classifier, tmp_path, name, tile
+):
+    epochs: list[Any] = []
+    callbacks = [Checkpoint(tmp_path / name), lambda _, record: epochs.append(record)]
+    clf = tiny_classifier(callbacks=callbacks, tile=tile)
+    with pytest.raises((FileNotFoundError, IsADirectoryError), match=r"gone|is a folder"):
+        clf.fit(*FIRST)
+    assert not epochs and not hasattr(clf, "network_")
+
+
+def test_a_folder_of_checkpoints_may_be_named_after_the_number_of_images(tiny_classifier, tmp_path):
+    (tmp_path / "10").mkdir()
+    checkpoint = Checkpoint(f"{tmp_path}/{{n}}/part.st")
+    tiny_classifier(callbacks=checkpoint, max_epochs=1, cv=None).fit(*FIRST)
+    assert (tmp_path / "10" / "part.st").is_file()
 
 
 def test_a_time_limit_leaves_each_fold_after_its_epoch(tiny_classifier, monkeypatch):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sklearn.base import clone
 
+from defectcam.images import ImageReadError
 from defectcam.tensorboard import TensorBoard
 
 
@@ -71,6 +72,20 @@ def test_a_training_that_fails_leaves_a_callback_that_can_be_copied(
     assert clone(clf).callbacks[0].log_dir == tmp_path
     copy = pickle.loads(pickle.dumps(clf.callbacks[0]))
     tiny_classifier(max_epochs=1, cv=None, callbacks=copy).fit(fitted_parts)
+
+
+def test_what_could_not_be_read_or_written_after_the_training_is_told_before(
+    tensorboard, tiny_classifier, fitted_parts, tmp_path
+) -> None:
+    epochs: list[Any] = []
+    gone, file = tmp_path / "gone.png", tmp_path / "file"
+    file.touch()
+    for callback in (TensorBoard(tmp_path / "run", [gone]), TensorBoard(file)):
+        callbacks = [callback, lambda _, record: epochs.append(record)]
+        clf = tiny_classifier(max_epochs=1, cv=None, callbacks=callbacks)
+        with pytest.raises((ImageReadError, FileExistsError), match=r"gone\.png|exists"):
+            clf.fit(fitted_parts)
+    assert not epochs and not (tmp_path / "run").exists()
 
 
 def test_without_tensorboard_the_extra_is_named(
