@@ -7,6 +7,7 @@ bytes of a picture; this module computes no heatmap, finds no box and writes no 
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-__all__ = ["encode_picture", "middle_of_scale", "overlay"]
+__all__ = ["as_base64", "encode_picture", "middle_of_scale", "overlay"]
 
 # Full colour is reached at this many times the threshold; the threshold is half-way.
 _FULL_COLOUR = 2.0
@@ -142,6 +143,11 @@ def encode_picture(picture: NDArray[np.uint8], suffix: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format=name, quality=_JPEG_AND_WEBP_QUALITY)
     return buffer.getvalue()
+
+
+def as_base64(data: bytes) -> str:
+    """Write bytes as text, for a page or JSON to hold a picture in."""
+    return base64.b64encode(data).decode("ascii")
 
 
 def _tags(

@@ -8,7 +8,6 @@ folders or labels is escaped, and the page's own policy forbids it to load or to
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import inspect
 import os
@@ -33,7 +32,7 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from defectcam.diagnostics import contradicted_labels
-from defectcam.display import middle_of_scale
+from defectcam.display import as_base64, middle_of_scale
 from defectcam.evaluation import BOX_IOU, Evaluation, Judged, evaluate, image_name
 from defectcam.exceptions import warn_caller
 from defectcam.files import check_target, write_atomically
@@ -355,7 +354,7 @@ def _colours() -> str:
     """256 colours of a perceptually uniform map, RGB, in base64."""
     levels = np.arange(256, dtype=np.uint8)[:, np.newaxis]
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    return base64.b64encode(colours.tobytes()).decode("ascii")
+    return as_base64(colours.tobytes())
 
 
 def _curves(is_defect: NDArray[np.bool_], probability: NDArray[np.float64]) -> dict[str, Any]:
@@ -563,7 +562,7 @@ def _render(clf: Any, content: _Content, title: str, model: str) -> str:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     templates = resources.files("defectcam") / "templates"
     script = "\n".join((templates / name).read_text("utf-8") for name in _SCRIPTS)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    digest = as_base64(hashlib.sha256(script.encode()).digest())
     style = (templates / "report.css").read_text("utf-8")
     # Our own files: in these alone nothing is escaped.
     safe_style = Markup(style)  # nosec B704

@@ -7,7 +7,6 @@ no file and knows nothing of pages.
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from defectcam.display import middle_of_scale
+from defectcam.display import as_base64, middle_of_scale
 from defectcam.images import read_reduced
 from defectcam.results import Localization
 
@@ -138,7 +137,7 @@ class Album:
         scale = middle_of_scale(found.threshold)
         heat = found.heatmap / scale
         portrait = Portrait(
-            picture=_as_text(_encode_picture(image, self._most_bytes)),
+            picture=as_base64(_encode_picture(image, self._most_bytes)),
             heat=encode_map(_reduced(heat, _MAP_SIDE) / FULL_COLOUR),
             size=found.image_size,
             peak=round(float(heat.max()), 3),
@@ -166,7 +165,7 @@ def encode_map(levels: NDArray[Any]) -> str:
     grey = (np.clip(levels, 0, 1) * 255).round().astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(grey).save(buffer, format="PNG", optimize=True)
-    return _as_text(buffer.getvalue())
+    return as_base64(buffer.getvalue())
 
 
 class _Averages:
@@ -195,7 +194,7 @@ class _Averages:
         return {
             "top": round(top, 3),
             "aspect": round(float(np.median(self._aspects)), 4),
-            "picture": _as_text(_encode_picture(picture, _PICTURE_BYTES[1])),
+            "picture": as_base64(_encode_picture(picture, _PICTURE_BYTES[1])),
             "groups": [
                 {"name": name, "n": self._counts[name], "map": encode_map(mean / top)}
                 for name, mean in means.items()
@@ -250,7 +249,3 @@ def _reduced(pixels: NDArray[Any], side: int) -> NDArray[Any]:
 
 def _stretched(pixels: NDArray[Any], side: int) -> NDArray[Any]:
     return np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA))
-
-
-def _as_text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

@@ -7,7 +7,6 @@ nothing, and it needs no torch. Reading is `images`' work, drawing `display`'s.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import html
 import os
@@ -571,7 +570,7 @@ class Localization:
         if scale < 1:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
-        data = base64.b64encode(display.encode_picture(picture, ".png")).decode("ascii")
+        data = display.as_base64(display.encode_picture(picture, ".png"))
         return f"<img alt='heatmap and boxes' src='data:image/png;base64,{data}'/>"
 
     def __getstate__(self) -> dict[str, Any]:

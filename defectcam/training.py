@@ -100,7 +100,7 @@ def tail_state(state: dict[str, Tensor]) -> TailState:
     return {name: w for name, w in state.items() if name.startswith(("tail.", "head."))}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TailTraining:
     """Trainings of tail and head on one cache, which share data, options and history.
 

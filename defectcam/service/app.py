@@ -7,7 +7,6 @@ passes the limits, and start and end. Bodies are `bodies`' matter, the queue `ba
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import hmac
 import io
@@ -410,16 +409,12 @@ def _health(service: _Service) -> Health:
 def _rendered(found: Localization, include: Sequence[Extra]) -> dict[str, Any]:
     content = found.to_dict()
     if "overlay" in include:
-        content["overlay"] = _base64(display.encode_picture(found.overlay(), ".png"))
+        content["overlay"] = display.as_base64(display.encode_picture(found.overlay(), ".png"))
     if "heatmap" in include:
         file = io.BytesIO()
         np.save(file, np.ascontiguousarray(found.heatmap, dtype=np.float32), allow_pickle=False)
-        content["heatmap"] = _base64(file.getvalue())
+        content["heatmap"] = display.as_base64(file.getvalue())
     return content
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
 
 
 def _say_what_was_wrong(request: Request, error: Exception) -> Response:
