@@ -31,8 +31,9 @@ from defectcam.training import (
     History,
     TailState,
     TailTraining,
+    copy_tail,
+    load_tail,
     predict_cached,
-    tail_state,
 )
 
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
@@ -200,9 +201,9 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
         training.run(everything, fold=0)
         scores = training.scores(everything)
         return _result(training, scores.logits, scores.centred_cams(everything), scores)
-    start = copy.deepcopy(network.state_dict())
+    start = copy_tail(network)
     training.run_and_measure(everything, fold=0)
-    final = copy.deepcopy(network.state_dict())
+    final = copy_tail(network)
     tails: list[TailState] = []
     biases: list[Tensor] = []
     distances: list[float] = []
@@ -210,21 +211,21 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     for fold, (train_rows, held_out_rows) in enumerate(folds):
         if training.interrupted:
             break
-        network.load_state_dict(start)
+        load_tail(network, start)
         try:
             training.run_and_measure(train_rows, fold=1 + fold)
         except KeyboardInterrupt:
             training.interrupted = True
         if training.interrupted:
             break
-        tails.append(copy.deepcopy(tail_state(network.state_dict())))
+        tails.append(copy_tail(network))
         scores = training.centre_scores(train_rows)
         biases.append(network.head.bias.detach().clone())
         distances.append(scores.class_distance)
         held_out.append(
             (held_out_rows, scores.logits[held_out_rows], scores.centred_cams(held_out_rows))
         )
-    network.load_state_dict(final)
+    load_tail(network, final)
     network.eval()
     scores = training.centre_scores(everything)
     if len(tails) < len(folds):  # an interrupt left rows that no tail has scored
@@ -298,7 +299,7 @@ def held_out_networks(
     for fold in range(max(len(result.tails), len(codebooks))):
         other = copy.deepcopy(network)
         if result.tails:
-            other.load_state_dict(result.tails[fold], strict=False)  # the trunk's are not in it
+            load_tail(other, result.tails[fold])
             with torch.no_grad():
                 other.head.bias.copy_(result.biases[fold])
         if codebooks:
@@ -447,7 +448,7 @@ def student_features_of(
     others = [copy.deepcopy(network) for _ in tails]
     fold_of = torch.zeros(cache.n_images, dtype=torch.int64)
     for fold, (other, tail) in enumerate(zip(others, tails, strict=True)):
-        other.load_state_dict(tail, strict=False)  # the trunk's weights are not among them
+        load_tail(other, tail)
         fold_of[torch.as_tensor(folds[fold][1])] = fold
 
     def features_of(rows: Tensor) -> list[Tensor]:

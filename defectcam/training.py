@@ -5,7 +5,6 @@ Owns the training loop. It never reads a file, knows no label names, and decides
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -95,9 +94,15 @@ class CachedScores(NamedTuple):
 TailState = dict[str, Tensor]
 
 
-def tail_state(state: dict[str, Tensor]) -> TailState:
-    """Pick the weights of tail and head out of a network's."""
-    return {name: w for name, w in state.items() if name.startswith(("tail.", "head."))}
+def copy_tail(network: DefectCAMNetwork) -> TailState:
+    """Copy the weights of tail and head; training changes no others."""
+    state = network.state_dict().items()
+    return {name: w.clone() for name, w in state if name.startswith(("tail.", "head."))}
+
+
+def load_tail(network: DefectCAMNetwork, tail: TailState) -> None:
+    """Put weights of tail and head back into a network."""
+    network.load_state_dict(tail, strict=False)
 
 
 @dataclass(kw_only=True)
@@ -167,7 +172,7 @@ class TailTraining:
         is_done = False
         if self.checkpoint is not None:
             losses, is_done = self.checkpoint.restore(fold, loop)
-        finished = copy.deepcopy(self.network.state_dict()) if losses else None
+        finished = copy_tail(self.network) if losses else None
         while len(losses) < options.max_epochs and not is_done:
             started = time.perf_counter()
             try:
@@ -175,25 +180,25 @@ class TailTraining:
             except KeyboardInterrupt:
                 if finished is None:
                     raise
-                self.network.load_state_dict(finished)
+                load_tail(self.network, finished)
                 self.interrupted = True
                 break
             except TrainingDivergedError as error:
                 if finished is None:
                     raise
-                self.network.load_state_dict(finished)
+                load_tail(self.network, finished)
                 warn_caller(
                     f"{error} The weights of epoch {len(losses)} of {options.max_epochs} are kept"
                     + (f" (fold {fold})." if fold else ".")
                 )
                 break
-            finished = copy.deepcopy(self.network.state_dict())
+            finished = copy_tail(self.network)
             losses.append(loss)
             try:
                 stop_asked = self._record(fold, len(losses), loss, accuracy, started)
                 is_done = stop_asked or _is_done(options, losses, accuracy)
                 if self.checkpoint is not None:
-                    tail = tail_state(self.network.state_dict())
+                    tail = copy_tail(self.network)  # anew: callbacks may have changed it
                     self.checkpoint.write(fold, tail, loop, losses, is_done)
             except KeyboardInterrupt:
                 self.interrupted = True
@@ -204,20 +209,20 @@ class TailTraining:
         """Train on some rows and measure the statistics of batch normalisation on them."""
         tail = self.checkpoint.finished_tail(fold) if self.checkpoint else None
         if tail is not None:
-            self.network.load_state_dict(tail, strict=False)  # the trunk's are not among them
+            load_tail(self.network, tail)
             self.network.eval()
             return
         self.run(rows, fold)
         if self.options.train_batch_norm:
-            trained = copy.deepcopy(tail_state(self.network.state_dict()))
+            trained = copy_tail(self.network)
             try:
                 update_batch_norm(self.network, self.cache, rows)
             except KeyboardInterrupt:
-                self.network.load_state_dict(trained, strict=False)  # the trunk's never change
+                load_tail(self.network, trained)
                 self.interrupted = True
             self.network.eval()
         if self.checkpoint is not None and not self.interrupted:
-            self.checkpoint.finish(fold, tail_state(copy.deepcopy(self.network.state_dict())))
+            self.checkpoint.finish(fold, copy_tail(self.network))
 
     def scores(self, rows: NDArray[np.intp]) -> CachedScores:
         """Score all cached images; the reference is the good and defective among these rows."""
