@@ -855,7 +855,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         _warn_if_interrupted(result, checkpoint)
         fitted = copy.copy(self)  # made now: callbacks may have set parameters
         fitted._take_over(given, learned)
-        fitted._interrupted = learned.start if result.interrupted else None
+        if result.interrupted:
+            fitted._interrupted = learned.start
         if not given.are_tiles:
             fitted.training_data_ = fingerprint_of_rows(hashes, given.labels, given.weighed.rows)
         return fitted, learned
@@ -1222,6 +1223,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self._built_with = {name: getattr(self, name) for name in OF_NETWORK}
         self._tile_model = None
         self._replay = None
+        self._interrupted = None
 
     @property
     def _fitted_backbone(self) -> str:

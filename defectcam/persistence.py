@@ -112,7 +112,7 @@ def save(clf: DefectCAMClassifier, path: str | os.PathLike[str], overwrite: bool
     sklearn.exceptions.NotFittedError
         If the classifier is not fitted.
     ValueError
-        If a parameter that was set since the fit is wrong.
+        If a parameter or a fitted attribute that was set since the fit is wrong.
     FileExistsError
         If the file exists and `overwrite` is false.
     OSError
@@ -120,10 +120,11 @@ def save(clf: DefectCAMClassifier, path: str | os.PathLike[str], overwrite: bool
     """
     check_is_fitted(clf, "network_")
     target = check_target(path, overwrite)
-    description = json.dumps(_describe(clf), allow_nan=False)
+    description = _describe(clf)
     clf._validate_params()  # a wrong one, set since the fit, makes a file that `load` refuses
+    text = _as_checked_json(description)
     tensors = _tensors_of(clf)
-    texts = {_KEY: description, _DIGEST: _digest(description, tensors)}
+    texts = {_KEY: text, _DIGEST: _digest(text, tensors)}
     write_atomically(target, safetensors.torch.save(tensors, texts))
 
 
@@ -243,6 +244,17 @@ def _digest(description: str, tensors: dict[str, Tensor]) -> str:
         if tensor.numel():
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _as_checked_json(description: dict[str, Any]) -> str:
+    """Write a description that `load` takes."""
+    try:
+        check_description(json.loads(json.dumps(description)))  # as it will be read
+        return json.dumps(description, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(
+            f"The classifier cannot be saved: {error}. Set again what was set since the fit."
+        ) from error
 
 
 def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:

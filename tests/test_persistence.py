@@ -515,6 +515,15 @@ def test_a_wrong_parameter_set_since_the_fit_is_not_saved(clf, tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("threshold", [np.nan, np.inf, 1e305])
+def test_a_wrong_threshold_set_since_the_fit_is_not_saved(clf, tmp_path, threshold):
+    other = copy.copy(clf)
+    other.threshold_ = threshold
+    with pytest.raises(ValueError, match="cannot be saved: its threshold is"):
+        other.save(tmp_path / "part.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("strides", [(), (4,), (2, 4, 8)])
 def test_students_of_patches_are_loaded_whatever_strides_are_set_since(
     tiny_classifier, fitted_parts, tmp_path, strides
