@@ -26,6 +26,9 @@ __all__ = ["DatasetImage", "dataset_images", "dataset_labels", "named_labels"]
 
 _IMAGE, _LABEL = "image", "label"
 
+#: Hugging Face formats whose rows are tables: an image in them is none, a label has no names.
+_TABLE_FORMATS = ("pandas", "arrow", "polars")
+
 
 class DatasetImage:
     """Stands for one image of a collection, which is asked for it when the image is read.
@@ -149,16 +152,25 @@ def dataset_labels(X: Any) -> list[Any] | None:
     return labels if names is None or targets != labels else [names[label] for label in labels]
 
 
-def named_labels(y: Any) -> Any:
+def named_labels(y: Any, X: Any = None) -> Any:
     """Replace the numbers of a Hugging Face label column by their names; others stay as they are.
 
     Parameters
     ----------
     y : object
         Any labels.
+    X : object, optional
+        What they are labels of. A column of a Hugging Face data set in the format of pandas, Arrow
+        or Polars does not know its names; beside its data set, it gets them from there.
     """
     feature = getattr(y, "features", None)
-    return _by_name(y, feature) if hasattr(feature, "names") else y
+    if hasattr(feature, "names"):
+        return _by_name(y, feature)
+    if X is not None and _is_in_tables(X) and hasattr(y, "__len__"):
+        column = _label_column(_as_objects(X))
+        if column is not None and np.array_equal(np.asarray(y), np.asarray(column)):
+            return dataset_labels(X)
+    return y
 
 
 def _by_name(labels: Any, feature: Any) -> list[Any]:
@@ -183,7 +195,7 @@ def _label_column(items: Any) -> Any:
     if _LABEL not in items.column_names:
         return None
     try:
-        return items[_LABEL]
+        return items[_LABEL][:]  # at once: the column itself is found to be missing only when read
     except KeyError:  # left out by the format that was set, or by a transform
         return None
 
@@ -205,7 +217,7 @@ def _indexable(X: Any) -> Any:
                 f"X has the columns {list(X.column_names)}, none is called {_IMAGE!r}: pass the "
                 "column with the images, X[name], and the labels as y."
             )
-        return X
+        return _as_objects(X)
     if _is_torch(X, "Dataset"):
         if not hasattr(X, "__len__"):
             raise TypeError(f"X is a {type(X).__name__} without a length: give it a __len__.")
@@ -227,6 +239,20 @@ def _is_torch(X: Any, name: str) -> bool:
 def _has_columns(X: Any) -> bool:
     """Whether `X` looks like a map-style data set of Hugging Face."""
     return all(hasattr(X, name) for name in ("column_names", "features", "__len__", "__getitem__"))
+
+
+def _is_in_tables(X: Any) -> bool:
+    """Whether `X` is a Hugging Face data set in a format whose rows are tables."""
+    form = getattr(X, "format", None)
+    return _has_columns(X) and isinstance(form, Mapping) and form.get("type") in _TABLE_FORMATS
+
+
+def _as_objects(X: Any) -> Any:
+    """Undo a Hugging Face format whose rows are tables; what it hides stays hidden."""
+    if not _is_in_tables(X):
+        return X
+    hides = {name: X.format[name] for name in ("columns", "output_all_columns")}
+    return X.with_format(None, **hides)
 
 
 def _refuse_own_order(loader: Any) -> None:
@@ -253,6 +279,11 @@ def _image_and_label(item: Any) -> tuple[Any, Any]:
         image, label = item[_IMAGE], item.get(_LABEL)
     elif isinstance(item, (tuple, list)):
         image, label = item[0], item[1] if len(item) > 1 else None
+    elif hasattr(item, "columns"):
+        raise TypeError(
+            f"An item of X is a table ({type(item).__name__}): a Hugging Face data set gives "
+            "images without that format, with_format(None)."
+        )
     else:
         image, label = item, None
     return _channels_last(image), label

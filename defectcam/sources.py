@@ -53,7 +53,7 @@ def labelled_sources(X: Any, y: Any, good_label: Any) -> tuple[Sources, Any]:
         raise ValueError(
             f"Expected a folder of labelled images or a sequence of images, got one {_named(X)}."
         )
-    y = dataset_labels(X) if y is None else _listed(named_labels(y))
+    y = dataset_labels(X) if y is None else _listed(named_labels(y, X))
     if y is None:
         raise ValueError(
             "requires y to be passed, but the target y is None: labels come from the sub-folders "

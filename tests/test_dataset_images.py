@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -295,6 +296,55 @@ def test_rows_without_label_or_image():
 )
 def test_label_columns_are_named(y, expected):
     assert named_labels(y) == expected
+
+
+class InTables(Rows):
+    """As `Rows` in the format of pandas: rows and columns are theirs, without names."""
+
+    def __init__(self, features, hidden=(), **columns):
+        super().__init__(features, **columns)
+        shown = [name for name in columns if name not in hidden]
+        self.format = {"type": "pandas", "columns": shown, "output_all_columns": False}
+
+    def __getitem__(self, key):
+        if isinstance(key, str):
+            return pd.Series(self.columns[key], name=key)
+        return pd.DataFrame({name: [column[key]] for name, column in self.columns.items()})
+
+    def with_format(self, kind, columns, output_all_columns):
+        assert kind is None and not output_all_columns
+        return Rows(self.features, **{name: self.columns[name] for name in columns})
+
+
+def test_a_format_of_tables_is_undone():
+    images, names = [pillow(0), pillow(1), pillow(2)], {"label": ClassLabel("bad", "good")}
+    rows = InTables(names, image=images, label=[1, 0, 1])
+    assert [read_image(source)[0, 0, 0] for source in dataset_images(rows)] == [0, 1, 2]
+    assert dataset_labels(rows) == ["good", "bad", "good"]
+    assert named_labels(rows["label"], rows) == ["good", "bad", "good"]
+    assert named_labels([0, 0, 1], rows) == [0, 0, 1]  # somebody else's
+    assert dataset_labels(InTables(names, ("label",), image=images, label=[1, 0, 1])) is None
+
+
+def test_an_item_that_is_a_table_is_refused():
+    rows = InTables({}, image=[pillow(0)])
+    with pytest.raises(TypeError, match=r"table \(DataFrame\).*with_format\(None\)"):
+        read_image(dataset_images(Subset(rows, [0]))[0])
+
+
+def test_a_column_that_a_format_hides_is_found_out_when_read():
+    class Hidden(Rows):
+        def __getitem__(self, key):
+            return Lazy() if key == "label" else super().__getitem__(key)
+
+    class Lazy(Sequence):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise KeyError("label")
+
+    assert dataset_labels(Hidden({}, image=[pillow(0)], label=[1])) is None
 
 
 # Names of torchvision's data sets -----------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from defectcam import find_near_duplicates
 from defectcam.dataset_images import dataset_images, dataset_labels
 from defectcam.images import find_images, read_image
+from defectcam.sources import labelled_sources
 
 GRAD_CAM = ("GradCAM", "GradCAMPlusPlus", "ScoreCAM", "LayerCAM", "EigenCAM")
 TORCHCAM = ("CAM", "GradCAM", "GradCAMpp", "ScoreCAM", "LayerCAM")
@@ -193,6 +194,22 @@ def test_a_hugging_face_data_set_is_as_good_as_its_paths(tiny_classifier, fitted
     found = clf.localize(rows["image"])
     assert found[3].image.shape == (48, 48, 3)
     assert clf.score(rows["image"], rows["label"]) == by_paths.score(fitted_parts)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "arrow", "polars"])
+def test_formats_of_hugging_face_are_read_alike(kind):
+    datasets = pytest.importorskip("datasets", exc_type=ImportError)
+    pytest.importorskip(kind.replace("arrow", "pyarrow"))
+    images = [Image.new("RGB", (6, 5), (value, 0, 0)) for value in range(3)]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    columns = {"image": images, "label": [1, 0, 1]}
+    rows = datasets.Dataset.from_dict(columns, features=features).with_format(kind)
+    for y in (None, rows["label"]):
+        sources, labels = labelled_sources(rows, y, None)
+        assert labels == ["good", "bad", "good"]
+        assert [np.asarray(source)[0, 0, 0] for source in sources.items] == [0, 1, 2]
 
 
 # skorch ------------------------------------------------------------------------------------------
