@@ -154,6 +154,7 @@ def targets_of_known(known: Classes, y: ArrayLike, classes: ArrayLike | None) ->
                 f"which made the classes {known.labels.tolist()}: leave it out, or call fit to "
                 "start anew."
             )
+        _refuse_others(y, classes, target)
     labels = as_labels(y)
     takes_any = known.labels[known.defects].tolist() == [ANOMALY]
     unknown = sorted(set(labels.tolist()) - set(known.labels.tolist()), key=str)
@@ -193,7 +194,18 @@ def first_classes(
     """Classes of a first call: those of ``classes`` where given, else those of ``y``."""
     if classes is None:
         return find_classes(y, target, good_label)
-    named = np.unique(as_labels(classes))
-    found = find_classes(named, target, good_label)
-    targets_of_known(found, y, None)
+    found = find_classes(np.unique(as_labels(classes)), target, good_label)
+    _refuse_others(y, classes, target)
     return found
+
+
+def _refuse_others(y: ArrayLike, classes: ArrayLike, target: str) -> None:
+    """Refuse labels that ``classes`` does not name, unless its types are one class, open to all."""
+    named = set(as_labels(classes).tolist())
+    others = sorted(set(as_labels(y).tolist()) - named, key=str)
+    is_open = target == "anomaly" and len(named) > 2
+    if others and not is_open:
+        raise ValueError(
+            f"y holds the labels {others}, which are not in classes={sorted(named, key=str)}: name "
+            "all labels that will ever come, or give these images one of those."
+        )

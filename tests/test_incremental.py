@@ -20,7 +20,7 @@ from sklearn.base import clone
 from defectcam import DefectCAMClassifier, load
 from defectcam.callbacks import Callback, Checkpoint, TimeLimit
 from defectcam.classifier import AUTO_REPLAY_SIZE
-from defectcam.incremental import are_current
+from defectcam.incremental import are_current, first_classes, targets_of_known
 from defectcam.network import DefectCAMNetwork
 from defectcam.replay import choose_rows, importance
 from defectcam.training import TailTraining
@@ -339,6 +339,22 @@ def test_labels_that_do_not_fit_the_first_call_are_refused(going, y, classes, me
 def test_labels_outside_of_classes_are_refused_at_the_first_call(tiny_classifier):
     with pytest.raises(ValueError, match="'scratch'"):
         tiny_classifier(target="type").partial_fit(*FIRST, classes=["good", "dent"])
+
+
+@pytest.mark.parametrize("target", ["anomaly", "type"])
+@pytest.mark.parametrize("classes", [["good"], ["good", "dent"]])
+def test_labels_outside_of_classes_are_told_from_those_of_an_earlier_call(target, classes):
+    with pytest.raises(ValueError, match=r"\['scratch'\], which are not in classes=") as caught:
+        first_classes(["good", "scratch"], classes, target, None)
+    assert "first call" not in str(caught.value)
+    known = first_classes(["good"], classes, target, None)
+    with pytest.raises(ValueError, match=r"\['scratch'\], which are not in classes="):
+        targets_of_known(known, ["scratch"], classes, target)
+
+
+def test_several_types_that_are_one_class_are_open_to_others():
+    known = first_classes(["good", "crack"], ["good", "dent", "scratch"], "anomaly", None)
+    assert known.labels.tolist() == ["anomaly", "good"]
 
 
 def test_without_folds_a_single_tail_goes_on(tiny_classifier):
