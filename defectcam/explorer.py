@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import cv2
@@ -83,7 +84,8 @@ class Explorer:
     Attributes
     ----------
     threshold : float
-        The decision threshold, where the slider stands now. Setting it moves the slider.
+        The decision threshold, where the slider stands now. Setting it moves the slider;
+        a ValueError says from where to where it goes.
     box_threshold : float
         The heatmap's threshold for boxes, likewise.
     is_defect : bool ndarray of shape (n,)
@@ -115,7 +117,7 @@ class Explorer:
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        self._threshold.value = value
+        _move(self._threshold, "threshold", value)
 
     @property
     def box_threshold(self) -> float:
@@ -124,7 +126,7 @@ class Explorer:
 
     @box_threshold.setter
     def box_threshold(self, value: float) -> None:
-        self._box_threshold.value = value
+        _move(self._box_threshold, "box_threshold", value)
 
     def _build(self, widgets: Any) -> None:
         first = self._found[0]
@@ -187,7 +189,8 @@ class Explorer:
                 self._pictures[place].value = self._picture(shown[place])
 
     def _counts_html(self) -> str:
-        code = f"<code>clf.threshold_ = {self.threshold:.3f}</code>"
+        # Not rounded: a learned threshold is the score of an image, which rounding may flip.
+        code = f"<code>clf.threshold_ = {self.threshold!r}</code>"
         if self.confusion_matrix is None:
             n_called, n = int(self.is_defect.sum()), len(self.is_defect)
             return f"<p>{n_called} of {n} images are called defective. {code}</p>"
@@ -228,6 +231,13 @@ class Explorer:
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return self.widget._repr_mimebundle_(**kwargs)
+
+
+def _move(slider: Any, name: str, value: float) -> None:
+    """Set a slider; by itself it takes its end for what lies beyond."""
+    if not (isinstance(value, Real) and slider.min <= value <= slider.max):
+        raise ValueError(f"{name} must be from {slider.min:g} to {slider.max:g}, got {value!r}.")
+    slider.value = float(value)
 
 
 def _widgets(caller: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def test_counts_follow_the_slider(fitted: Any, fitted_parts: Path, truth) -> Non
         assert np.array_equal(explorer.is_defect, called)
         for count in expected.ravel():
             assert f"<td>{count}</td>" in explorer._counts.value
-        assert f"clf.threshold_ = {threshold:.3f}" in explorer._counts.value
+        assert f"clf.threshold_ = {threshold}<" in explorer._counts.value
 
 
 def test_it_starts_as_the_classifier_stands(fitted: Any, fitted_parts: Path) -> None:
@@ -42,6 +43,25 @@ def test_it_starts_as_the_classifier_stands(fitted: Any, fitted_parts: Path) -> 
     assert explorer.box_threshold == fitted.box_threshold
     paths = sorted(map(str, fitted_parts.glob("*/*.png")))
     assert explorer.is_defect.tolist() == (fitted.predict(paths) == "scratch").tolist()
+
+
+def test_the_code_to_copy_decides_as_the_widget_does(fitted: Any, fitted_parts: Path) -> None:
+    explorer = fitted.explore(fitted_parts)
+    for threshold in (0.0004, explorer._probability[0]):
+        explorer.threshold = threshold
+        copied = re.search(r"clf.threshold_ = ([^<]+)<", explorer._counts.value).group(1)
+        assert np.array_equal(explorer._probability >= float(copied), explorer.is_defect)
+        assert float(copied) == threshold
+
+
+@pytest.mark.parametrize("value", [5, -0.1, np.nan, "0.5", None])
+@pytest.mark.parametrize("name", ["threshold", "box_threshold"])
+def test_a_threshold_that_no_slider_has_is_refused(fitted, fitted_parts, name, value) -> None:
+    explorer = fitted.explore(fitted_parts)
+    before = getattr(explorer, name)
+    with pytest.raises(ValueError, match=rf"^{name} must be from .*got {value!r}"):
+        setattr(explorer, name, value)
+    assert getattr(explorer, name) == before
 
 
 def test_missed_ones_come_first(fitted: Any, fitted_parts: Path, truth) -> None:
