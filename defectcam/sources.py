@@ -136,11 +136,14 @@ def as_sources(X: Any) -> Sources:
         return _non_empty(of_dataset, X)
     if isinstance(X, (set, frozenset)):
         raise TypeError("X is a set, whose order is arbitrary, so no answer would say whose it is.")
-    if hasattr(X, "columns") and hasattr(X, "iloc"):
+    if _is_table(X):
+        names = getattr(X, "column_names", X.columns)  # the columns of an Arrow table are no names
         raise TypeError(
-            f"X is a {_named(X)} with the columns {list(X.columns)[:10]}: pass the one that holds "
+            f"X is a {_named(X)} with the columns {list(names)[:10]}: pass the one that holds "
             "the images or their paths, X[name]."
         )
+    if _is_arrow(X):
+        X = X.to_pylist()
     if not isinstance(X, Iterable) or isinstance(X, (bytes, dict)):
         raise TypeError(
             f"X is a {_named(X)}: expected a folder, a file, an array, a Pillow image, a sequence "
@@ -156,12 +159,22 @@ def paths_of(sources: Sources) -> list[Any]:
 
 def is_stream(X: Any) -> bool:
     """Whether images can be taken from ``X`` one after the other without `as_sources`."""
-    return not is_path(X) and dataset_images(X) is None
+    return not (is_path(X) or _is_table(X) or _is_arrow(X)) and dataset_images(X) is None
 
 
 def is_path(X: Any) -> bool:
     """Whether a source is a file or a folder, by its type alone."""
     return isinstance(X, (str, os.PathLike))
+
+
+def _is_table(X: Any) -> bool:
+    """Whether `X` is a data frame, of pandas or Polars, or an Arrow table."""
+    return hasattr(X, "shape") and hasattr(X, "columns")
+
+
+def _is_arrow(X: Any) -> bool:
+    """Whether `X` is an Arrow array, whose entries are scalars of its own, no paths or images."""
+    return hasattr(X, "to_pylist")
 
 
 def _is_array(X: Any) -> bool:

@@ -56,6 +56,25 @@ def test_many_images_are_listed_in_order(images):
     assert len(sources.items) == 7
 
 
+def test_columns_of_arrow_are_listed():
+    pyarrow = pytest.importorskip("pyarrow")
+    paths = ["a.png", "b.png"]
+    for column in (pyarrow.array(paths), pyarrow.chunked_array([paths[:1], paths[1:]])):
+        assert as_sources(column).items == paths
+        assert not is_stream(column)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
+def test_a_table_is_refused_with_its_columns(library):
+    table = {"pandas": "DataFrame", "polars": "DataFrame", "pyarrow": "table"}[library]
+    make = getattr(pytest.importorskip(library), table)
+    X = make({"path": ["a.png", "b.png"], "label": ["good", "dent"]})
+    message = r"X is a (DataFrame|Table) with the columns \['path', 'label'\]: pass the one"
+    with pytest.raises(TypeError, match=message):
+        as_sources(X)
+    assert not is_stream(X)  # which would go through the names of columns
+
+
 def test_order_is_kept():
     names = ["b.png", "a.png", "c.png"]
     assert as_sources(pd.Series(names, index=[2, 0, 1])).items == names
