@@ -129,14 +129,16 @@ def dataset_labels(X: Any) -> list[Any] | None:
     Raises
     ------
     ValueError
-        If only some of the items have a label.
+        If only some of the items have a label. -1 is none where there are names.
     """
     items = _indexable(X)
     if items is None or not len(items):
         return None
     if _has_columns(items):
-        column = _label_column(items)
-        return None if column is None else _by_name(column, (items.features or {}).get(_LABEL))
+        names, column = _feature_names((items.features or {}).get(_LABEL)), _label_column(items)
+        if column is None or (names and all(_is_missing(_plain(label)) for label in column)):
+            return None
+        return _by_name(column, names)
     collection = _Collection(items)
     labels = [_plain(collection.fetch(index)[1]) for index in range(len(items))]
     n_missing = sum(label is None for label in labels)
@@ -149,7 +151,7 @@ def dataset_labels(X: Any) -> list[Any] | None:
         )
     names, targets = _names_and_targets(items)
     # Where a data set gives other labels than those its names are for, the names are not for them.
-    return labels if names is None or targets != labels else [names[label] for label in labels]
+    return labels if targets != labels else _by_name(labels, names)
 
 
 def named_labels(y: Any, X: Any = None) -> Any:
@@ -165,26 +167,37 @@ def named_labels(y: Any, X: Any = None) -> Any:
     """
     feature = getattr(y, "features", None)
     if hasattr(feature, "names"):
-        return _by_name(y, feature)
+        return _by_name(y, _feature_names(feature))
     if X is not None and _is_in_tables(X) and hasattr(y, "__len__"):
         column = _label_column(_as_objects(X))
         if column is not None and np.array_equal(np.asarray(y), np.asarray(column)):
-            return dataset_labels(X)
+            return _by_name(column, _feature_names((X.features or {}).get(_LABEL)))
     return y
 
 
-def _by_name(labels: Any, feature: Any) -> list[Any]:
-    """Name labels as a Hugging Face feature does, if they are numbers and it has names."""
+def _by_name(labels: Any, names: Sequence[str] | None) -> list[Any]:
+    """Name labels, if they are numbers and there are names for them."""
     plain = [_plain(label) for label in labels]
-    names = _feature_names(feature)
-    if names is None or not all(
-        isinstance(label, int) and 0 <= label < len(names) for label in plain
-    ):
+    if names is None:
+        return plain
+    n_missing = sum(map(_is_missing, plain))
+    if n_missing:
+        raise ValueError(
+            f"{n_missing} of {len(plain)} images have no label, which is -1 or None in a column of "
+            f"the classes {list(names)[:10]}: leave them out, in datasets for example "
+            f"X.filter(lambda label: label not in (-1, None), input_columns={_LABEL!r})."
+        )
+    if not all(isinstance(label, int) and 0 <= label < len(names) for label in plain):
         return plain
     return [names[label] for label in plain]
 
 
-def _feature_names(feature: Any) -> list[str] | None:
+def _is_missing(label: Any) -> bool:
+    """Whether a label is what Hugging Face has for none."""
+    return label is None or (isinstance(label, int) and label == -1)
+
+
+def _feature_names(feature: Any) -> Sequence[str] | None:
     """Return the names that a Hugging Face feature has for numbers, unless they are these."""
     names = list(getattr(feature, "names", None) or ())
     return names if names and names != [str(number) for number in range(len(names))] else None

@@ -289,13 +289,32 @@ def test_rows_without_label_or_image():
         (Column(np.array([1, 0]), ClassLabel("bad", "good")), ["good", "bad"]),
         (Column([1, 0], ClassLabel("0", "1")), [1, 0]),  # made of a number of classes alone
         (Column(["good", "bad"], ClassLabel("bad", "good")), ["good", "bad"]),
-        (Column([-1, 0], ClassLabel("bad", "good")), [-1, 0]),
+        (Column([2, 0], ClassLabel("bad", "good")), [2, 0]),
+        ([-1, 1], [-1, 1]),  # numbers of the user's own
         ([1, 0], [1, 0]),
         (None, None),
     ],
 )
 def test_label_columns_are_named(y, expected):
     assert named_labels(y) == expected
+
+
+@pytest.mark.parametrize("missing", [-1, None])
+def test_images_without_a_label_are_counted(missing):
+    names, images = {"label": ClassLabel("bad", "good")}, [pillow(0)] * 3
+    rows = Rows(names, image=images, label=[1, missing, 0])
+    told = r"1 of 3 images have no label, .*\['bad', 'good'\]: leave them out.*X\.filter"
+    with pytest.raises(ValueError, match=told):
+        dataset_labels(rows)
+    with pytest.raises(ValueError, match=told):
+        named_labels(rows["label"])
+    assert dataset_labels(Rows(names, image=images, label=[missing] * 3)) is None
+
+
+def test_a_missing_label_of_a_subset_is_not_the_last_name():
+    data = Items([(RGB, 1), (RGB, -1)], classes=["bad", "good"], targets=[1, -1])
+    with pytest.raises(ValueError, match="1 of 2 images have no label"):
+        dataset_labels(data)
 
 
 class InTables(Rows):
