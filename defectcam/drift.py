@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -199,7 +200,7 @@ def measure_drift(
     ------
     ValueError
         If neither good nor defective images are enough, on both sides, for a test; or `alpha` is
-        not a share.
+        not a share, or `n_examples` no number of images.
 
     References
     ----------
@@ -208,8 +209,10 @@ def measure_drift(
     Lipton, "Failing Loudly: An Empirical Study of Methods for Detecting Dataset Shift", NeurIPS
     2019.
     """
-    if not 0 < alpha < 1:
+    if not (isinstance(alpha, Real) and 0 < alpha < 1):
         raise ValueError(f"alpha={alpha!r}: a share between 0 and 1 was expected.")
+    if not (isinstance(n_examples, Integral) and n_examples >= 0):
+        raise ValueError(f"n_examples={n_examples!r}: a whole number of images was expected.")
     tests, outliers = [], []
     is_bad, was_bad = new[:, 0] >= threshold, reference[:, 0] >= threshold
     for called, rows, reference_rows in (

@@ -559,7 +559,7 @@ def pro_curve_area(fpr: ArrayLike, pro: ArrayLike, max_fpr: float = 0.3) -> floa
     Returns
     -------
     float
-        Area in [0, 1], a share of the limit.
+        Area in [0, 1], a share of the limit; ``nan`` with a warning if the curve is ``nan``.
 
     Examples
     --------
@@ -569,6 +569,9 @@ def pro_curve_area(fpr: ArrayLike, pro: ArrayLike, max_fpr: float = 0.3) -> floa
     """
     _check_max_fpr(max_fpr)
     rates, overlaps = np.asarray(fpr, np.float64), np.asarray(pro, np.float64)
+    for name, values in (("fpr", rates), ("pro", overlaps)):
+        if np.isnan(values).any():
+            return _undefined(f"{name} is nan, as of masks without a good or a defective pixel")
     inside = rates <= max_fpr
     at_limit = np.interp(max_fpr, rates, overlaps)
     area = auc(np.append(rates[inside], max_fpr), np.append(overlaps[inside], at_limit))

@@ -65,6 +65,18 @@ def test_a_wrong_share_is_refused() -> None:
         measure_drift(rows(60, 0), rows(60, 1), 0.5, alpha=5)
 
 
+@pytest.mark.parametrize("alpha", ["5", None, np.nan])
+def test_an_alpha_that_is_no_number_is_refused(alpha) -> None:
+    with pytest.raises(ValueError, match=r"alpha=.*between 0 and 1"):
+        measure_drift(rows(60, 0), rows(60, 1), 0.5, alpha=alpha)
+
+
+@pytest.mark.parametrize("n_examples", [-1, 2.5, "5", None])
+def test_a_wrong_number_of_examples_is_refused(n_examples) -> None:
+    with pytest.raises(ValueError, match=f"n_examples={n_examples!r}: a whole number"):
+        measure_drift(rows(60, 0), rows(60, 1), 0.5, n_examples=n_examples)
+
+
 def test_a_moved_map_has_its_novelty_elsewhere() -> None:
     still = np.zeros((1, 20, 40), dtype=np.float32)
     still[0, 5:8, 10:14] = 3

@@ -660,6 +660,12 @@ def test_pro_curve_says_which_side_is_undefined():
     assert np.isnan(fpr).all() and pro[-1] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("fpr", "pro"), [([0, 1], [np.nan] * 2), ([np.nan] * 2, [0, 1])])
+def test_the_area_of_an_undefined_curve_is_nan(fpr, pro):
+    with pytest.warns(UndefinedMetricWarning, match=r"set to nan: (fpr|pro) is nan"):
+        assert np.isnan(metrics.pro_curve_area(fpr, pro))
+
+
 @pytest.mark.parametrize("score", [metrics.pointing_game_score, metrics.max_box_accuracy_score])
 def test_scores_of_defective_images_are_nan_without_any(score):
     with pytest.warns(UndefinedMetricWarning):

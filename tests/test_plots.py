@@ -380,6 +380,24 @@ def test_history_of_nothing_is_refused() -> None:
         HistoryDisplay.from_history({name: [] for name in HISTORY})
 
 
+def test_history_of_unequal_columns_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"one length, got \{'fold': 3, 'epoch': 3, 'loss': 2\}"):
+        HistoryDisplay.from_history({"fold": [0] * 3, "epoch": [0, 1, 2], "loss": [1.0, 0.5]})
+
+
+@pytest.mark.parametrize(
+    ("masks", "told"),
+    [
+        ([None, None], "no pixel of the masks is defective"),
+        ([np.zeros((4, 5), bool), None], "no pixel of the masks is defective"),
+        ([np.ones((4, 5), bool)] * 2, "every pixel of the masks is defective"),
+    ],
+)
+def test_overlap_without_good_or_defective_pixels_is_refused(masks, told) -> None:
+    with pytest.raises(ValueError, match=told):
+        PROCurveDisplay.from_predictions(masks, [np.arange(20.0).reshape(4, 5)] * 2)
+
+
 @pytest.fixture(params=["classifier", "pipeline"])
 def estimator(request: pytest.FixtureRequest, fitted: Any) -> Any:
     return fitted if request.param == "classifier" else make_pipeline(ContrastEqualizer(), fitted)

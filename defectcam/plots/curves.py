@@ -6,11 +6,13 @@ adds what the two kinds of errors cost.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import roc_curve
 from sklearn.utils import check_consistent_length, column_or_1d
 
@@ -401,9 +403,23 @@ class PROCurveDisplay:
         Returns
         -------
         PROCurveDisplay
+
+        Raises
+        ------
+        ValueError
+            If no pixel of the masks is defective, or none good.
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
-        fpr, pro, _ = pro_curve(masks, heatmaps, n_bins=n_bins)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UndefinedMetricWarning)  # an error says it
+            fpr, pro, _ = pro_curve(masks, heatmaps, n_bins=n_bins)
+        if np.isnan(pro).any():
+            raise ValueError("no pixel of the masks is defective: pass a mask with a defect.")
+        if np.isnan(fpr).any():
+            raise ValueError(
+                "every pixel of the masks is defective, so none can be a false alarm: pass masks "
+                "that are nonzero on the defect alone."
+            )
         area = pro_curve_area(fpr, pro, max_fpr)
         display = cls(fpr=fpr, pro=pro, pro_auc=area, max_fpr=max_fpr, name=name)
         return display.plot(ax, **kwargs)
@@ -514,7 +530,8 @@ class HistoryDisplay:
         Raises
         ------
         ValueError
-            If it has no row: of good images alone nothing is trained.
+            If it has no row, for of good images alone nothing is trained, or columns of unequal
+            length.
         """
         check_matplotlib(f"{cls.__name__}.from_history")
         table = {name: list(history[name]) for name in history}
@@ -523,6 +540,9 @@ class HistoryDisplay:
                 "history has no epoch: nothing was trained, as with good images alone, so there is "
                 "nothing to draw."
             )
+        n_rows = {name: len(column) for name, column in table.items()}
+        if len(set(n_rows.values())) > 1:
+            raise ValueError(f"history must have columns of one length, got {n_rows}.")
         return cls(history=table).plot(ax, **kwargs)
 
     def plot(self, ax: Any = None, *, column: str = "loss", **kwargs: Any) -> HistoryDisplay:
