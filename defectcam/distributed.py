@@ -214,8 +214,9 @@ class Localizer:
 
         Parameters
         ----------
-        images : iterable of str
-            Paths, or names where there are `files`.
+        images : iterable of str or None
+            Paths, or names where there are `files`. A path that is missing, None or NaN, makes a
+            row that says so; a name that is missing is the image's number.
         files : iterable of bytes, optional
             The content of each.
 
@@ -224,9 +225,13 @@ class Localizer:
         list of dict
             A row per image, in order.
         """
-        names = [str(image) for image in images]
+        given = [None if image is None or image != image else str(image) for image in images]
         if files is None:
-            return self.rows(names, names)
+            paths = [path for path in given if path is not None]
+            rows = iter(self.rows(paths, paths))
+            nothing = {**error_row("The path is missing: the row has none.", ""), "image": None}
+            return [dict(nothing) if path is None else next(rows) for path in given]
+        names = [str(number) if name is None else name for number, name in enumerate(given)]
         # As files, images are decoded as they are everywhere else, large JPEG files in part.
         with tempfile.TemporaryDirectory(prefix="defectcam-") as folder:
             paths = [os.path.join(folder, str(number)) for number in range(len(names))]

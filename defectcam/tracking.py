@@ -121,7 +121,7 @@ def log_model(clf: Any, name: str = "model", **options: Any) -> Any:
     that decide the answer. The loaded model takes a data frame with a column ``image`` of paths; or
     with a column ``bytes`` of image files as well or instead, as a client over HTTP has them. It
     gives a data frame with a row per image, as `defectcam.tables` has them, and a column ``error``
-    that says why an image could not be read.
+    that says why an image could not be read. MLflow itself takes nothing else, no list of paths.
 
     Parameters
     ----------
@@ -168,7 +168,11 @@ class _PyfuncModel:
         self._localizer = Localizer(path)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
-        """Localise the images of a data frame, or of a sequence of paths."""
+        """Localise the images of a data frame.
+
+        A sequence of paths gets this far without the signature, ``log_model(clf, signature=None)``:
+        with it, MLflow makes a data frame without columns of one.
+        """
         import pandas
 
         frame = model_input
@@ -181,12 +185,16 @@ class _PyfuncModel:
                 "and not in others: pass image files or paths, one kind in a data frame."
             )
         if "image" not in frame and files is None:
+            found = f"has the columns {list(frame.columns)}"
+            if not len(frame.columns):  # what was in it, or in a list, MLflow has left out
+                found = "has none of the columns of the model's signature"
             raise ValueError(
-                f"The data frame has the columns {list(frame.columns)}: expected 'image' with "
-                "paths, or 'bytes' with image files."
+                f"The data frame {found}: expected 'image' with paths, or 'bytes' with image "
+                "files, as in pandas.DataFrame({'image': paths})."
             )
-        names = frame["image"] if "image" in frame else map(str, range(len(frame)))
-        rows = self._localizer.rows_of(names, files)
+        # An object, because pandas would make NaN of None in a column of strings.
+        names = frame.get("image", pandas.Series(None, frame.index, dtype=object)).astype(object)
+        rows = self._localizer.rows_of(names.where(names.notna(), None), files)
         return pandas.DataFrame(rows, columns=[*COLUMNS, "error"])
 
 

@@ -92,6 +92,16 @@ class Killed(BaseException):
     """The process dies."""
 
 
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_a_missing_path_is_called_missing(fitted, model, paths, missing) -> None:
+    worker = Localizer(model)
+    [gone, row] = worker.rows_of([missing, paths[0]])
+    assert gone["image"] is None and "path is missing" in gone["error"]
+    assert_same_rows([row], plain_rows(fitted, paths[:1]))
+    [named] = worker.rows_of([missing], [Path(paths[0]).read_bytes()])
+    assert named["image"] == "0"
+
+
 def test_an_image_that_kills_its_workers_is_left_out(model, paths, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(distributed, "_ray", lambda: SimpleNamespace(get=Path.read_bytes))
     worker = distributed._PartWriter(model, str(tmp_path), "/", n_jobs=1, device="cpu")

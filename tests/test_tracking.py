@@ -161,6 +161,25 @@ def test_a_model_takes_paths_by_themselves_and_says_which_columns_it_needs(
         model.predict(pandas.DataFrame({"path": paths}))
 
 
+def test_a_missing_path_has_a_row_that_says_so(fitted, fitted_parts, tmp_path) -> None:
+    fitted.save(tmp_path / "part.safetensors")
+    model = tracking._load_pyfunc(str(tmp_path / "part.safetensors"))
+    path = str(min(fitted_parts.rglob("*.png")))
+    for missing in (None, np.nan, pandas.NA):
+        rows = model.predict(pandas.DataFrame({"image": [missing, path]}))
+        assert "path is missing" in rows["error"][0] and rows["image"][1] == path
+
+
+def test_what_mlflow_takes_for_no_columns_is_told(mlflow, model_uri, fitted_parts) -> None:
+    model = mlflow.pyfunc.load_model(model_uri)
+    paths = sorted(map(str, fitted_parts.rglob("*.png")))[:2]
+    for wrong in (paths, pandas.DataFrame({"path": paths})):
+        with pytest.raises(
+            ValueError, match=r"none of the columns .*DataFrame\({'image': paths}\)"
+        ):
+            model.predict(wrong)
+
+
 def test_files_in_some_rows_alone_are_refused(fitted, tmp_path) -> None:
     fitted.save(tmp_path / "part.safetensors")
     model = tracking._load_pyfunc(str(tmp_path / "part.safetensors"))
