@@ -86,7 +86,8 @@ def read_configuration(path: str | os.PathLike[str], estimator: type) -> dict[st
         If the file cannot be read.
     """
     try:
-        found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        # Editors on Windows may begin a file with a byte-order mark, which TOML does not know.
+        found = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no TOML file: {error}.") from error
     known = _parameters(estimator)

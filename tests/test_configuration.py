@@ -75,6 +75,10 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert read(tmp_path, configuration_text(Estimator)) == defaults
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    assert read(tmp_path, "\ufefflow = 0.25\n") == {"low": 0.25}
+
+
 @pytest.mark.parametrize("values", [{}, VGG16_CAM])
 def test_all_parameters_of_the_classifier_are_written(
     values: dict[str, Any], tmp_path: Path
