@@ -50,7 +50,8 @@ def isolated(seed: int, device: torch.device) -> Iterator[None]:
 def usual_settings(device: torch.device) -> Iterator[None]:
     """Compute as the network says, not in the caller's automatic precision or default device."""
     with contextlib.ExitStack() as settings:
-        settings.enter_context(torch.autocast(device.type, enabled=False))
+        if torch.is_autocast_enabled(device.type):
+            settings.enter_context(torch.autocast(device.type, enabled=False))
         if torch.get_default_device().type != "cpu":  # else each operation would pay for the mode
             settings.enter_context(torch.device("cpu"))
         yield

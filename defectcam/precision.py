@@ -67,7 +67,8 @@ def _reduced_precision(dtype: torch.dtype, device: torch.device) -> Iterator[Non
     with contextlib.ExitStack() as stack:
         if device.type == "cpu":
             stack.enter_context(_GroupedGradientsInFloat32(dtype))
-        stack.enter_context(torch.autocast(device.type, dtype))
+        # What was cast is forgotten when the outermost block ends only, which may be the caller's.
+        stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=False))
         yield
 
 

@@ -89,3 +89,16 @@ def test_the_automatic_choice_asks_the_gpu_that_is_used_for_instructions(
     monkeypatch.setattr(torch.version, "hip", rocm)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     assert resolve_precision("auto", torch.device("cuda", 1)) == dtype
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_weights_that_were_trained_are_read_anew_within_the_callers_block(groups):
+    layer, x = nn.Conv2d(4, 4, 3, groups=groups), torch.randn(2, 4, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(torch.bfloat16, CPU):
+            before = layer(x)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.mul_(2)
+        with mixed_precision(torch.bfloat16, CPU):
+            torch.testing.assert_close(layer(x), 2 * before)
