@@ -297,7 +297,7 @@ def held_out_networks(
         Of the folds; empty where there is no novelty.
     """
     for fold in range(max(len(result.tails), len(codebooks))):
-        other = copy.deepcopy(network)
+        other = _copy_beside_trunk(network)
         if result.tails:
             load_tail(other, result.tails[fold])
             with torch.no_grad():
@@ -305,6 +305,11 @@ def held_out_networks(
         if codebooks:
             other.codebook = codebooks[fold]
         yield other.eval()
+
+
+def _copy_beside_trunk(network: DefectCAMNetwork) -> DefectCAMNetwork:
+    """Copy a network but for its trunk, which no training changes: both have the same."""
+    return copy.deepcopy(network, {id(network.trunk): network.trunk})
 
 
 def result_of_good_only(network: DefectCAMNetwork, cache: FeatureCache) -> FitResult:
@@ -445,7 +450,7 @@ def student_features_of(
     """
     if not tails:
         return partial(_student_features, network, cache)
-    others = [copy.deepcopy(network) for _ in tails]
+    others = [_copy_beside_trunk(network) for _ in tails]
     fold_of = torch.zeros(cache.n_images, dtype=torch.int64)
     for fold, (other, tail) in enumerate(zip(others, tails, strict=True)):
         load_tail(other, tail)
