@@ -212,9 +212,11 @@ def _draw_tag(picture: NDArray[np.uint8], box: NDArray[np.int64], text: str, lin
 
     Returns whether there was any.
     """
+    padding = line + 1
+    if 2 * padding >= min(picture.shape[:2]):
+        return False  # in a long strip, measuring letters of such thick lines would take minutes
     scale = 0.4 * max(1.0, line * 0.6)
     (text_width, text_height), baseline = cv2.getTextSize(text, _FONT, scale, line)
-    padding = line + 1
     height, width = text_height + baseline + 2 * padding, text_width + 2 * padding
     image_height, image_width = picture.shape[:2]
     if height > image_height or width > image_width:

@@ -10,6 +10,7 @@ of an axis of `n` covers ``[i, i + 1]`` of the length `n`, and its value stands 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ __all__ = ["Geometry"]
 # Weights are whole multiples of this, so that products with float32 values are exact in float64.
 _WEIGHT_STEPS = 2**24
 _ROWS_AT_A_TIME = 64  # keeps the float64 intermediates in the processor's cache
+_VALUES_AT_A_TIME = 2**15  # the same, for rows of few values
+_PIXELS_AT_A_TIME = 2**20  # along one axis: what is known of each takes ten times its value's bytes
 
 
 @dataclass(frozen=True)
@@ -146,19 +149,41 @@ class Geometry:
         grid = np.asarray(heatmap, dtype=np.float32)
         if grid.ndim != 2 or grid.size == 0:
             raise ValueError(f"A map of shape (h, w) expected, got shape {grid.shape}.")
+        left, top, right, bottom = window or (0, 0, *self.original_size[::-1])
+        result = np.empty((bottom - top, right - left), dtype=np.float32)
+        for rows in _parts(top, bottom):
+            for columns in _parts(left, right):
+                place = (_shifted(rows, -top), _shifted(columns, -left))
+                self._restore_part(grid, rows, columns, result[place])
+        return result
+
+    def _restore_part(
+        self, grid: NDArray[np.float32], rows: slice, columns: slice, out: NDArray[np.float32]
+    ) -> None:
         top, left, height, width = self.content
-        rows = _samples(self.original_size[0], grid.shape[0], top, height, self.input_size[0])
-        columns = _samples(self.original_size[1], grid.shape[1], left, width, self.input_size[1])
-        if window is not None:
-            x, y = slice(window[0], window[2]), slice(window[1], window[3])
-            rows = (rows[0][y], rows[1][y], rows[2][y])
-            columns = (columns[0][x], columns[1][x], columns[2][x])
-            needed = slice(rows[0].min(), rows[1].max() + 1)
-            grid = grid[needed]
-            rows = (rows[0] - needed.start, rows[1] - needed.start, rows[2])
+        (n_rows, n_columns), (in_rows, in_columns) = self.original_size, self.input_size
+        down = _samples(rows, n_rows, grid.shape[0], top, height, in_rows)
+        across = _samples(columns, n_columns, grid.shape[1], left, width, in_columns)
         # Rounded to float32 in between, so that the second products are as exact as the first.
-        widened = _interpolate_rows(grid.T, *columns).T
-        return _interpolate_rows(widened, *rows)
+        if n_rows < grid.shape[0] and grid.shape[1] < n_columns:
+            # Few rows are left: widening all of the grid's would take many times the result.
+            narrow = np.empty((out.shape[0], grid.shape[1]), dtype=np.float32)
+            _interpolate_rows(grid, *down, out=narrow)
+            _interpolate_rows(narrow.T, *across, out=out.T)
+            return
+        first, last = down[0].min(), down[1].max()
+        widened = np.empty((out.shape[1], last + 1 - first), dtype=np.float32)
+        _interpolate_rows(grid[first : last + 1].T, *across, out=widened)
+        _interpolate_rows(widened.T, down[0] - first, down[1] - first, down[2], out=out)
+
+
+def _parts(start: int, stop: int) -> Iterator[slice]:
+    for first in range(start, stop, _PIXELS_AT_A_TIME):
+        yield slice(first, min(first + _PIXELS_AT_A_TIME, stop))
+
+
+def _shifted(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
 
 
 def _checked(name: str, size: tuple[int, int]) -> tuple[int, int]:
@@ -169,15 +194,15 @@ def _checked(name: str, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _samples(
-    n_pixels: int, n_cells: int, start: int, length: int, input_length: int
+    pixels: slice, n_pixels: int, n_cells: int, start: int, length: int, input_length: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-    """Find, for every original pixel of one axis, its two grid cells and the weight of the second.
+    """Find, for some original pixels of one axis, two grid cells each and the weight of the second.
 
     Pixel `i` has its centre at ``start + (i + 1/2) * length / n_pixels`` in the input, which is
     ``n_cells / input_length`` times as far on the grid, where cell `k` has its centre at
     ``k + 1/2``. In whole numbers, so that pixels at mirrored places get mirrored weights.
     """
-    twice_centres = 2 * np.arange(n_pixels, dtype=np.int64) + 1
+    twice_centres = 2 * np.arange(pixels.start, pixels.stop, dtype=np.int64) + 1
     numerator = (twice_centres * length + 2 * start * n_pixels) * n_cells - n_pixels * input_length
     denominator = 2 * n_pixels * input_length
     first, remainder = np.divmod(numerator, denominator)
@@ -191,15 +216,15 @@ def _interpolate_rows(
     first: NDArray[np.intp],
     second: NDArray[np.intp],
     weight: NDArray[np.float64],
-) -> NDArray[np.float32]:
-    """Return the rows ``grid[first] * (1 - weight) + grid[second] * weight``."""
+    out: NDArray[np.float32],
+) -> None:
+    """Write the rows ``grid[first] * (1 - weight) + grid[second] * weight`` to `out`."""
     wide = grid.astype(np.float64, order="C")
-    result = np.empty((len(weight), grid.shape[1]), dtype=np.float32)
-    for start in range(0, len(weight), _ROWS_AT_A_TIME):
-        rows = slice(start, start + _ROWS_AT_A_TIME)
+    step = max(_ROWS_AT_A_TIME, _VALUES_AT_A_TIME // grid.shape[1])
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
         upper = wide[first[rows]]
         upper *= 1 - weight[rows, np.newaxis]
         lower = wide[second[rows]]
         lower *= weight[rows, np.newaxis]
-        np.add(upper, lower, out=result[rows], casting="same_kind")
-    return result
+        np.add(upper, lower, out=out[rows], casting="same_kind")

@@ -1,8 +1,9 @@
 """Reads images: any file, array or Pillow image in, RGB ``uint8`` out at its original size.
 
 This module owns the rules that turn stored values into RGB (scale by dtype, transparency, EXIF
-orientation) and the wording of every complaint about an image. It never resizes (but for the
-reduced JPEG decoding of `read_reduced`) and never guesses a scale from the values it finds.
+orientation) and the wording of every complaint about an image. It never resizes (but for what
+`read_reduced` leaves of large JPEG files and long strips) and never guesses a scale from the values
+it finds.
 
 The rules, the same for files and for arrays:
 
@@ -65,6 +66,9 @@ _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 
 _MAX_FILES_NAMED = 10
+
+#: A strip has fewer pixels across, and more along for each that will be made of them.
+_STRIP_WIDTH, _STRIP_REDUCTION = 64, 64
 
 #: A Pillow image that is not loaded yet reads its file when it is asked for pixels, and must not be
 #: asked by two threads at once. Different images seldom share a lock.
@@ -202,8 +206,12 @@ def read_reduced(
 
     A JPEG decoder can produce 1/2, 1/4 or 1/8 of the size by leaving out high frequencies, several
     times faster than a full decode. It is asked for the smallest fraction whose sides are both at
-    least twice `min_size`, so that the resize that follows still averages over pixels. Everything
-    but JPEG files is read as `read_image` reads it.
+    least twice `min_size`, so that the resize that follows still averages over pixels.
+
+    A strip of a few pixels' width that is to be widened, and is more than 64 pixels long for each
+    that will be made of it, has few bytes in its file and would have gigabytes on the way to the
+    network: runs of its pixels are averaged, down to 64 times the length wanted. Everything else is
+    read as `read_image` reads it.
 
     Parameters
     ----------
@@ -227,7 +235,7 @@ def read_reduced(
     if isinstance(source, (str, os.PathLike)):
         return _read_file(source, min_size=min_size)
     image = read_image(source)
-    return image, (image.shape[0], image.shape[1])
+    return _without_length(image, min_size), (image.shape[0], image.shape[1])
 
 
 def read_hashed(
@@ -259,7 +267,8 @@ def read_hashed(
             content = file.read()
             return *_decoded(io.BytesIO(content), min_size), _hash_of_file(content)
     image = read_image(source)
-    return image, (image.shape[0], image.shape[1]), _hash_of_pixels(image)
+    size = (image.shape[0], image.shape[1])
+    return _without_length(image, min_size), size, _hash_of_pixels(image)
 
 
 def read_reduced_images(
@@ -493,7 +502,8 @@ def _decoded(
         if min_size is not None and image.format in ("JPEG", "MPO"):
             original_size = _reduce(image, min_size)
         pixels = _pillow_to_rgb(image)
-        return pixels, original_size or pixels.shape[:2]
+        original_size = original_size or pixels.shape[:2]
+        return pixels if min_size is None else _without_length(pixels, min_size), original_size
 
 
 @contextlib.contextmanager
@@ -539,6 +549,20 @@ def _reduce(image: Image.Image, min_size: tuple[int, int]) -> tuple[int, int]:
         original_size = image.size[::-1]
         image.draft(None, (2 * width, 2 * height))
     return original_size
+
+
+def _without_length(image: np.ndarray, min_size: tuple[int, int]) -> np.ndarray:
+    """Average runs of pixels along a strip; see `read_reduced`."""
+    for long, short in ((0, 1), (1, 0)):
+        n_pixels, n_kept = image.shape[long], _STRIP_REDUCTION * min_size[long]
+        is_strip = image.shape[short] < min(min_size[short], _STRIP_WIDTH)
+        if is_strip and n_pixels > n_kept:
+            starts = np.arange(n_kept) * n_pixels // n_kept
+            lengths = np.diff(starts, append=n_pixels)
+            sums = np.add.reduceat(image, starts, axis=long, dtype=np.uint32)
+            means = np.moveaxis(sums, long, -1) / lengths
+            return np.ascontiguousarray(np.moveaxis(means.round(), -1, long), dtype=np.uint8)
+    return image
 
 
 def read_marked(path: str | os.PathLike[str]) -> np.ndarray:

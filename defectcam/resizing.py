@@ -68,6 +68,11 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float3
         As `resize_stretched`, in [0, 255].
     """
     height, width = size
+    n_rows, n_columns, _ = image.shape
+    if n_rows < height and width < n_columns:
+        # What shrinks comes first: a strip enlarged at its full length would be gigabytes.
+        columns_first = _resize_rows(_resize_rows(image.transpose(1, 0, 2), width), height)
+        return cast("NDArray[np.float32]", cv2.transpose(columns_first))
     return _resize_rows(_resize_rows(image, height), width)
 
 

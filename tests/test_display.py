@@ -172,3 +172,12 @@ def test_lossless_pictures_come_back_as_they_were(suffix):
 def test_a_suffix_without_picture_format_is_refused(suffix):
     with pytest.raises(ValueError, match="suffix"):
         encode_picture(grey(1, 1), suffix)
+
+
+def test_letters_that_have_no_room_in_a_strip_are_not_measured(monkeypatch) -> None:
+    """OpenCV takes seconds for those of a strip of a million pixels, minutes for some more."""
+    monkeypatch.setattr(cv2, "getTextSize", None)
+    picture = overlay(
+        np.zeros((3, 9_000, 3), np.uint8), np.zeros((3, 9_000)), [[0, 0, 9, 3]], box_scores=[2.0]
+    )
+    assert picture.any()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -177,3 +178,20 @@ def test_a_window_is_a_part_of_the_whole(
     geometry, heatmap = make(original, (64, 48)), random_map(grid)
     part = geometry.restore(heatmap, (left, top, right, bottom))
     np.testing.assert_array_equal(part, geometry.restore(heatmap)[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("original", [(1, 1_500_000), (1_500_000, 1), (3, 1_100_000)])
+@pytest.mark.parametrize("way", [Geometry.stretch, Geometry.pad])
+def test_the_map_of_a_long_strip_takes_little_more_than_itself(original, way) -> None:
+    geometry, grid = way(original, (320, 320)), random_map((40, 40))
+    tracemalloc.start()
+    whole = geometry.restore(grid)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * whole.nbytes + 100_000_000
+    height, width = original
+    corner = (max(0, width - 9), max(0, height - 9), width, height)
+    np.testing.assert_array_equal(geometry.restore(grid, corner), whole[-9:, -9:])
+    flipped = geometry.restore(grid[::-1, ::-1])
+    if way is Geometry.stretch:  # padding may be a pixel wider on one side
+        np.testing.assert_array_equal(flipped, whole[::-1, ::-1])

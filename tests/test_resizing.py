@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,6 +66,19 @@ def test_extreme_images_too(size: tuple[int, int]) -> None:
     resized = resize_stretched(pixels, (64, 96))
     torch.testing.assert_close(resized, expected, atol=TOLERANCE, rtol=0)
     assert resized.unique().numel() > 1
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
+def test_a_strip_is_not_enlarged_at_its_full_length(size: tuple[int, int]) -> None:
+    strip = draw(*size)
+    pixels = strip[0].numpy()
+    tracemalloc.start()
+    resized = resize(pixels, (320, 320))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000  # 77 MB for 320 lines of such a length
+    expected = resized_by_torch(strip, (320, 320))[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(resized, expected, atol=TOLERANCE)
 
 
 def test_an_even_image_stays_even() -> None:
