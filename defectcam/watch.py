@@ -138,8 +138,8 @@ class Watcher:
     Parameters
     ----------
     folder : str or PathLike
-        Where images arrive, in its sub-folders too. Hidden files and files without an image's
-        suffix are skipped, and so is `output` where it lies inside.
+        Where images arrive, in its sub-folders too, through symbolic links as well. Hidden files
+        and files without an image's suffix are skipped, and so is `output` where it lies inside.
     output : str or PathLike
         Gets ``results.jsonl`` and ``overlays/``; made if it does not exist. Results that it holds
         are continued: an image recorded there, of the same name, size and time of modification, is
@@ -336,9 +336,20 @@ class Watcher:
 
     def _list(self) -> Iterator[tuple[str, Stamp]]:
         """Name the images that are not recorded, each with its stamp."""
+        entered: set[str] = set()
         folders = [(self.folder, "")]
-        while folders:
+        links: list[tuple[str, str]] = []
+        while folders or links:
+            if not folders:
+                # Last, and in one order: a folder that is found in two places keeps its name.
+                links.sort(reverse=True)
+                folders.append(links.pop())
             folder, prefix = folders.pop()
+            real = os.path.realpath(folder)
+            # A link that leads back to one of its own parents would otherwise never end.
+            if real in entered or (prefix and real in self._own_folders):
+                continue
+            entered.add(real)
             try:
                 listing = os.scandir(folder)
             except (FileNotFoundError, PermissionError) as error:
@@ -351,8 +362,9 @@ class Watcher:
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir(follow_symlinks=False):
-                        if os.path.realpath(entry.path) not in self._own_folders:
-                            folders.append((entry.path, f"{prefix}{entry.name}/"))
+                        folders.append((entry.path, f"{prefix}{entry.name}/"))
+                    elif entry.is_symlink() and os.path.isdir(entry.path):
+                        links.append((entry.path, f"{prefix}{entry.name}/"))
                     elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                         name = prefix + entry.name
                         stamp = self._stamp_if_new(name, entry)

@@ -346,6 +346,24 @@ def test_a_link_that_leads_nowhere_is_no_image(line: Path, tmp_path: Path) -> No
         assert step(watcher) == []
 
 
+def test_sub_folders_that_are_links_are_watched_once(line: Path, tmp_path: Path) -> None:
+    draw(tmp_path / "camera" / "a.png")
+    draw(line / "real" / "b.png")
+    (tmp_path / "camera" / "back").symlink_to(line, target_is_directory=True)
+    for link, target in (
+        ("one", tmp_path / "camera"),
+        ("two", tmp_path / "camera"),
+        ("again", line / "real"),
+        ("round.png", line),
+        ("loop", line / "loop"),
+        ("out", tmp_path / "out"),
+    ):
+        (line / link).symlink_to(target, target_is_directory=True)
+    with Watcher(line, tmp_path / "out", judge, settle=0) as watcher:
+        assert sorted(step(watcher)) == ["one/a.png", "real/b.png"]
+        assert step(watcher) == []
+
+
 def test_a_restart_goes_on_and_mends_a_torn_line(line: Path, tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "out"
