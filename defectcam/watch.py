@@ -165,7 +165,7 @@ class Watcher:
         Called with each row once it is on disk.
     warn : callable, optional
         Called with a sentence about what went wrong and is made good: a folder that cannot be read
-        at the moment, a torn line.
+        at the moment, a torn line, a file of results that was moved away.
 
     Attributes
     ----------
@@ -176,7 +176,8 @@ class Watcher:
     ImageReadError
         If `folder` does not exist.
     ResultsFileError
-        On entering: if another watcher writes there, or the file of results holds other lines.
+        On entering, or where the file of results was moved or removed meanwhile: if another watcher
+        writes there, or the file holds other lines.
     """
 
     def __init__(
@@ -226,6 +227,16 @@ class Watcher:
         self._last_done = 0.0
 
     def __enter__(self) -> Watcher:
+        self._open()
+        self.tally.n_known = self._results.n_lines
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._results.close()
+        self._lock.release()
+
+    def _open(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
         # The output may be the watched folder itself, and overlays are images.
         own = (self.output, self.output / _OVERLAY_FOLDER)
@@ -239,18 +250,21 @@ class Watcher:
             ) from error
         try:
             self._results = _ResultsFile(self.output / RESULTS, self._warn)
-            self._recorded = self._results.stamps
-            self.tally.n_known = self._results.n_lines
+            self._recorded.update(self._results.stamps)
             _remove_temporaries(self.output / _OVERLAY_FOLDER)
         except BaseException:
             self._lock.release()
             raise
-        self._started = time.monotonic()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def _open_again(self) -> None:
+        """Go on in a new file of results; what the old one holds is not judged again."""
+        self._warn(
+            f"{self.output / RESULTS} was moved or removed: going on in a new file. The next start "
+            "knows only what stands there then."
+        )
         self._results.close()
         self._lock.release()
+        self._open()
 
     def run(
         self,
@@ -454,6 +468,8 @@ class Watcher:
             **self._about,
             "schema_version": SCHEMA_VERSION,
         }
+        if not self._results.is_in_place():
+            self._open_again()
         self._results.append(row)
         self._recorded[file.name] = file.stamp
         del self._waiting[file.name]
@@ -527,6 +543,13 @@ class _ResultsFile:
             self.close()
             raise
 
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to the file: it may be moved or removed at any time."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
     def append(self, row: dict[str, Any]) -> None:
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         before = os.fstat(self._descriptor).st_size
@@ -540,7 +563,9 @@ class _ResultsFile:
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
 
     def _read(self) -> tuple[dict[str, Stamp], int, int]:
         """Return the stamps, the number of whole lines, and where the last one ends."""

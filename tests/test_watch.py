@@ -403,6 +403,51 @@ def test_a_line_that_is_written_in_part_is_taken_back(
     assert len(rows_of(tmp_path / "out")) == 1
 
 
+def move_results(output: Path) -> None:
+    (output / RESULTS).rename(output / "old.jsonl")
+
+
+def remove_results(output: Path) -> None:
+    (output / RESULTS).unlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="open files cannot be moved there")
+@pytest.mark.parametrize("away", [move_results, remove_results, shutil.rmtree])
+def test_a_file_of_results_that_goes_away_is_begun_anew(
+    away: Callable[[Path], None], line: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    with Watcher(line, tmp_path / "out", judge, settle=0, warn=said.append) as watcher:
+        for name in ("a.png", "b.png", "c.png"):
+            draw(line / name)
+            assert step(watcher) == [name]  # and no other again
+            if name == "a.png":
+                away(tmp_path / "out")
+        with (
+            pytest.raises(ResultsFileError, match="another watch"),
+            Watcher(line, tmp_path / "out", judge),
+        ):
+            pass
+    assert [row["image"] for row in rows_of(tmp_path / "out")] == ["b.png", "c.png"]
+    assert all((tmp_path / "out" / row["overlay"]).is_file() for row in rows_of(tmp_path / "out"))
+    [warning] = said
+    assert "results.jsonl was moved or removed: going on in a new file" in warning
+
+
+@pytest.mark.skipif(os.name == "nt", reason="open files cannot be moved there")
+def test_results_that_cannot_be_begun_anew_end_the_watch(line: Path, tmp_path: Path) -> None:
+    draw(line / "a.png")
+    with (
+        pytest.raises(ResultsFileError, match="line 1, is no result"),
+        Watcher(line, tmp_path / "out", judge, settle=0) as watcher,
+    ):
+        (tmp_path / "other").write_text("{}\n")
+        (tmp_path / "other").replace(tmp_path / "out" / RESULTS)
+        step(watcher)
+    with Watcher(line, tmp_path / "new", judge):  # all is let go of
+        pass
+
+
 def test_two_watches_do_not_share_their_results(line: Path, tmp_path: Path) -> None:
     other = Watcher(line, tmp_path / "out", judge)
     with (
