@@ -438,7 +438,8 @@ class Watcher:
             name = f"{_OVERLAY_FOLDER}/{_overlay_name(file.name)}"
             (self.output / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.output / name, overlay)
-        latency = self._append(file, {"error": None, **result_row(found, overlay=name)})
+        # The name unchanged, as the image's, which the row would make printable.
+        latency = self._append(file, {"error": None, **result_row(found), "overlay": name})
         self._latencies.append(latency)
         if found.is_defect:
             self.tally.n_defective += 1

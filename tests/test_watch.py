@@ -364,6 +364,18 @@ def test_sub_folders_that_are_links_are_watched_once(line: Path, tmp_path: Path)
         assert step(watcher) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_names_that_are_no_unicode_lead_to_the_image_and_its_overlay(line, tmp_path: Path) -> None:
+    draw(line / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\xff.jpg"))
+    with Watcher(line, tmp_path / "out", judge, settle=0) as watcher:
+        step(watcher)
+    [row] = rows_of(tmp_path / "out")
+    assert (line / row["image"]).is_file()
+    assert (tmp_path / "out" / row["overlay"]).is_file()
+    with Watcher(line, tmp_path / "out", judge, settle=0) as watcher:
+        assert step(watcher) == []
+
+
 def test_a_restart_goes_on_and_mends_a_torn_line(line: Path, tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "out"
