@@ -50,6 +50,8 @@ OVERLAYS = ("all", "defects", "none")
 
 _OVERLAY_FOLDER = "overlays"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # as `write_atomically` names them
+#: Folders whose names could be those of overlays, and what such folders are called.
+_LIKE_OVERLAY = re.compile(r".*\.png(\.folder)*", re.IGNORECASE | re.DOTALL)
 _LATENCIES_KEPT = 10_000
 
 #: Size in bytes and time of modification in nanoseconds: another stamp is another image.
@@ -600,10 +602,16 @@ def _stamp_of(path: str) -> Stamp | None:
 
 
 def _overlay_name(image: str) -> str:
-    """Name a PNG file after an image, and no two after different ones."""
-    stem, suffix = os.path.splitext(image)
+    """Name a PNG file after an image, no two after different ones, and none as a folder is named.
+
+    A folder called ``a.jpg.png`` would lie where the overlay of ``a.jpg`` does.
+    """
+    *folders, file = image.split("/")
+    folders = [f"{name}.folder" if _LIKE_OVERLAY.fullmatch(name) else name for name in folders]
+    stem, suffix = os.path.splitext(file)
     is_named_after_other = os.path.splitext(stem)[1].lower() in IMAGE_SUFFIXES  # a.jpg.png
-    return image if suffix.lower() == ".png" and not is_named_after_other else f"{image}.png"
+    is_kept = suffix.lower() == ".png" and not is_named_after_other
+    return "/".join([*folders, file if is_kept else f"{file}.png"])
 
 
 def _remove_temporaries(folder: Path) -> None:

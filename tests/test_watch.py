@@ -149,6 +149,18 @@ def test_no_two_images_share_an_overlay(line: Path, tmp_path: Path) -> None:
     assert len({row["overlay"] for row in rows_of(tmp_path / "out")}) == 4
 
 
+def test_no_overlay_stands_in_the_way_of_a_folder_of_overlays(line: Path, tmp_path: Path) -> None:
+    names = ["cam/x.jpg", "cam/x.jpg.png/y.jpg", "cam/x.jpg.png.folder/y.jpg", "n.d/a.png"]
+    with Watcher(line, tmp_path / "out", judge, settle=0) as watcher:
+        for name in names:
+            draw(line / name)
+            assert step(watcher) == [name]
+    overlays = [row["overlay"] for row in rows_of(tmp_path / "out")]
+    assert overlays[::3] == ["overlays/cam/x.jpg.png", "overlays/n.d/a.png"]
+    assert len(set(overlays)) == 4
+    assert all((tmp_path / "out" / overlay).is_file() for overlay in overlays)
+
+
 def test_the_oldest_comes_first(line: Path, tmp_path: Path) -> None:
     for name, second in (("a.png", 30), ("b.png", 10), ("c.png", 20)):
         os.utime(draw(line / name), (second, second))
