@@ -282,6 +282,22 @@ def test_figures_count_answers_and_refusals(client: TestClient) -> None:
         assert line in figures
 
 
+def test_figures_count_what_never_came_to_an_image_too(tmp_path: Path) -> None:
+    app, _ = stub_app(tmp_path, token="secret")
+    with TestClient(app) as client:
+        for address in ("/localize", "/models/part/localize", "/models/none/localize"):
+            assert client.post(address, content=PNG).status_code == 401
+        client.headers["Authorization"] = "Bearer secret"
+        assert client.post("/localize?include=pixels", content=PNG).status_code == 422
+        figures = client.get("/metrics").text
+    for line in (
+        'defectcam_requests_total{model="part",status="401"} 2.0',
+        'defectcam_requests_total{model="-",status="401"} 1.0',
+        'defectcam_requests_total{model="part",status="422"} 1.0',
+    ):
+        assert line in figures
+
+
 # --- Refusals ---------------------------------------------------------------------------------
 
 

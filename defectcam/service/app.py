@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timezone
 from importlib import resources
@@ -28,6 +28,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
@@ -199,21 +200,20 @@ class _Service:
     async def answer(
         self, request: Request, served: ServedModel, include: Sequence[Extra]
     ) -> JSONResponse:
-        """Answer one request, and count it."""
-        start, status = time.perf_counter(), 500
+        """Answer one request, and measure how long that takes."""
+        start = time.perf_counter()
         try:
             with self._place():
                 upload = await read_upload(request, self.settings)
                 content = await self._in_time(upload.data, served, include)
-            response = JSONResponse({**content, "source": upload.name, "model": served.name})
-            status = 200
-            return response
-        except HTTPException as refusal:
-            status = refusal.status_code
-            raise
+            return JSONResponse({**content, "source": upload.name, "model": served.name})
         finally:
-            self.metrics.requests.labels(served.name, status).inc()
             self.metrics.seconds.labels(served.name).observe(time.perf_counter() - start)
+
+    def count_request(self, request: Request, status: int) -> None:
+        """Count a request that asked where defects are, by its answer."""
+        name = request.path_params.get("name", self.store.default.name)
+        self.metrics.requests.labels(name if name in self.store else _NOBODY, status).inc()
 
     @contextlib.contextmanager
     def _place(self) -> Any:
@@ -335,7 +335,8 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _say_which_parameter)
     app.add_exception_handler(Exception, _say_little)
     app.include_router(_open_routes(service))
-    app.include_router(_guarded_routes(service))
+    app.include_router(_figures_route(service))
+    app.include_router(_localize_routes(service))
     return app
 
 
@@ -355,7 +356,7 @@ def _open_routes(service: _Service) -> APIRouter:
     return router
 
 
-def _guarded_routes(service: _Service) -> APIRouter:
+def _figures_route(service: _Service) -> APIRouter:
     router = APIRouter(dependencies=[Depends(service.check_token)])
 
     @router.get(
@@ -366,6 +367,13 @@ def _guarded_routes(service: _Service) -> APIRouter:
     def metrics() -> Response:
         """Give the service's figures to Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _localize_routes(service: _Service) -> APIRouter:
+    token = [Depends(service.check_token)]
+    router = APIRouter(dependencies=token, route_class=_counted_by(service))
 
     @router.post("/localize", **_LOCALIZE)
     async def localize(
@@ -380,13 +388,39 @@ def _guarded_routes(service: _Service) -> APIRouter:
     ) -> JSONResponse:
         """Say where the defects of an image are, by the model of that name."""
         if name not in service.store:
-            service.metrics.requests.labels(_NOBODY, 404).inc()
             raise HTTPException(
                 404, f"there is no model of that name; there are: {', '.join(service.store)}."
             )
         return await service.answer(request, service.store[name], include or ())
 
     return router
+
+
+def _counted_by(service: _Service) -> type[APIRoute]:
+    """Make a kind of route that counts each request: those without token or sense, too."""
+
+    class Counted(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def counted(request: Request) -> Response:
+                status = 500
+                try:
+                    response = await handle(request)
+                    status = response.status_code
+                    return response
+                except RequestValidationError:
+                    status = 422  # as `_say_which_parameter` answers
+                    raise
+                except StarletteHTTPException as refusal:
+                    status = refusal.status_code
+                    raise
+                finally:
+                    service.count_request(request, status)
+
+            return counted
+
+    return Counted
 
 
 def _health(service: _Service) -> Health:
