@@ -409,6 +409,14 @@ def test_malformed_bodies_are_refused(
     assert client.post("/localize", content=PNG).status_code == 200
 
 
+@pytest.mark.parametrize("head", ["", "data:image/png;base64,\n"])
+def test_base64_may_have_line_breaks(client: TestClient, head: str) -> None:
+    text = head + base64.encodebytes(PNG).decode().replace("\n", "\r\n")
+    answer = client.post("/localize", json={"image": text})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["image_size"] == [48, 40]
+
+
 def test_a_body_without_a_length_is_counted_as_it_comes(client: TestClient) -> None:
     answer = client.post("/localize", content=(bytes(10_000) for _ in range(21)))
     assert answer.status_code == 413

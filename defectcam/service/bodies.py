@@ -49,7 +49,7 @@ class ImageAsJson(BaseModel):
 
     image: str = Field(
         min_length=1,
-        description="An image file in base64, also as a data URL.",
+        description="An image file in base64, with or without line breaks, also as a data URL.",
         json_schema_extra={"contentEncoding": "base64"},
     )
     source: str | None = Field(default=None, description="What to call it in the answer.")
@@ -198,6 +198,7 @@ def _from_json(body: bytes) -> Upload:
     text = sent.image
     if text.startswith("data:"):
         text = text.partition(",")[2]
+    text = "".join(text.split())  # the command `base64` breaks lines
     try:
         return Upload(base64.b64decode(text, validate=True), _printable(sent.source))
     except (binascii.Error, ValueError) as error:
