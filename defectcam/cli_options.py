@@ -696,6 +696,12 @@ SERVICE_OPTIONS: tuple[tuple[str, str, Callable[[str], Any], str], ...] = (
     ("batch_wait", "SECONDS", float, "that an image waits for others (default: 0.002)"),
     ("max_body_bytes", "N", int, "largest body of a request (default: 33554432)"),
     ("max_pixels", "N", int, "largest image (default: 50000000)"),
+    (
+        "max_included_pixels",
+        "N",
+        int,
+        "largest image that an overlay or a heatmap is sent of (default: 16000000)",
+    ),
     ("body_timeout", "SECONDS", float, "that a body may take to arrive (default: 10)"),
     ("request_timeout", "SECONDS", float, "from an image to its answer (default: 30)"),
     (

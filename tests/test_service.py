@@ -298,6 +298,22 @@ def test_figures_count_what_never_came_to_an_image_too(tmp_path: Path) -> None:
         assert line in figures
 
 
+@pytest.mark.parametrize("extra", ["overlay", "heatmap"])
+def test_large_images_are_not_sent_back(tmp_path: Path, extra: str) -> None:
+    app, model = stub_app(tmp_path, max_included_pixels=48 * 40)
+    large = encoded(size=(49, 40))
+    with TestClient(app) as client:
+        assert client.post(f"/localize?include={extra}", content=PNG).status_code == 200
+        assert client.post("/localize", content=large).status_code == 200
+        answer = client.post(f"/localize?include={extra}", content=large)
+    assert answer.status_code == 413
+    assert answer.json()["detail"] == (
+        "the image has 49 x 40 pixels; at most 1920 pixels are taken. Ask without ?include=, or "
+        "send it smaller."
+    )
+    assert model.batches == [1, 1]  # by its header alone
+
+
 # --- Refusals ---------------------------------------------------------------------------------
 
 
@@ -768,6 +784,7 @@ def test_names_that_are_no_addresses_are_refused(paths: dict[str, str]) -> None:
         ("queue_size", 0),
         ("max_body_bytes", 1.5),
         ("max_pixels", -1),
+        ("max_included_pixels", 0),
         ("body_timeout", 0),
         ("request_timeout", float("inf")),
         ("batch_wait", -1),

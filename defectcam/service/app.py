@@ -49,6 +49,7 @@ __all__ = ["create_app"]
 _LOG = logging.getLogger("defectcam.service")
 
 _NOBODY = "-"  # stands for the model in the figures of requests that name none that is there
+_WITHOUT_INCLUDE = "Ask without ?include=, or send it smaller."
 _SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; img-src data:; connect-src 'self'",
@@ -114,7 +115,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         401: "The token is missing or wrong.",
         404: "There is no such model.",
         408: "The body arrived too slowly.",
-        413: "The body has too many bytes, or the image too many pixels.",
+        413: "The body has too many bytes, or the image too many pixels, or too many to include.",
         415: "A body of this type or encoding is not taken.",
         422: "The body holds no image that can be used, or a parameter is wrong.",
         429: "The queue is full; `Retry-After` says when to try again, in seconds.",
@@ -246,7 +247,9 @@ class _Service:
         future: Future[Localization] | None = None
         try:
             # Waited for even past the time-out: a file that nobody knows of would stay.
-            await anyio.to_thread.run_sync(self._keep, data, path, limiter=self.threads)
+            await anyio.to_thread.run_sync(
+                self._keep, data, path, bool(include), limiter=self.threads
+            )
             future = self.batcher.submit(served, path)
             found = await asyncio.wrap_future(future)
             content = await self._in_thread(_rendered, found, include)
@@ -267,9 +270,11 @@ class _Service:
             function, *arguments, abandon_on_cancel=True, limiter=self.threads
         )
 
-    def _keep(self, data: bytes, path: Path) -> None:
+    def _keep(self, data: bytes, path: Path, is_sent_back: bool) -> None:
         """Put an image where the model reads it: as a file, so that it is decoded as any other."""
         check_header(data, self.settings.max_pixels)
+        if is_sent_back:
+            check_header(data, self.settings.max_included_pixels, _WITHOUT_INCLUDE)
         try:
             path.write_bytes(data)
         except OSError as error:  # the disk, not the request

@@ -97,7 +97,9 @@ async def read_upload(request: Request, settings: ServiceSettings) -> Upload:
     return upload
 
 
-def check_header(data: bytes, max_pixels: int) -> None:
+def check_header(
+    data: bytes, max_pixels: int, advice: str = "Send it smaller, or in tiles."
+) -> None:
     """Refuse what is no image or has too many pixels, by its header alone.
 
     Parameters
@@ -106,13 +108,15 @@ def check_header(data: bytes, max_pixels: int) -> None:
         An image file.
     max_pixels : int
         Most pixels, height times width.
+    advice : str, optional
+        What to do about an image of more.
 
     Raises
     ------
     HTTPException
         413 too many pixels, 422 not an image of one of `FORMATS`.
     """
-    too_large = f"at most {max_pixels} pixels are taken. Send it smaller, or in tiles."
+    too_large = f"at most {max_pixels} pixels are taken. {advice}"
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size

@@ -31,6 +31,9 @@ class ServiceSettings:
     max_pixels : int, default=50 000 000
         Most pixels of an image, by its header, before anything is decoded. Pillow's own
         ``PIL.Image.MAX_IMAGE_PIXELS`` holds as well.
+    max_included_pixels : int, default=16 000 000
+        Most pixels of an image that comes back as an overlay or a heatmap, which take several times
+        the memory of the image, and megabytes of JSON.
     body_timeout : float, default=10.0
         Seconds that a body may take to arrive.
     request_timeout : float, default=30.0
@@ -50,13 +53,14 @@ class ServiceSettings:
     batch_wait: float = 0.002
     max_body_bytes: int = 32 * _MIB
     max_pixels: int = 50_000_000
+    max_included_pixels: int = 16_000_000
     body_timeout: float = 10.0
     request_timeout: float = 30.0
     reload_interval: float = 1.0
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("queue_size", "max_body_bytes", "max_pixels"):
+        for name in ("queue_size", "max_body_bytes", "max_pixels", "max_included_pixels"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
