@@ -700,7 +700,7 @@ SERVICE_OPTIONS: tuple[tuple[str, str, Callable[[str], Any], str], ...] = (
         "max_included_pixels",
         "N",
         int,
-        "largest image that an overlay or a heatmap is sent of (default: 16000000)",
+        "largest image that an overlay or a heatmap is sent of (default: 25000000)",
     ),
     ("body_timeout", "SECONDS", float, "that a body may take to arrive (default: 10)"),
     ("request_timeout", "SECONDS", float, "from an image to its answer (default: 30)"),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from defectcam import DefectCAMClassifier
 
 settings.register_profile("long", max_examples=1000, deadline=None)  # --hypothesis-profile=long
+settings.register_profile("usual", deadline=None)  # a busy machine fails no test
+settings.load_profile("usual")
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ class ServiceSettings:
     max_pixels : int, default=50 000 000
         Most pixels of an image, by its header, before anything is decoded. Pillow's own
         ``PIL.Image.MAX_IMAGE_PIXELS`` holds as well.
-    max_included_pixels : int, default=16 000 000
+    max_included_pixels : int, default=25 000 000
         Most pixels of an image that comes back as an overlay or a heatmap, which take several times
         the memory of the image, and megabytes of JSON.
     body_timeout : float, default=10.0
@@ -53,7 +53,7 @@ class ServiceSettings:
     batch_wait: float = 0.002
     max_body_bytes: int = 32 * _MIB
     max_pixels: int = 50_000_000
-    max_included_pixels: int = 16_000_000
+    max_included_pixels: int = 25_000_000
     body_timeout: float = 10.0
     request_timeout: float = 30.0
     reload_interval: float = 1.0
