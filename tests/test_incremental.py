@@ -349,7 +349,7 @@ def test_labels_outside_of_classes_are_told_from_those_of_an_earlier_call(target
     assert "first call" not in str(caught.value)
     known = first_classes(["good"], classes, target, None)
     with pytest.raises(ValueError, match=r"\['scratch'\], which are not in classes="):
-        targets_of_known(known, ["scratch"], classes, target)
+        targets_of_known(known, ["scratch"], classes)
 
 
 def test_several_types_that_are_one_class_are_open_to_others():
