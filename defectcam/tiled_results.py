@@ -8,7 +8,7 @@ when it is asked for. It never runs a network.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectcam import display
-from defectcam.boxes import component_labels, find_boxes, merge_and_trace
+from defectcam.boxes import component_labels, find_boxes_at, merge_and_trace
 from defectcam.geometry import Geometry
 from defectcam.labels import ANOMALY
 from defectcam.large_images import open_rows, read_shrunk
@@ -116,6 +116,32 @@ class TiledLocalization(Localization):
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise ValueError(f"box {box} is empty or leaves the image of size {self.image_size}.")
         return self._geometry.restore(self.grid, (left, top, right, bottom))
+
+    def boxes_at(
+        self, thresholds: Iterable[float]
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Find the boxes that other thresholds of the map would give, if the image is defective.
+
+        Parameters
+        ----------
+        thresholds : iterable of float
+
+        Returns
+        -------
+        list of (boxes, box_scores)
+            For each threshold those of ``with_threshold(threshold)``. Boxes lie in suspicious tiles
+            only, so for a good image those of the `decision_threshold` at which it just becomes
+            defective, its `probability`.
+        """
+        thresholds = list(thresholds)
+        if not thresholds:
+            return []
+        # What surrounds the parts must be calm at each of the thresholds.
+        lowest = self.with_threshold(
+            min(thresholds), decision_threshold=min(self.decision_threshold, self.probability)
+        )
+        assert isinstance(lowest, TiledLocalization)
+        return [(found.boxes, found.scores) for found in lowest._found_at(thresholds)]
 
     @property
     def image(self) -> NDArray[np.uint8]:
@@ -251,12 +277,27 @@ class TiledLocalization(Localization):
 
     @cached_property
     def _found(self) -> _Found:
-        boxes, scores = [np.empty((0, 4), np.int64)], [np.empty(0, np.float32)]
+        (found,) = self._found_at([self.threshold])
+        return found
+
+    def _found_at(self, thresholds: list[float]) -> list[_Found]:
+        """Find the boxes of each threshold, none below the own one, on parts that are made once."""
+        of_parts: list[list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = []
         for part, shrink in self._parts() if self.is_defect else ():
-            found, peaks = find_boxes(part.heat, self.threshold, **self._options_of_parts(shrink))
-            found = (found + np.tile([part.left, part.top], 2)) * shrink
-            boxes.append(np.minimum(found, np.tile(self.image_size[::-1], 2)))
-            scores.append(peaks)
+            options = self._options_of_parts(shrink)
+            origin, ends = np.tile([part.left, part.top], 2), np.tile(self.image_size[::-1], 2)
+            found = find_boxes_at(part.heat, thresholds, **options)
+            of_parts.append(
+                [(np.minimum((boxes + origin) * shrink, ends), peaks) for boxes, peaks in found]
+            )
+        return [
+            self._joined([found[number] for found in of_parts]) for number in range(len(thresholds))
+        ]
+
+    def _joined(self, of_parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]]) -> _Found:
+        """Merge and count the boxes of the parts as those of one image."""
+        boxes = [np.empty((0, 4), np.int64), *(found for found, _ in of_parts)]
+        scores = [np.empty(0, np.float32), *(peaks for _, peaks in of_parts)]
         merged, highest, rows = merge_and_trace(
             np.concatenate(boxes), np.concatenate(scores), self.merge_distance
         )

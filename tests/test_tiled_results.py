@@ -97,6 +97,44 @@ def test_a_higher_decision_threshold_takes_boxes_away() -> None:
     assert not calm.mask().any()
 
 
+@pytest.mark.parametrize("tighten", [False, True])
+@pytest.mark.parametrize("threshold", [1.0, -0.5])
+def test_boxes_for_several_thresholds_are_those_of_each(threshold: float, tighten: bool) -> None:
+    rng = np.random.default_rng(0)
+    found = made(
+        grid=cv2.GaussianBlur(rng.normal(size=GRID.shape), (0, 0), 1.5) * 10,
+        probability_grid=np.kron(rng.random((4, 6)), np.ones((10, 10)))[: GRID.shape[0], :52],
+        probability=0.99,
+        decision_threshold=0.6,
+        merge_distance=3,
+        threshold=threshold,
+        peak_fraction=0.2,
+        tighten=tighten,
+        point_spread=1.5,
+    )
+    stops = [-1.0, 0.5, threshold, 2.0, 99.0]
+    for stop, (boxes, scores) in zip(stops, found.boxes_at(iter(stops)), strict=True):
+        one = found.with_threshold(stop)
+        np.testing.assert_array_equal(boxes, one.boxes)
+        np.testing.assert_array_equal(scores, one.box_scores)
+    assert len(found.boxes) > 1
+    assert found.boxes_at([]) == []
+
+
+def test_boxes_of_a_good_image_are_those_that_it_has_once_it_is_called_defective() -> None:
+    good = made(
+        probability=0.3,
+        is_defect=False,
+        label="good",
+        probability_grid=suspicious((slice(0, 10), slice(0, 10))) / 3,
+    )
+    assert len(good.boxes) == 0
+    ((boxes, _),) = good.boxes_at([1.0])
+    called = good.with_threshold(decision_threshold=good.probability)
+    np.testing.assert_array_equal(boxes, called.boxes)
+    assert len(boxes) == 1
+
+
 def test_boxes_of_a_shrunk_map_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = made().boxes
     monkeypatch.setattr(tiled_results, "LARGEST_PART", 300 * 410 // 9)
