@@ -43,6 +43,7 @@ def find_boxes(
     peak_fraction: float = 0.0,
     tighten: bool = False,
     point_spread: tuple[float, float] = (0.0, 0.0),
+    map_area: int | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Find the boxes around the connected regions of a heatmap above a threshold.
 
@@ -72,6 +73,9 @@ def find_boxes(
     point_spread : (float, float), default=(0.0, 0.0)
         Width and height, at half of its height and in pixels of the map, of the hill that a point
         becomes in it: how much the map blurs. Only `tighten` reads it.
+    map_area : int, optional
+        Pixels of the whole map where `heatmap` is a part of it: which hills are wide depends on it.
+        None: it is no part. Only `tighten` reads it.
 
     Returns
     -------
@@ -118,6 +122,7 @@ def find_boxes(
         peak_fraction=peak_fraction,
         tighten=tighten,
         point_spread=point_spread,
+        map_area=map_area,
     )
     return regions.boxes, regions.scores
 
@@ -358,6 +363,7 @@ def _find_regions(
     peak_fraction: float = 0.0,
     tighten: bool = False,
     point_spread: tuple[float, float] = (0.0, 0.0),
+    map_area: int | None = None,
 ) -> _Regions:
     values = _checked_map(heatmap)
     _check_parameters(threshold, min_area, max_boxes, merge_distance, peak_fraction, point_spread)
@@ -374,7 +380,7 @@ def _find_regions(
     if tighten and threshold > 0:
         is_peak = np.zeros(values.shape, dtype=bool)
         is_peak[place] = above[place] & is_region[regions.labels] & (values[place] >= least_peak)
-        hills = fit_hills(values, is_peak, float(threshold), min_area, point_spread)
+        hills = fit_hills(values, is_peak, float(threshold), min_area, point_spread, map_area)
         regions = _label_hills(hills, values)
         place = slice(0, values.shape[0]), slice(0, values.shape[1])
         is_region = np.ones(len(regions.areas), dtype=bool)

@@ -108,6 +108,7 @@ def fit_hills(
     threshold: float,
     min_area: int = 1,
     point_spread: tuple[float, float] = (0.0, 0.0),
+    map_area: int | None = None,
 ) -> list[Hill]:
     r"""Find the hills, and cut each to what it shows.
 
@@ -123,6 +124,8 @@ def fit_hills(
         No hill is cut to fewer pixels, as far as it has them.
     point_spread : (float, float), default=(0.0, 0.0)
         Width and height in pixels, at half of its height, of the hill that a point becomes.
+    map_area : int, optional
+        Pixels of the map that `values` are a part of. None: they are all of it.
 
     Returns
     -------
@@ -146,6 +149,7 @@ def fit_hills(
     rows, columns = _local_maxima(values, is_peak)
     if not len(rows):
         return []
+    wide_area = WIDE_SHARE * (values.size if map_area is None else map_area)
     # Whatever is connected at a level of interest is connected at this one too: each hill is looked
     # for in a small part of the map.
     least_height = float(values[rows[-1], columns[-1]])
@@ -164,9 +168,7 @@ def fit_hills(
         reaches[part][reaches[part] == _SEEN] = _DONE
         peaks = list(zip((rows[own] - top).tolist(), (columns[own] - left).tolist(), strict=True))
         hills = _find_hills(values[part], peaks)
-        found = _fit(
-            values[part], hills, threshold, WIDE_SHARE * values.size, min_area, point_spread
-        )
+        found = _fit(values[part], hills, threshold, wide_area, min_area, point_spread)
         fitted += [hill.moved(top, left) for hill in found]
     return fitted
 

@@ -311,12 +311,18 @@ class TiledLocalization(Localization):
     def _options_of_parts(self, shrink: int) -> dict[str, Any]:
         """Return how regions are found in parts, whose boxes are merged and counted later."""
         across, down = self._point_spread
+        height, width = self._shrunk_size(shrink)
         return {
             "min_area": max(1, self.min_area // shrink**2),
             "peak_fraction": self.peak_fraction,
             "tighten": self.tighten,
             "point_spread": (across / shrink, down / shrink),
+            "map_area": height * width,
         }
+
+    def _shrunk_size(self, shrink: int) -> tuple[int, int]:
+        """Height and width of the map in whose pixels boxes are found."""
+        return -(-self.image_size[0] // shrink), -(-self.image_size[1] // shrink)
 
     def _parts(self) -> Iterator[tuple[_Part, int]]:
         """Go through the parts of the map that suspicious tiles cover, outside of them calm."""
@@ -325,7 +331,7 @@ class TiledLocalization(Localization):
         windows = [self._pixels_of(stats[label].tolist()) for label in range(1, n_labels)]
         largest = max(((r - x) * (b - y) for x, y, r, b in windows), default=0)
         shrink = max(1, int(np.ceil(np.sqrt(largest / LARGEST_PART))))
-        size = (-(-self.image_size[0] // shrink), -(-self.image_size[1] // shrink))
+        size = self._shrunk_size(shrink)
         geometry = dataclasses.replace(self._geometry, original_size=size)
         for label, (x, y, r, b) in enumerate(windows, start=1):
             window = (x // shrink, y // shrink, -(-r // shrink), -(-b // shrink))

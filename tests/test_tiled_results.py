@@ -97,6 +97,21 @@ def test_a_higher_decision_threshold_takes_boxes_away() -> None:
     assert not calm.mask().any()
 
 
+@pytest.mark.parametrize("is_shrunk", [False, True])
+def test_what_is_wide_is_so_in_the_image_not_in_its_suspicious_part(
+    is_shrunk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_shrunk:  # by 2, of the part alone
+        monkeypatch.setattr(tiled_results, "LARGEST_PART", 80 * 80 // 3)
+    spot = np.zeros(GRID.shape)
+    spot[5, 5] = 100.0
+    options = {"grid": cv2.GaussianBlur(spot, (0, 0), 2.0), "tighten": True, "point_spread": 1.5}
+    part = made(probability_grid=suspicious((slice(0, 10), slice(0, 10))), **options)
+    boxes, _ = find_boxes(part.heatmap, 1.0, tighten=True, point_spread=(12.0, 12.0))
+    assert (part.heatmap > 0.9).sum() < part.heatmap.size / 12  # nothing can be wide
+    np.testing.assert_allclose(part.boxes, boxes, atol=2 if is_shrunk else 0)
+
+
 @pytest.mark.parametrize("tighten", [False, True])
 @pytest.mark.parametrize("threshold", [1.0, -0.5])
 def test_boxes_for_several_thresholds_are_those_of_each(threshold: float, tighten: bool) -> None:
