@@ -35,6 +35,7 @@ from defectcam.exceptions import warn_caller
 from defectcam.folders import find_good_label, find_masks, mask_folder, mask_name
 from defectcam.images import ImageReadError, check_readable, read_marked
 from defectcam.labels import as_labels
+from defectcam.large_images import is_read_in_parts
 from defectcam.metrics import (
     PixelCounts,
     box_precision_recall_f1,
@@ -292,7 +293,7 @@ def evaluate(
     sources, types, good = labelled_types(X, y, plain_label(clf.good_label_), good_label)
     is_defect = np.asarray(types != good)
     mask_of = list_masks(masks, X, sources, types, is_defect)
-    check_readable(paths_of(sources), n_workers=clf.n_jobs)
+    check_files(clf, sources)
 
     answers = _Answers()
     maps = _MapScores() if any(mask is not None for mask in mask_of) else None
@@ -545,6 +546,15 @@ def read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] |
 
 
 # --- Figures and text -------------------------------------------------------------------------
+
+
+def check_files(clf: Any, sources: Sources) -> None:
+    """Refuse files that are no images, all at once and before the work."""
+    paths = paths_of(sources)
+    if getattr(clf, "tile_", None) is not None:
+        # Pillow refuses headers of huge files, which tiles are read of in parts.
+        paths = [path for path in paths if not is_read_in_parts(path)]
+    check_readable(paths, n_workers=clf.n_jobs)
 
 
 def image_name(item: Any, index: int) -> str | int:

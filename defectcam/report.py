@@ -33,14 +33,14 @@ from tqdm.auto import tqdm
 
 from defectcam.diagnostics import contradicted_labels
 from defectcam.display import as_base64, middle_of_scale
-from defectcam.evaluation import BOX_IOU, Evaluation, Judged, evaluate, image_name
+from defectcam.evaluation import BOX_IOU, Evaluation, Judged, check_files, evaluate, image_name
 from defectcam.exceptions import warn_caller
 from defectcam.files import check_target, write_atomically
-from defectcam.images import check_readable, find_images
+from defectcam.images import find_images
 from defectcam.plain_labels import plain_label
 from defectcam.report_images import Album, box_stops
 from defectcam.results import Localization
-from defectcam.sources import as_sources, brings_labels, is_path, labelled_sources, paths_of
+from defectcam.sources import as_sources, brings_labels, is_path, labelled_sources
 
 __all__ = ["Report", "make_report", "write_report"]
 
@@ -246,7 +246,7 @@ def _labelled(clf: Any, X: Any, y: Any, masks: Any, good_label: Any) -> _Content
 
 def _unlabelled(clf: Any, X: Any) -> _Content:
     sources = as_sources(X)
-    check_readable(paths_of(sources), n_workers=clf.n_jobs)
+    check_files(clf, sources)
     stops = box_stops(clf.box_threshold)
     content = _Content(Album(stops, len(sources.items)), stops)
     verbose = getattr(clf, "verbose", 0)

@@ -18,7 +18,9 @@ from PIL import Image
 
 from defectcam.display import as_base64, middle_of_scale
 from defectcam.images import read_reduced
+from defectcam.large_images import read_shrunk
 from defectcam.results import Localization
+from defectcam.tiled_results import TiledLocalization
 
 __all__ = ["Album", "Portrait", "box_stops", "encode_map"]
 
@@ -133,7 +135,7 @@ class Album:
         ImageReadError
             If the source cannot be read any more.
         """
-        image, _ = read_reduced(found.source, (_PICTURE_SIDE // 2, _PICTURE_SIDE // 2))
+        image = _picture_of(found)
         scale = middle_of_scale(found.threshold)
         heat = found.heatmap / scale
         portrait = Portrait(
@@ -200,6 +202,14 @@ class _Averages:
                 for name, mean in means.items()
             ],
         }
+
+
+def _picture_of(found: Localization) -> NDArray[np.uint8]:
+    """Read the image again, at no more pixels than are shown where it may be huge."""
+    if isinstance(found, TiledLocalization):
+        return read_shrunk(found.source, _PICTURE_SIDE)
+    image, _ = read_reduced(found.source, (_PICTURE_SIDE // 2, _PICTURE_SIDE // 2))
+    return image
 
 
 def _boxes_by_stop(

@@ -387,6 +387,38 @@ def test_tiles_with_full_margins_see_what_the_whole_image_shows() -> None:
     np.testing.assert_allclose(found.grid, expected, atol=1e-3 * np.ptp(expected))
 
 
+# --- Huge files -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_limit() -> Iterator[None]:
+    """Make Pillow refuse images of more than 2000 pixels."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, 1000
+    yield
+    Image.MAX_IMAGE_PIXELS = before
+
+
+def test_huge_files_are_evaluated_and_reported_in_tiles(
+    clf: DefectCAMClassifier, tmp_path: Path, small_limit: None
+) -> None:
+    images, is_bad, _ = surfaces(5, 2)
+    paths = [tmp_path / f"{number}.tif" for number in range(5)]
+    for path, image in zip(paths, images, strict=True):
+        tifffile.imwrite(path, image, photometric="rgb", compression="zlib")
+    assert clf.evaluate(paths, is_bad).n_images == 5
+    clf.report(paths, is_bad, path=tmp_path / "labelled.html")
+    clf.report(paths, path=tmp_path / "unlabelled.html")
+
+
+def test_huge_files_are_refused_before_the_work_where_they_are_seen_whole(
+    untiled: DefectCAMClassifier, tmp_path: Path, small_limit: None
+) -> None:
+    tifffile.imwrite(tmp_path / "huge.tif", draw(np.random.default_rng(0), scratched=True)[0])
+    paths = [np.zeros((20, 20, 3), np.uint8), tmp_path / "huge.tif"]
+    with pytest.raises(ImageReadError, match=r"^'.*huge\.tif' is refused by Pillow for its size"):
+        untiled.evaluate(paths, [False, True])
+
+
 # --- What does not work -----------------------------------------------------------------------
 
 
@@ -468,13 +500,6 @@ def test_unreadable_images_are_named(clf: DefectCAMClassifier, tmp_path: Path) -
 
 
 # --- Command line -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_limit() -> Iterator[None]:
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, 1000
-    yield
-    Image.MAX_IMAGE_PIXELS = before
 
 
 def test_the_command_line_sees_huge_files_in_tiles(
