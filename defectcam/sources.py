@@ -124,7 +124,7 @@ def as_sources(X: Any) -> Sources:
     if _is_array(X):
         X = _own_array(X)
     if isinstance(X, np.ndarray) and X.dtype.kind in "buifc":
-        if X.ndim == 2 or (X.ndim == 3 and 1 <= X.shape[2] <= 4):
+        if _is_one_image(X):
             return Sources([X], single=True)
         if X.ndim not in (3, 4):
             raise ValueError(
@@ -159,6 +159,8 @@ def paths_of(sources: Sources) -> list[Any]:
 
 def is_stream(X: Any) -> bool:
     """Whether images can be taken from ``X`` one after the other without `as_sources`."""
+    if isinstance(X, (Image.Image, DatasetImage, ImageView)) or (_is_array(X) and _is_one_image(X)):
+        return False  # going through it would give its rows
     return not (is_path(X) or _is_table(X) or _is_arrow(X)) and dataset_images(X) is None
 
 
@@ -182,6 +184,10 @@ def _is_array(X: Any) -> bool:
     return all(hasattr(X, name) for name in ("__array__", "shape", "ndim", "dtype")) and (
         not hasattr(X, "iloc")  # a column of a data frame holds paths or images
     )
+
+
+def _is_one_image(array: Any) -> bool:
+    return array.ndim == 2 or (array.ndim == 3 and 1 <= array.shape[2] <= 4)
 
 
 def _own_array(X: Any) -> Any:

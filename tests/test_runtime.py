@@ -166,6 +166,7 @@ def test_many_images_come_back_in_order(by_hand: Path) -> None:
     assert [one.grid.max() for one in found] == pytest.approx(np.arange(0, 250, 25) * 2 / 255)
     assert all(one.source is image for one, image in zip(found, images, strict=True))
     assert Inspector(by_hand).predict(images) == ["good"] * len(images)
+    assert Inspector(by_hand).predict(images[0]) == ["good"]
 
 
 def test_a_file_that_is_replaced_changes_no_answer(by_hand: Path) -> None:

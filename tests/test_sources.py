@@ -190,3 +190,9 @@ def test_a_data_set_without_labels_needs_some():
 def test_what_is_a_stream():
     assert is_stream([RGB]) and is_stream(iter([RGB])) and is_stream(RGB[None])
     assert not is_stream("parts") and not is_stream(Path("parts")) and not is_stream(Pairs(RGB))
+
+
+def test_one_image_is_no_stream_of_its_rows():
+    for image in (RGB, RGB[..., 0], RGB[..., :1], torch.zeros(4, 6, 3), Image.new("RGB", (6, 4))):
+        assert not is_stream(image)
+    assert is_stream(np.stack([RGB[..., 0]] * 5))
