@@ -48,6 +48,7 @@ __all__ = [
     "content_hashes",
     "find_images",
     "image_size",
+    "open_file",
     "read_hashed",
     "read_image",
     "read_images",
@@ -263,7 +264,7 @@ def read_hashed(
         As `read_image`.
     """
     if isinstance(source, (str, os.PathLike)):
-        with _complaining_of(source), _opened(source) as file:
+        with _complaining_of(source), open_file(source) as file:
             content = file.read()
             return *_decoded(io.BytesIO(content), min_size), _hash_of_file(content)
     image = read_image(source)
@@ -459,7 +460,7 @@ def _content_hash(source: ImageSource) -> str:
     if not isinstance(source, (str, os.PathLike)):
         return _hash_of_pixels(read_image(source))
     try:
-        with _opened(source) as file:
+        with open_file(source) as file:
             return _hash_of_file(file.read())
     except (OSError, ValueError) as error:  # the latter of names that no file can have
         raise ImageReadError(f"{os.fspath(source)!r} {_what_is_wrong(source, error)}") from error
@@ -490,7 +491,7 @@ def _looks_like_image(file_name: str) -> bool:
 def _read_file(
     path: str | os.PathLike[str], min_size: tuple[int, int] | None
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    with _complaining_of(path), _opened(path) as file:
+    with _complaining_of(path), open_file(path) as file:
         return _decoded(file, min_size)
 
 
@@ -517,11 +518,18 @@ def _complaining_of(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ImageReadError(f"{os.fspath(path)!r} {_what_is_wrong(path, error)}") from error
 
 
-def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file, but nothing that would keep the reader waiting or never end.
 
     Opened here, not by Pillow: given a path, Pillow 11 and later map uncompressed TIFF files that
     lie on their side into memory with height and width exchanged.
+
+    Raises
+    ------
+    ImageReadError
+        If it is a pipe or a device.
+    OSError, ValueError
+        As `open` does.
     """
     return open(path, "rb", opener=_open_regular)
 
@@ -584,7 +592,7 @@ def read_marked(path: str | os.PathLike[str]) -> np.ndarray:
         If the file is missing, a folder, empty, truncated or no image.
     """
     try:
-        with _opened(path) as file, Image.open(file) as image:
+        with open_file(path) as file, Image.open(file) as image:
             upright = ImageOps.exif_transpose(image)
             if len(upright.getbands()) == 1 and upright.mode != "P":
                 return np.asarray(upright).astype(bool)
@@ -615,7 +623,7 @@ def _read_pillow(image: Image.Image) -> np.ndarray:
 
 def _header_problem(path: str | os.PathLike[str]) -> str | None:
     try:
-        with _opened(path) as file, Image.open(file) as image:
+        with open_file(path) as file, Image.open(file) as image:
             _refuse_unknown_scale(image)
     except MemoryError:
         raise
@@ -664,7 +672,7 @@ def _what_is_wrong(path: str | os.PathLike[str], error: Exception) -> str:
 
 
 def _first_bytes(path: str | os.PathLike[str], count: int = 12) -> bytes:
-    with _opened(path) as file:
+    with open_file(path) as file:
         return file.read(count)
 
 

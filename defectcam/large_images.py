@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectcam.images import ImageReadError, read_image
+from defectcam.images import ImageReadError, as_array, open_file, read_image
 
 __all__ = ["PixelRows", "is_read_in_parts", "open_rows", "read_shrunk", "read_tiles"]
 
@@ -73,7 +73,14 @@ class _PlainRows:
         n_bytes = dtype.itemsize * int(np.prod(shape))
         file = self.page.parent.filehandle
         file.seek(self.page.dataoffsets[0] + top * n_bytes // shape[0])
-        return read_image(np.frombuffer(_all_of(file, n_bytes), dtype).reshape(shape))
+        return _as_rgb(np.frombuffer(_all_of(file, n_bytes), dtype).reshape(shape))
+
+
+def _as_rgb(stored: NDArray[Any]) -> NDArray[np.uint8]:
+    """Turn stored values into RGB as `read_image` turns those of the whole file."""
+    if stored.shape[2] == 3 and stored.dtype.itemsize == 2:
+        stored = (stored >> 8).astype(np.uint8)  # of wide colours, Pillow drops the low bytes
+    return read_image(stored)
 
 
 def _all_of(file: Any, n_bytes: int) -> bytes:
@@ -103,7 +110,7 @@ class _TiffRows:
             rows = slice(max(y, top), min(y + segment.shape[0], bottom, height))
             inside = segment[rows.start - y : rows.stop - y, : width - x]
             part[rows.start - top : rows.stop - top, x : x + inside.shape[1]] = inside
-        return read_image(part)
+        return _as_rgb(part)
 
     def _segment(self, index: int) -> tuple[NDArray[Any], int, int]:
         """Decode a strip or tile; its pixels, first row and first column."""
@@ -143,7 +150,8 @@ def open_rows(source: Any) -> Iterator[PixelRows]:
         is_image = source.ndim == 2 or (source.ndim == 3 and 1 <= source.shape[2] <= 4)
         if not is_image or source.size == 0:
             read_image(source)  # which says what is wrong
-        yield _ArrayRows(source)
+        is_masked = isinstance(source, np.ma.MaskedArray)  # a part would lose its mask
+        yield _ArrayRows(as_array(source) if is_masked else source)
         return
     if _may_be_tiff(source):
         with _open_tiff(source) as rows:
@@ -171,9 +179,10 @@ def _open_tiff(path: Any) -> Iterator[PixelRows | None]:
 
     with contextlib.ExitStack() as stack:
         try:
-            page = stack.enter_context(tifffile.TiffFile(path)).pages[0]
+            file = stack.enter_context(open_file(path))
+            page = stack.enter_context(tifffile.TiffFile(file)).pages[0]
             is_usable = _is_plain(page)
-        except Exception:  # whatever the broken bytes lead to: Pillow says what is wrong
+        except Exception:  # whatever the broken bytes lead to: `read_image` says what is wrong
             is_usable = False
         if not is_usable:
             yield None

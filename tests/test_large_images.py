@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,23 @@ def test_rows_of_a_tiff_file_are_those_of_the_image(
     image, path = picture(shape, dtype), tmp_path / "a.tif"
     kind = "rgb" if len(shape) == 3 else "minisblack"
     tifffile.imwrite(path, image, photometric=kind, compression=compression, **layout)
+    whole = read_image(path)
     with open_rows(path) as rows:
         assert rows.size == (150, 107)
-        np.testing.assert_array_equal(rows.read(33, 120), read_image(image)[33:120])
-        np.testing.assert_array_equal(rows.read(149, 150), read_image(image)[149:])
+        np.testing.assert_array_equal(rows.read(33, 120), whole[33:120])
+        np.testing.assert_array_equal(rows.read(149, 150), whole[149:])
+    if len(shape) == 2 or dtype == np.uint8:  # of wide colours, Pillow drops the low bytes
+        np.testing.assert_array_equal(whole, read_image(image))
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_wide_colours_are_those_of_the_whole_file_in_either_byte_order(
+    byteorder: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, picture((40, 30, 3), np.uint16), photometric="rgb", byteorder=byteorder)
+    with open_rows(path) as rows:
+        np.testing.assert_array_equal(rows.read(7, 31), read_image(path)[7:31])
 
 
 def test_a_part_of_a_tiff_file_is_decoded_alone(
@@ -75,6 +90,34 @@ def test_mapped_arrays_are_not_read_whole(tmp_path: Path) -> None:
     with open_rows(mapped) as rows:
         assert rows.pixels is mapped
         np.testing.assert_array_equal(rows.read(10, 12), read_image(np.array(mapped))[10:12])
+
+
+def test_masked_values_are_refused() -> None:
+    pixels = np.ma.masked_greater(picture((50, 40)), 250)
+    n_masked = int(np.ma.count_masked(pixels))
+    complaint = f"{n_masked} of 2000 values are masked"
+    with pytest.raises(ImageReadError, match=complaint), open_rows(pixels) as rows:
+        rows.read(0, 10)
+    with open_rows(np.ma.masked_array(pixels.data)) as rows:
+        np.testing.assert_array_equal(rows.read(3, 10), read_image(pixels.data)[3:10])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes have no names here")
+def test_a_pipe_is_refused_not_waited_for(tmp_path: Path) -> None:
+    path, messages = tmp_path / "pipe.tif", []
+    os.mkfifo(path)
+
+    def opens() -> None:
+        try:
+            with open_rows(path):
+                pass
+        except ImageReadError as error:
+            messages.append(str(error))
+
+    thread = threading.Thread(target=opens, daemon=True)  # the tests end, even if it waits
+    thread.start()
+    thread.join(20)
+    assert messages and "pipe.tif' cannot be used: it is a pipe, no file" in messages[0]
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
