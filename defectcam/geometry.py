@@ -10,6 +10,7 @@ of an axis of `n` covers ``[i, i + 1]`` of the length `n`, and its value stands 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -203,8 +204,12 @@ def _samples(
     ``k + 1/2``. In whole numbers, so that pixels at mirrored places get mirrored weights.
     """
     twice_centres = 2 * np.arange(pixels.start, pixels.stop, dtype=np.int64) + 1
-    numerator = (twice_centres * length + 2 * start * n_pixels) * n_cells - n_pixels * input_length
-    denominator = 2 * n_pixels * input_length
+    per_pixel, denominator = length * n_cells, 2 * n_pixels * input_length
+    offset = 2 * start * n_pixels * n_cells - n_pixels * input_length
+    # Of a long image in tiles, these would leave 64 bits when multiplied by a million pixels.
+    common = math.gcd(per_pixel, offset, denominator)
+    numerator = twice_centres * (per_pixel // common) + offset // common
+    denominator //= common
     first, remainder = np.divmod(numerator, denominator)
     weight = np.rint(remainder / denominator * _WEIGHT_STEPS) / _WEIGHT_STEPS
     last = n_cells - 1

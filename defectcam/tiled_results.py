@@ -8,6 +8,7 @@ when it is asked for. It never runs a network.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -358,8 +359,10 @@ class TiledLocalization(Localization):
         """Cell that each pixel's centre lies in."""
         n, whole = self.grid.shape[axis], self._geometry.input_size[axis]
         length = self._geometry.content[2 + axis]
-        centres = (2 * np.asarray(pixels, dtype=np.int64) + 1) * length * n
-        return np.minimum(centres // (2 * side * whole), n - 1)
+        per_pixel, denominator = length * n, 2 * side * whole
+        common = math.gcd(per_pixel, denominator)  # without it, long images would leave 64 bits
+        centres = (2 * np.asarray(pixels, dtype=np.int64) + 1) * (per_pixel // common)
+        return np.minimum(centres // (denominator // common), n - 1)
 
     def _marked(self, box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
         """Mark the pixels of a box that are above the threshold."""

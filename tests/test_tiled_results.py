@@ -81,6 +81,17 @@ def test_a_warm_map_leads_no_region_into_calm_tiles() -> None:
     assert not labels[80:, 80:].any()
 
 
+def test_boxes_at_the_end_of_a_very_long_image_are_found() -> None:
+    grid = TileGrid((1_000_000, 4), (320, 4), (0, 0), (80, 1))
+    heat, probability = np.zeros(grid.shape), np.full(grid.shape, 0.1)
+    heat[-41:-39] = 4.0
+    probability[-80:] = 0.9
+    found = made(grid=heat, geometry=grid.geometry, probability_grid=probability, tile=(320, 4))
+    ((left, top, right, bottom),) = found.boxes.tolist()
+    assert (left, right) == (0, 4)
+    assert 999_834 <= top < 999_838 and 999_842 < bottom <= 999_846
+
+
 def test_far_defects_are_no_echoes_of_the_strongest() -> None:
     near = (slice(0, 10), slice(0, 10))
     far = (slice(26, 36), slice(36, 46))

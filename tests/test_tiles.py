@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -89,6 +90,21 @@ def test_a_cell_lies_where_the_geometry_says(grid: TileGrid) -> None:
     np.testing.assert_allclose(
         restored[:, 0], pixels.clip(rows[0], rows[-1]), atol=1e-3 * max(1.0, cell)
     )
+
+
+@pytest.mark.parametrize("shrink", [1, 3])
+@pytest.mark.parametrize("cells", [80, 77])
+@pytest.mark.parametrize("length", [700_000, 10_000_000])
+def test_the_end_of_a_very_long_image_is_found(length: int, cells: int, shrink: int) -> None:
+    grid = TileGrid((length, 4), (320, 4), (0, 0), (cells, 1))
+    n_cells = grid.shape[0]
+    values = np.zeros((n_cells, 1), dtype=np.float32)
+    values[-40:, 0] = np.arange(40)
+    size = (-(-length // shrink), 4)
+    geometry = dataclasses.replace(grid.geometry, original_size=size)
+    end = geometry.restore(values, (0, size[0] - 5, 1, size[0]))[:, 0]
+    centres = (np.arange(size[0] - 5, size[0]) + 0.5) * length / size[0] * cells / 320 - 0.5
+    np.testing.assert_allclose(end, (centres - (n_cells - 40)).clip(0, 39), atol=1e-5)
 
 
 def test_the_highest_of_the_tiles_that_count_is_kept() -> None:
