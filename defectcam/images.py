@@ -71,6 +71,9 @@ _MAX_FILES_NAMED = 10
 #: A strip has fewer pixels across, and more along for each that will be made of them.
 _STRIP_WIDTH, _STRIP_REDUCTION = 64, 64
 
+#: What of a file, and of an array, is hashed at a time.
+_BYTES_AT_A_TIME, _PIXELS_AT_A_TIME = 2**20, 2**16
+
 #: A Pillow image that is not loaded yet reads its file when it is asked for pixels, and must not be
 #: asked by two threads at once. Different images seldom share a lock.
 _LOADING = tuple(threading.Lock() for _ in range(64))
@@ -266,7 +269,7 @@ def read_hashed(
     if isinstance(source, (str, os.PathLike)):
         with _complaining_of(source), open_file(source) as file:
             content = file.read()
-            return *_decoded(io.BytesIO(content), min_size), _hash_of_file(content)
+            return *_decoded(io.BytesIO(content), min_size), _hash_of_file(io.BytesIO(content))
     image = read_image(source)
     size = (image.shape[0], image.shape[1])
     return _without_length(image, min_size), size, _hash_of_pixels(image)
@@ -458,21 +461,36 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 def _content_hash(source: ImageSource) -> str:
     if not isinstance(source, (str, os.PathLike)):
-        return _hash_of_pixels(read_image(source))
+        is_array = isinstance(source, np.ndarray) or hasattr(source, "__array__")
+        return _hash_of_pixels(as_array(source) if is_array else read_image(source))
     try:
         with open_file(source) as file:
-            return _hash_of_file(file.read())
+            return _hash_of_file(file)
     except (OSError, ValueError) as error:  # the latter of names that no file can have
         raise ImageReadError(f"{os.fspath(source)!r} {_what_is_wrong(source, error)}") from error
 
 
-def _hash_of_file(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16, key=b"file").hexdigest()
+def _hash_of_file(file: BinaryIO) -> str:
+    """Hash a file's bytes, some at a time: it may be larger than memory."""
+    content = hashlib.blake2b(digest_size=16, key=b"file")
+    while part := file.read(_BYTES_AT_A_TIME):
+        content.update(part)
+    return content.hexdigest()
 
 
-def _hash_of_pixels(pixels: np.ndarray) -> str:
-    key = f"RGB {pixels.shape}".encode()
-    return hashlib.blake2b(pixels.tobytes(), digest_size=16, key=key).hexdigest()
+def _hash_of_pixels(array: np.ndarray) -> str:
+    """Hash what an array shows in RGB, some rows at a time: it may be larger than memory."""
+    _refuse_other_shapes(array)
+    height, width = array.shape[:2]
+    content = hashlib.blake2b(digest_size=16, key=f"RGB {(height, width, 3)}".encode())
+    step = max(1, _PIXELS_AT_A_TIME // width)
+    try:
+        for top in range(0, height, step):
+            content.update(_array_to_rgb(array[top : top + step]).reshape(-1))
+    except ImageReadError:
+        _array_to_rgb(array)  # which complains about the image, not about these rows
+        raise
+    return content.hexdigest()
 
 
 def _refuse_folder(error: OSError) -> None:

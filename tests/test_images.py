@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import struct
 import threading
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -856,6 +858,34 @@ def test_an_image_is_read_and_hashed_at_once(rng: np.random.Generator, tmp_path,
         assert (found_size, [content]) == (size, list(content_hashes([source])))
     with pytest.raises(ImageReadError, match=r"nowhere\.png' does not exist"):
         read_hashed(tmp_path / "nowhere.png", (8, 8))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, bool])
+@pytest.mark.parametrize("shape", [(2000, 1500), (1700, 1300, 3), (1600, 1200, 4)])
+def test_hashes_are_those_of_all_bytes_with_some_in_memory(
+    tmp_path: Path, shape: tuple[int, ...], dtype: Any
+) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 2, shape, dtype=np.uint8).astype(dtype))
+    mapped = np.load(path, mmap_mode="r")
+    rgb, content = read_image(mapped), path.read_bytes()
+    tracemalloc.start()
+    of_pixels, of_file = content_hashes([mapped, path], n_workers=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    key = f"RGB {rgb.shape}".encode()
+    assert of_pixels == hashlib.blake2b(rgb.tobytes(), digest_size=16, key=key).hexdigest()
+    assert of_file == hashlib.blake2b(content, digest_size=16, key=b"file").hexdigest()
+    assert peak < rgb.nbytes
+
+
+def test_complaints_about_hashed_pixels_are_about_the_whole_array() -> None:
+    pixels = np.zeros((3000, 2000), np.float32)
+    pixels[5, 7] = pixels[2990, 3] = np.nan
+    with pytest.raises(ImageReadError, match="2 of 6000000 values are NaN"):
+        list(content_hashes([pixels]))
+    with pytest.raises(ImageReadError, match="is empty"):
+        list(content_hashes([np.zeros((0, 5), np.uint8)]))
 
 
 def test_hashing_names_what_cannot_be_hashed(tmp_path: Path) -> None:
