@@ -1633,7 +1633,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             chosen by each image's size. None: as in `fit`, whose parameter ``tile`` calibrates the
             probability of an image for its many tiles; without it, a warning says what that means.
         overlap : float or int, optional
-            As the parameter of the classifier, which is the default.
+            As the parameter of the classifier, which is the default. A warning says where it is
+            another than in `fit`, or there are no tiles.
 
         Returns
         -------
@@ -1683,6 +1684,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
             yield from localize_in_tiles(self, stream, method, tile, overlap)
             return
+        if overlap is not None:
+            warn_caller(
+                f"overlap={overlap!r} is about tiles, and images are seen whole: give tile too."
+            )
         items: list[Any] = []
 
         def remembered() -> Iterator[Any]:

@@ -486,7 +486,7 @@ def _hash_of_pixels(array: np.ndarray) -> str:
     step = max(1, _PIXELS_AT_A_TIME // width)
     try:
         for top in range(0, height, step):
-            content.update(_array_to_rgb(array[top : top + step]).reshape(-1))
+            content.update(_array_to_rgb(array[top : top + step]).reshape(-1).data)
     except ImageReadError:
         _array_to_rgb(array)  # which complains about the image, not about these rows
         raise

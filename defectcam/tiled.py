@@ -108,6 +108,11 @@ class _Tiler:
                 f"tile={tile!r}: the classifier was fitted on tiles of {self.fitted.tile} pixels, "
                 "and its probabilities and map hold for those."
             )
+        elif self._overlap_of(self.tile) != self.fitted.overlap:
+            warn_caller(
+                f"overlap={self.overlap!r}: the classifier was fitted on tiles that overlap by "
+                f"{self.fitted.overlap} pixels, and its probabilities hold for those."
+            )
         self.cells = _cells_of(clf)
 
     def grid(self, size: tuple[int, int]) -> TileGrid:

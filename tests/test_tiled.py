@@ -436,6 +436,22 @@ def test_another_tile_than_in_training_warns(clf: DefectCAMClassifier) -> None:
         assert clf.localize(image, tile=100).tile == (100, 100)
 
 
+def test_another_overlap_than_in_training_warns(clf: DefectCAMClassifier) -> None:
+    image, _ = draw(np.random.default_rng(0), scratched=True)
+    with pytest.warns(UserWarning, match=r"overlap=0.5: .* overlap by \(8, 8\) pixels"):
+        clf.localize(image, overlap=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clf.localize(image, overlap=8)
+        clf.localize(image, tile=64, overlap=0.125)
+
+
+def test_an_overlap_without_tiles_warns(untiled: DefectCAMClassifier) -> None:
+    image, _ = draw(np.random.default_rng(0), scratched=True)
+    with pytest.warns(UserWarning, match=r"overlap=0.5 is about tiles, .* give tile too"):
+        assert not isinstance(untiled.localize(image, overlap=0.5), TiledLocalization)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
