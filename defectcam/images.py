@@ -442,7 +442,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         If the file does not exist or is no image.
     """
     try:
-        with open(path, "rb") as file, Image.open(file) as image:
+        with open_file(path) as file, Image.open(file) as image:
             width, height = image.size
             is_on_its_side = _orientation(image) > 4
             if not (is_on_its_side and image.format == "TIFF"):

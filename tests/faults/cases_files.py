@@ -21,6 +21,7 @@ from defectcam.images import (
     check_readable,
     content_hashes,
     find_images,
+    image_size,
     read_image,
     read_images,
 )
@@ -185,6 +186,12 @@ if hasattr(os, "mkfifo"):
         ImageReadError,
         "it is a pipe",
         lambda b: list(content_hashes([pipe(b)], n_workers=1)),
+    )
+    group.refused(
+        "a named pipe whose size is asked for",
+        ImageReadError,
+        "it is a pipe",
+        lambda b: image_size(pipe(b)),
     )
     group.refused(
         "a named pipe among the files to predict",
