@@ -18,6 +18,7 @@ one image, but perhaps for a torn last one, which a restart cuts off to judge it
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -53,6 +54,9 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # as `write_atomically` nam
 #: Folders whose names could be those of overlays, and what such folders are called.
 _LIKE_OVERLAY = re.compile(r".*\.png(\.folder)*", re.IGNORECASE | re.DOTALL)
 _LATENCIES_KEPT = 10_000
+
+#: Of a file that is gone, or a link that leads to none.
+_NOWHERE = (FileNotFoundError, NotADirectoryError)
 
 #: Size in bytes and time of modification in nanoseconds: another stamp is another image.
 Stamp = tuple[int, int]
@@ -387,11 +391,13 @@ class Watcher:
                         if stamp is not None:
                             yield name, stamp
 
-    def _skip(self, folder: str, error: OSError) -> None:
-        """Pass over a sub-folder: removed meanwhile, or closed to us, which is said once."""
-        if isinstance(error, PermissionError) and folder not in self._closed:
-            self._closed.add(folder)
-            self._warn(f"the sub-folder {folder} is left out: {error}.")
+    def _skip(self, name: str, error: OSError) -> None:
+        """Pass over what is removed meanwhile, or cannot be looked at, which is said once."""
+        if isinstance(error, _NOWHERE) or name in self._closed:
+            return
+        self._closed.add(name)
+        what = f"the sub-folder {name}" if name.endswith("/") else name
+        self._warn(f"{what} is left out: {error}.")
 
     def _stamp_if_new(self, name: str, entry: os.DirEntry[str]) -> Stamp | None:
         known = self._recorded.get(name)
@@ -400,7 +406,10 @@ class Watcher:
                 return None
             # Asked anew: on Windows, an entry tells the size that an open file had earlier.
             stamp = _stamp(os.stat(entry.path))
-        except FileNotFoundError:  # between the two calls; a link to nowhere
+        except OSError as error:  # gone between the two calls; a link to nowhere or to itself
+            if not _is_of_one_entry(error):
+                raise
+            self._skip(name, error)
             return None
         return None if stamp == known else stamp
 
@@ -597,8 +606,14 @@ def _stamp(status: os.stat_result) -> Stamp:
 def _stamp_of(path: str) -> Stamp | None:
     try:
         return _stamp(os.stat(path))
-    except FileNotFoundError:
+    except OSError:  # gone, or closed to us since
         return None
+
+
+def _is_of_one_entry(error: OSError) -> bool:
+    """Whether one file is at fault, and not the folder or the drive, which may come back."""
+    is_odd = isinstance(error, (*_NOWHERE, PermissionError))
+    return is_odd or error.errno in (errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def _overlay_name(image: str) -> str:

@@ -240,6 +240,55 @@ def test_a_closed_sub_folder_keeps_no_other_waiting(
     assert "the sub-folder closed/ is left out" in said[0]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_an_entry_that_cannot_be_looked_at_keeps_no_other_waiting(
+    line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    stat = os.stat
+
+    def refuse(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("closed.png"):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    draw(line / "a.png")
+    draw(line / "closed.png")
+    (line / "file.png").symlink_to(line / "a.png" / "within.png")
+    (line / "long.png").symlink_to("n" * 256)
+    (line / "loop.png").symlink_to("loop.png")
+    with Watcher(line, tmp_path / "out", judge, settle=0, warn=said.append) as watcher:
+        assert step(watcher) == ["a.png"]
+        assert step(watcher) == []
+    names = ("closed.png", "long.png", "loop.png")
+    assert [sum(f"{name} is left out" in one for one in said) for name in names] == [1, 1, 1]
+    assert len(said) == len(names)
+
+
+def test_a_file_that_is_closed_after_it_was_judged_is_recorded(
+    line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(line / "a.png")
+    stat = os.stat
+
+    def judge_and_close(paths: Sequence[str]) -> list[Localization]:
+        found = judge(paths)
+
+        def refuse(path: Any, **options: Any) -> os.stat_result:
+            if str(path).endswith("a.png") and "line" in str(path):
+                raise PermissionError(13, "Permission denied", path)
+            return stat(path, **options)
+
+        monkeypatch.setattr(os, "stat", refuse)
+        return found
+
+    with Watcher(line, tmp_path / "out", judge_and_close, settle=0, overlays="none") as watcher:
+        assert step(watcher) == ["a.png"]
+    [row] = rows_of(tmp_path / "out")
+    assert (row["image"], row["error"]) == ("a.png", None)
+
+
 # --- What cannot be read ----------------------------------------------------------------------
 
 
