@@ -24,8 +24,8 @@ try:
 except ImportError:  # Windows: nothing can be told apart there, so what is left behind stays
     fcntl = None  # type: ignore[assignment]
 
-#: Temporary names, of files and folders.
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+#: Temporary names, of files and folders; earlier releases put the target's name before the digits.
+_TEMPORARY = re.compile(r"\.(?:.+\.)?[0-9a-f]{32}\.tmp", re.DOTALL)
 
 #: Folders that this process has looked through.
 _tidied: set[str] = set()
@@ -33,6 +33,7 @@ _tidied: set[str] = set()
 __all__ = [
     "check_target",
     "check_writable",
+    "is_temporary",
     "remove_leftovers",
     "staged_folder",
     "temporary_folder",
@@ -189,6 +190,17 @@ def staged_folder(folder: str | os.PathLike[str], last: str | None = None) -> It
             os.replace(file, places[file])
 
 
+def is_temporary(name: str) -> bool:
+    """Whether files and folders have such names while they are written.
+
+    Parameters
+    ----------
+    name : str
+        Without its folder.
+    """
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Remove what killed processes have left of what they were writing into a folder.
 
@@ -202,7 +214,7 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
         return
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if _TEMPORARY.fullmatch(entry.name):
+            if is_temporary(entry.name):
                 _remove_if_left(Path(entry.path))
 
 
@@ -227,7 +239,8 @@ def _temporary(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
         _tidied.add(parent)
         remove_leftovers(parent)
     while True:
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        # Without the target's name, which may be as long as the file system allows.
+        temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
         make(temporary)
         if fcntl is None:
             yield temporary

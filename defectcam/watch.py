@@ -36,7 +36,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from defectcam.display import encode_picture
-from defectcam.files import write_atomically
+from defectcam.files import is_temporary, write_atomically
 from defectcam.images import IMAGE_SUFFIXES, ImageReadError
 from defectcam.results import Localization
 from defectcam.tables import SCHEMA_VERSION, result_row
@@ -50,7 +50,6 @@ RESULTS = "results.jsonl"
 OVERLAYS = ("all", "defects", "none")
 
 _OVERLAY_FOLDER = "overlays"
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # as `write_atomically` names them
 #: Folders whose names could be those of overlays, and what such folders are called.
 _LIKE_OVERLAY = re.compile(r".*\.png(\.folder)*", re.IGNORECASE | re.DOTALL)
 _LATENCIES_KEPT = 10_000
@@ -444,11 +443,7 @@ class Watcher:
         overlay = self._draw(found) if self._is_drawn(found) else None
         if _stamp_of(file.path) not in (file.stamp, None):
             return  # it was written to while it was read
-        name = None
-        if overlay is not None:
-            name = f"{_OVERLAY_FOLDER}/{_overlay_name(file.name)}"
-            (self.output / name).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.output / name, overlay)
+        name = None if overlay is None else self._write_overlay(file, overlay)
         # The name unchanged, as the image's, which the row would make printable.
         latency = self._append(file, {"error": None, **result_row(found), "overlay": name})
         self._latencies.append(latency)
@@ -466,6 +461,19 @@ class Watcher:
         except (ImageReadError, ValueError) as error:  # gone, or of another size, since it was read
             self._warn(f"no overlay: {error}")
             return None
+
+    def _write_overlay(self, file: _File, overlay: bytes) -> str | None:
+        """Write it and return its name, which is longer than the image's; None where too long."""
+        name = f"{_OVERLAY_FOLDER}/{_overlay_name(file.name)}"
+        try:
+            (self.output / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.output / name, overlay)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            self._warn(f"no overlay of {file.name}: {name} is too long a name.")
+            return None
+        return name
 
     def _append(self, file: _File, result: dict[str, Any]) -> float:
         now = time.monotonic()
@@ -630,7 +638,11 @@ def _overlay_name(image: str) -> str:
 
 
 def _remove_temporaries(folder: Path) -> None:
-    """Remove what a kill has left of overlays that were being written."""
+    """Remove what a kill has left of overlays that were being written.
+
+    All of it, also on Windows, where `remove_leftovers` leaves everything: the watch's lock on the
+    results says that nobody else is writing here.
+    """
     for path in folder.rglob(".*.tmp"):
-        if _TEMPORARY.fullmatch(path.name):
+        if is_temporary(path.name):
             path.unlink(missing_ok=True)

@@ -30,6 +30,16 @@ def test_a_file_is_written_whole_or_not_at_all(
         write_atomically(tmp_path / "no" / "a", b"")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="whole paths are short there")
+@pytest.mark.parametrize("name", ["n" * 255, "缺" * 85], ids=["latin", "cjk"])
+def test_a_name_may_be_as_long_as_the_file_system_allows(name: str, tmp_path: Path) -> None:
+    write_atomically(tmp_path / name, b"new")
+    with staged_folder(tmp_path / name[::-1].replace(name[0], "f")) as folder:
+        (folder / name).write_text("1")
+    assert (tmp_path / name).read_bytes() == b"new"
+    assert (tmp_path / ("f" * len(name)) / name).read_text() == "1"
+
+
 def test_a_place_that_takes_no_file_is_told_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,8 +98,9 @@ def test_a_folder_is_left_alone_where_it_cannot_be_written(tmp_path: Path) -> No
 
 def test_what_a_killed_process_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
-    left = ".a.{}.tmp"
+    left = ".a.{}.tmp"  # as 0.1.0 named them
     (tmp_path / left.format("0" * 32)).write_bytes(b"half")
+    (tmp_path / f".{'0' * 32}.tmp").write_bytes(b"half")
     (tmp_path / left.format("1" * 32)).mkdir()
     (tmp_path / left.format("1" * 32) / "half").write_bytes(b"half")
     others = [".a.tmp", left.format("0" * 31), "a" + left.format("0" * 32)]

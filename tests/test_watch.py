@@ -400,6 +400,24 @@ def test_an_image_that_goes_before_it_is_drawn_is_recorded_without_overlay(
     assert "a.png" in warned[0]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="whole paths are short there")
+def test_an_overlay_whose_name_would_be_too_long_is_left_out(line: Path, tmp_path: Path) -> None:
+    long, longest = "n" * 247 + ".jpg", "缺" * 83 + ".jpg"  # an overlay is named NAME.jpg.png
+    folder = "f" * 247 + ".png"
+    draw(line / long)
+    draw(line / longest)
+    draw(line / folder / "a.png")
+    said: list[str] = []
+    with Watcher(line, tmp_path / "out", judge, settle=0, warn=said.append) as watcher:
+        step(watcher)
+    rows = {row["image"]: row for row in rows_of(tmp_path / "out")}
+    assert rows[long]["overlay"] == f"overlays/{long}.png"
+    assert (tmp_path / "out" / rows[long]["overlay"]).is_file()
+    assert [rows[name]["overlay"] for name in (longest, f"{folder}/a.png")] == [None, None]
+    assert [row["label"] for row in rows.values()] == ["good"] * 3
+    assert len(said) == 2 and all("no overlay" in one and "too long" in one for one in said)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 def test_a_link_that_leads_nowhere_is_no_image(line: Path, tmp_path: Path) -> None:
     (line / "a.png").symlink_to(tmp_path / "gone.png")
@@ -447,8 +465,10 @@ def test_a_restart_goes_on_and_mends_a_torn_line(line: Path, tmp_path: Path) -> 
     whole = (out / RESULTS).read_bytes()
     for cut in (1, 40):
         (out / RESULTS).write_bytes(whole[:-cut])  # killed while the last line was written
-        left = out / "overlays" / f".b.png.{'0' * 32}.tmp"
+        left = out / "overlays" / f".{'0' * 32}.tmp"
+        older = out / "overlays" / f".b.png.{'0' * 32}.tmp"  # as 0.1.0 named it
         left.write_bytes(b"half")
+        older.write_bytes(b"half")
         mine = out / "overlays" / ".mine.tmp"
         mine.write_bytes(b"not ours")
         with Watcher(line, out, judge, settle=0, warn=said.append) as watcher:
@@ -458,6 +478,7 @@ def test_a_restart_goes_on_and_mends_a_torn_line(line: Path, tmp_path: Path) -> 
         assert [row["image"] for row in rows_of(out)] == ["a.png", "b.png"]
         assert "torn line" in said.pop()
         assert not left.exists()
+        assert not older.exists()
         assert mine.exists()
 
 
