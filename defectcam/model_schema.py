@@ -66,10 +66,9 @@ def check_description(description: Any) -> None:
     ValueError
         Naming the entry, what was expected and what was found.
     """
-    for rule in _RULES:
-        value, is_there = _look_up(description, rule)
-        if is_there and not rule.holds(value):
-            raise ValueError(f"its {rule.name} is {_short(value)}, expected {rule.expected}")
+    _check_rules(description, _RULES)
+    if description.get("tile_model") is not None:
+        _check_tile_model(description)
     _check_columns(description["history"])
     excess = sorted(set(description["parameters"]) & set(NOT_IN_FILES))
     if excess:
@@ -84,6 +83,13 @@ class _Rule(NamedTuple):
     expected: str
     holds: Callable[[Any], bool]
     is_optional: bool = False  # files of 0.1.0 lack it
+
+
+def _check_rules(description: Any, rules: Sequence[_Rule]) -> None:
+    for rule in rules:
+        value, is_there = _look_up(description, rule)
+        if is_there and not rule.holds(value):
+            raise ValueError(f"its {rule.name} is {_short(value)}, expected {rule.expected}")
 
 
 def _look_up(description: Any, rule: _Rule) -> tuple[Any, bool]:
@@ -102,6 +108,13 @@ def _look_up(description: Any, rule: _Rule) -> tuple[Any, bool]:
 def _check_columns(history: dict[str, Any]) -> None:
     if len({len(column) for column in history.values()}) > 1:
         raise ValueError("its history has columns of different lengths")
+
+
+def _check_tile_model(description: dict[str, Any]) -> None:
+    _check_rules(description, _TILE_RULES)
+    tile, overlap = (_listed(description["tile_model"][name]) for name in ("tile", "overlap"))
+    if any(shared >= side for shared, side in zip(overlap, tile, strict=True)):
+        raise ValueError(f"its tile_model.overlap is {overlap}, expected less than its tile {tile}")
 
 
 def _is_text(value: Any) -> bool:
@@ -182,6 +195,37 @@ def _is_optional_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
+def _is_optional_object(value: Any) -> bool:
+    return value is None or _is_object(value)
+
+
+def _listed(value: Any) -> Any:
+    """Return what stands for a tuple as a list; None of anything else."""
+    return value["tuple"] if isinstance(value, dict) and value.keys() == {"tuple"} else None
+
+
+def _is_tile(value: Any) -> bool:
+    return _is_size(_listed(value))
+
+
+def _is_overlap(value: Any) -> bool:
+    pixels = _listed(value)
+    return isinstance(pixels, list) and len(pixels) == 2 and all(map(_is_count, pixels))
+
+
+def _is_number_of_tiles(value: Any) -> bool:
+    return _is_number(value) and value >= 1
+
+
+def _is_rate(value: Any) -> bool:
+    return value == {"float": "inf"} or (_is_number(value) and value > 0)
+
+
+def _is_coefficient(value: Any) -> bool:
+    numbers = _listed(value)
+    return isinstance(numbers, list) and len(numbers) == 1 and _is_number(numbers[0])
+
+
 def _is_fingerprint(value: Any) -> bool:
     if value is None:
         return True
@@ -219,9 +263,21 @@ _RULES = (
     _Rule("defect_probability", "an object", _is_object),
     _Rule("heat_model", "an object", _is_object),
     _Rule("familiarity_limit", "a number or null", _is_optional_number, is_optional=True),
+    _Rule("tile_model", "an object or null", _is_optional_object, is_optional=True),
     _Rule("n_images_seen", "a whole number", _is_count, is_optional=True),
     _Rule("training_data", "a fingerprint or null", _is_fingerprint, is_optional=True),
     _Rule("history", "an object of lists", _is_table),
+)
+
+#: Of the model of tiles, where there is one.
+_TILE_RULES = (
+    _Rule("tile_model.tile", f"a height and a width up to {MAX_SIDE}", _is_tile),
+    _Rule("tile_model.overlap", "a height and a width from 0", _is_overlap),
+    _Rule("tile_model.n_tiles", "a number from 1", _is_number_of_tiles),
+    _Rule("tile_model.rate", "a positive number or infinity", _is_rate),
+    _Rule("tile_model.probability", "an object", _is_object),
+    _Rule("tile_model.probability.coefficients", "one number", _is_coefficient),
+    _Rule("tile_model.probability.intercept", "a number", _is_number),
 )
 
 _NETWORK_PARAMETERS = frozenset(

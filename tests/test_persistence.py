@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ from sklearn.exceptions import NotFittedError
 
 import defectcam
 from defectcam import DefectCAMClassifier, load
-from defectcam.calibration import HeatScale
+from defectcam.calibration import DefectProbability, HeatScale
 from defectcam.novelty import Codebook
 from defectcam.persistence import ModelFileError, _decode, _encode, read_metadata, save
+from defectcam.tile_model import TileModel
 
 TINY: dict[str, Any] = {
     "backbone": "test_efficientnet",
@@ -447,6 +449,59 @@ def test_an_older_file_has_no_tiles_and_cannot_tell_drift(path: Path) -> None:
         loaded.drift(IMAGES)
     loaded.save(path)
     assert load(path).drift_reference_.shape == (0, 0)
+
+
+TILES = TileModel((16, 24), (0, 8), 6.0, 2.5, DefectProbability((1.5,), -0.5))
+
+
+@pytest.mark.parametrize("rate", [2.5, math.inf])
+def test_what_was_learned_from_tiles_is_loaded(clf, tmp_path: Path, rate: float) -> None:
+    other = copy.copy(clf)
+    other._tile_model = TILES._replace(rate=rate)
+    save(other, tmp_path / "part.safetensors")
+    assert load(tmp_path / "part.safetensors")._tile_model == other._tile_model
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tile": (16, 0)}, "tile_model.tile is"),
+        ({"tile": (10**6, 10**6)}, "tile_model.tile is"),
+        ({"tile": (16,)}, "tile_model.tile is"),
+        ({"tile": "abc"}, "tile_model.tile is 'abc', expected a height and a width up to"),
+        ({"overlap": (-1, 0)}, "tile_model.overlap is"),
+        ({"overlap": (0, 0.5)}, "tile_model.overlap is"),
+        ({"overlap": (0, 24)}, "tile_model.overlap is .*expected less than its tile"),
+        ({"n_tiles": 0}, "tile_model.n_tiles is 0"),
+        ({"n_tiles": math.nan}, "tile_model.n_tiles is"),
+        ({"n_tiles": math.inf}, "tile_model.n_tiles is"),
+        ({"rate": 0}, "tile_model.rate is 0"),
+        ({"rate": math.nan}, "tile_model.rate is"),
+        ({"rate": -math.inf}, "tile_model.rate is"),
+        ({"probability": None}, "tile_model.probability is None"),
+        ({"probability": DefectProbability((1.0, 1.0), 0.0)}, "coefficients is"),
+        ({"probability": DefectProbability((math.nan,), 0.0)}, "coefficients is"),
+        ({"probability": DefectProbability((1.0,), math.inf)}, "intercept is"),
+    ],
+)
+def test_what_cannot_have_been_learned_from_tiles_is_neither_loaded_nor_saved(
+    clf, path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    tiles = TILES._replace(**wrong)
+    rewrite(path, lambda d: d.update(tile_model=_encode(tiles, "tiles")))
+    with pytest.raises(ModelFileError, match=rf"part\.safetensors.*{message}"):
+        load(path)
+    other = copy.copy(clf)
+    other._tile_model = tiles
+    with pytest.raises(ValueError, match=rf"cannot be saved.*{message}"):
+        save(other, path)
+
+
+@pytest.mark.parametrize("tiles", [[], "tiles", 1, {}])
+def test_a_model_of_tiles_that_is_none_is_refused(path: Path, tiles: Any) -> None:
+    rewrite(path, lambda d: d.update(tile_model=tiles))
+    with pytest.raises(ModelFileError, match=r"part\.safetensors.*(tile_model|no entry 'tile')"):
+        load(path)
 
 
 def test_a_classifier_of_good_images_alone(tmp_path: Path) -> None:

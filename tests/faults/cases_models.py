@@ -151,6 +151,18 @@ def later(description: dict[str, Any]) -> None:
     description["versions"]["defectcam"] = "3.1.0"
 
 
+def of_tiles(**wrong: Any) -> dict[str, Any]:
+    """Describe a model of tiles of which something is wrong."""
+    return {
+        "tile": {"tuple": [32, 32]},
+        "overlap": {"tuple": [8, 8]},
+        "n_tiles": 4.0,
+        "rate": {"float": "inf"},
+        "probability": {"coefficients": {"tuple": [1.0]}, "intercept": 0.0},
+        **wrong,
+    }
+
+
 refused("a file of a later release", "install defectcam>=3.1.0", changed(later))
 for title, says, change in (
     ("version 0 of the layout", "schema_version is 0", lambda d: d.update(schema_version=0)),
@@ -246,6 +258,22 @@ for title, says, change in (
         "a probability of other scores",
         "defect_probability does not fit",
         lambda d: d["defect_probability"].update(coefficients={"tuple": [1.0] * 3}),
+    ),
+    ("tiles without a size", "no entry 'tile'", lambda d: d.update(tile_model={})),
+    (
+        "tiles of a terapixel",
+        "tile_model.tile is",
+        lambda d: d.update(tile_model=of_tiles(tile={"tuple": [10**6, 10**6]})),
+    ),
+    (
+        "tiles that overlap wholly",
+        "expected less than its tile",
+        lambda d: d.update(tile_model=of_tiles(overlap={"tuple": [0, 32]})),
+    ),
+    (
+        "a rate of tiles that is 0",
+        "tile_model.rate is 0",
+        lambda d: d.update(tile_model=of_tiles(rate=0)),
     ),
     (
         "columns of different lengths",
