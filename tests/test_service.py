@@ -772,6 +772,29 @@ def test_a_broken_file_does_not_take_over(tmp_path: Path) -> None:
     assert store.default.reload_error is None
 
 
+def test_a_file_that_comes_back_is_the_one_that_answers(tmp_path: Path) -> None:
+    path, aside, broken = tmp_path / "part", tmp_path / "aside", tmp_path / "broken"
+    touch(path, "0.5")
+    store, told = store_of(path)
+    path.rename(aside)
+    touch(path, "broken")
+    for _ in range(2):
+        store.reload_changed()
+    assert store.default.reload_error
+    path.rename(broken)
+    aside.rename(path)
+    store.reload_changed()
+    assert store.default.reload_error  # it might still change
+    store.reload_changed()
+    assert store.default.reload_error is None
+    assert (store.default.model.answer, told) == (0.5, [("part", False)])
+    broken.replace(path)  # once more: it is not the one that answers, whatever was said of it
+    for _ in range(2):
+        store.reload_changed()
+    assert store.default.reload_error
+    assert told == [("part", False)] * 2
+
+
 @pytest.mark.parametrize("paths", [{}, {"a/b": "x"}, {"": "x"}, {"..": "x"}])
 def test_names_that_are_no_addresses_are_refused(paths: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="model"):

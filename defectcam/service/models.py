@@ -132,6 +132,8 @@ class ServedModel:
             return False
         is_settled = signature == self._seen
         self._seen = signature
+        if is_settled and signature == self.signature:
+            self._refused = self.reload_error = None  # the one that answers is back in its place
         return is_settled and signature not in (self.signature, self._refused)
 
     def reload(self, load: Callable[[Path], Model]) -> bool:
