@@ -8,7 +8,7 @@ The folder is looked at again and again, because notifications of the operating 
 network drives, and one that gets lost would lose an image. A file is taken once its size and its
 time of modification have stayed the same for a while, or at first sight where the camera writes
 under another name and renames (`settle=0`). What cannot be read then may still be on its way: it is
-called bad only after it has not changed for longer.
+called bad only after it has not changed for longer. So is an image that memory does not suffice for.
 
 A result is a line of JSON, appended by one write and on disk before the next image is begun; the
 overlay is written before its line. So after a kill at any moment each line is the whole truth of
@@ -53,6 +53,7 @@ _OVERLAY_FOLDER = "overlays"
 #: Folders whose names could be those of overlays, and what such folders are called.
 _LIKE_OVERLAY = re.compile(r".*\.png(\.folder)*", re.IGNORECASE | re.DOTALL)
 _LATENCIES_KEPT = 10_000
+_NO_MEMORY = "out of memory"  # where the error says nothing itself
 
 #: Of a file that is gone, or a link that leads to none.
 _NOWHERE = (FileNotFoundError, NotADirectoryError)
@@ -418,9 +419,9 @@ class Watcher:
         """Judge files together; one by one where one of them cannot be read."""
         try:
             found = list(self._judge([file.path for file in files]))
-        except ImageReadError as error:
+        except (ImageReadError, MemoryError) as error:
             if len(files) == 1:
-                yield files[0], error
+                yield files[0], _as_read_error(files[0].path, error)
                 return
             for file in files:
                 yield from self._found([file])
@@ -440,7 +441,7 @@ class Watcher:
         self._warn(f"recorded as unreadable: {error}")
 
     def _record(self, file: _File, found: Localization) -> None:
-        overlay = self._draw(found) if self._is_drawn(found) else None
+        overlay = self._draw(file, found) if self._is_drawn(found) else None
         if _stamp_of(file.path) not in (file.stamp, None):
             return  # it was written to while it was read
         name = None if overlay is None else self._write_overlay(file, overlay)
@@ -455,11 +456,14 @@ class Watcher:
     def _is_drawn(self, found: Localization) -> bool:
         return self.overlays == "all" or (self.overlays == "defects" and found.is_defect)
 
-    def _draw(self, found: Localization) -> bytes | None:
+    def _draw(self, file: _File, found: Localization) -> bytes | None:
         try:
             return encode_picture(found.overlay(), ".png")
         except (ImageReadError, ValueError) as error:  # gone, or of another size, since it was read
             self._warn(f"no overlay: {error}")
+            return None
+        except MemoryError as error:
+            self._warn(f"no overlay of {file.name}: {str(error) or _NO_MEMORY}.")
             return None
 
     def _write_overlay(self, file: _File, overlay: bytes) -> str | None:
@@ -616,6 +620,13 @@ def _stamp_of(path: str) -> Stamp | None:
         return _stamp(os.stat(path))
     except OSError:  # gone, or closed to us since
         return None
+
+
+def _as_read_error(path: str, error: ImageReadError | MemoryError) -> ImageReadError:
+    """Blame an image that alone takes more memory than there is: each start would end at it."""
+    if isinstance(error, ImageReadError):
+        return error
+    return ImageReadError(f"{path!r} cannot be judged: {str(error) or _NO_MEMORY}")
 
 
 def _is_of_one_entry(error: OSError) -> bool:

@@ -338,12 +338,63 @@ def test_what_is_no_fault_of_the_file_ends_the_watch_and_records_nothing(
 ) -> None:
     draw(line / "a.png")
 
-    def out_of_memory(paths: Sequence[str]) -> list[Localization]:
-        raise MemoryError
+    def without_device(paths: Sequence[str]) -> list[Localization]:
+        raise RuntimeError("the device is lost")
 
-    with pytest.raises(MemoryError), Watcher(line, tmp_path / "out", out_of_memory, settle=0) as w:
+    out = tmp_path / "out"
+    with (
+        pytest.raises(RuntimeError, match="lost"),
+        Watcher(line, out, without_device, settle=0) as w,
+    ):
         step(w)
     assert rows_of(tmp_path / "out") == []
+
+
+def test_an_image_that_memory_does_not_suffice_for_keeps_no_other_waiting(
+    line: Path, tmp_path: Path, clock: Clock
+) -> None:
+    draw(line / "a.png")
+    draw(line / "huge.png")
+    is_short = [True]
+
+    def judge_in_little_memory(paths: Sequence[str]) -> list[Localization]:
+        if is_short[0] and any(path.endswith("huge.png") for path in paths):
+            raise MemoryError
+        return judge(paths)
+
+    said: list[str] = []
+    for output, is_short_for_good in (("out", True), ("later", False)):
+        is_short[0] = True
+        with Watcher(
+            line, tmp_path / output, judge_in_little_memory, settle=0, warn=said.append
+        ) as watcher:
+            assert step(watcher) == ["a.png", "huge.png"]  # tried again for a while: it may pass
+            assert [row["image"] for row in rows_of(tmp_path / output)] == ["a.png"]
+            clock.now += 10
+            is_short[0] = is_short_for_good
+            assert step(watcher) == ["huge.png"]
+            assert step(watcher) == []
+    assert (rows_of(tmp_path / "later")[1]["error"], len(said)) == (None, 1)
+    row = rows_of(tmp_path / "out")[1]
+    assert row["image"] == "huge.png"
+    assert "huge.png" in row["error"] and "out of memory" in row["error"]
+
+
+def test_an_overlay_that_memory_does_not_suffice_for_is_left_out(
+    line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Localization) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Localization, "overlay", refuse)
+    draw(line / "a.png")
+    said: list[str] = []
+    with Watcher(line, tmp_path / "out", judge, settle=0, warn=said.append) as watcher:
+        step(watcher)
+    [row] = rows_of(tmp_path / "out")
+    assert (row["label"], row["error"], row["overlay"]) == ("good", None, None)
+    [sentence] = said
+    assert "no overlay of a.png" in sentence and "out of memory" in sentence
 
 
 # --- What is written --------------------------------------------------------------------------
