@@ -8,7 +8,8 @@ The folder is looked at again and again, because notifications of the operating 
 network drives, and one that gets lost would lose an image. A file is taken once its size and its
 time of modification have stayed the same for a while, or at first sight where the camera writes
 under another name and renames (`settle=0`). What cannot be read then may still be on its way: it is
-called bad only after it has not changed for longer. So is an image that memory does not suffice for.
+called bad only after it has not changed for longer, and so is an image that takes more memory than
+there is.
 
 A result is a line of JSON, appended by one write and on disk before the next image is begun; the
 overlay is written before its line. So after a kill at any moment each line is the whole truth of
