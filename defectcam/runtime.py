@@ -132,21 +132,8 @@ class Inspector:
         self._n_threads = count_threads(n_threads)
         self._engine = self._open(file, precision)
         self.description = _read_description(self.path, self._engine.description)
-        classes = self.description["classes"]
-        self.classes_: list[Any] = classes["labels"]
-        self.good_label_ = self.classes_[classes["good"]]
-        self._defects = [i for i in range(len(self.classes_)) if i != classes["good"]]
-        self.defect_labels_ = [self.classes_[i] for i in self._defects]
-        self.threshold_ = float(self.description["threshold"])
-        height, width = self.description["preprocessing"]["image_size"]
-        self.image_size_ = (int(height), int(width))
-        self._is_padded = self.description["preprocessing"]["resize"] == "pad"
-        boxes = dict(self.description["boxes"])
-        if boxes["merge_distance"] is not None:
-            boxes["merge_distance"] = float(boxes["merge_distance"])  # JSON knows no infinity
-        self._box_options = boxes
-        # Files of releases that looked once say nothing of it.
-        self._looks_again = self.description.get("second_look") is not None
+        with _complaining_of(self.path):
+            self._follow(self.description)
 
     def localize(self, X: Any) -> Localization | list[Localization]:
         """Say where the defects are, as `DefectCAMClassifier.localize` does.
@@ -197,20 +184,38 @@ class Inspector:
         """
         return [found.label for found in self.localize_iter(X)]
 
+    def _follow(self, description: dict[str, Any]) -> None:
+        """Set what the file says of itself."""
+        classes = description["classes"]
+        self.classes_: list[Any] = classes["labels"]
+        self.good_label_ = self.classes_[classes["good"]]
+        self._defects = [i for i in range(len(self.classes_)) if i != classes["good"]]
+        self.defect_labels_ = [self.classes_[i] for i in self._defects]
+        self.threshold_ = float(description["threshold"])
+        height, width = description["preprocessing"]["image_size"]
+        self.image_size_ = (int(height), int(width))
+        self._is_padded = description["preprocessing"]["resize"] == "pad"
+        boxes = dict(description["boxes"])
+        if boxes["merge_distance"] is not None:
+            boxes["merge_distance"] = float(boxes["merge_distance"])  # JSON knows no infinity
+        self._box_options = boxes
+        # Files of releases that looked once say nothing of it.
+        self._looks_again = description.get("second_look") is not None
+
     @cached_property
     def _engine_of_many(self) -> Engine:
         """The engine for many images: whole images side by side, none waits for another's rest."""
         return self._engine if self._n_threads == 1 else self._engine.of_many(self._n_threads)
 
     def _open(self, file: Path, precision: str) -> Engine:
-        if file.suffix == ".onnx":
+        if file.suffix.lower() == ".onnx":
             if precision != "float32":
                 raise ValueError(
                     f"precision={precision!r}: ONNX Runtime computes in what the file holds; "
                     "export to .xml and install openvino for bfloat16."
                 )
             return _OnnxRuntime(file, file.read_bytes(), self._n_threads)
-        if file.suffix == ".xml":
+        if file.suffix.lower() == ".xml":
             return _OpenVino(file, precision, self._n_threads)
         raise ValueError(f"{self.path!r}: expected a file that ends with .onnx or .xml.")
 
@@ -423,15 +428,36 @@ class _Compiled:
         self._idle.append(request)  # not one that failed
 
 
+@contextlib.contextmanager
+def _complaining_of(name: str) -> Iterator[None]:
+    """Say of which file it is that its description is not one of ours, or no longer."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as e:
+        what = f"it has no entry {e}" if isinstance(e, KeyError) else str(e)
+        raise ExportedModelError(
+            f"{name!r} has a description that cannot be understood ({what}): it is no graph of "
+            "defectcam's, or a damaged one. Give a file that `export` has written, or export again."
+        ) from e
+
+
 def _read_description(name: str, text: str | None) -> dict[str, Any]:
     if text is None:
         raise ExportedModelError(
             f"{name!r} is a graph, but none of defectcam's: give a file that `export` has written."
         )
-    description: dict[str, Any] = json.loads(text)
-    written = int(description["schema_version"])
-    if written > SCHEMA_VERSION:
-        release = description["versions"]["defectcam"]
+    with _complaining_of(name):
+        description: dict[str, Any] = json.loads(text)
+        written = int(description["schema_version"])
+        release = description["versions"]["defectcam"] if written > SCHEMA_VERSION else None
+    if release is not None:
         raise ExportedModelError(
             f"{name!r} was written by defectcam {release} in version {written} of the layout, this "
             f"release reads up to version {SCHEMA_VERSION}: install defectcam>={release}."

@@ -56,7 +56,7 @@ assert not FORBIDDEN & {name.split(".")[0] for name in sys.modules}
 
 
 def write_graph(
-    path: Path, description: dict | None = DESCRIPTION, second: int | None = None
+    path: Path, description: dict | str | None = DESCRIPTION, second: int | None = None
 ) -> Path:
     """Write a graph by hand: brightness is probability, and the map its channels' maximum.
 
@@ -105,7 +105,8 @@ def write_graph(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     if description is not None:
-        helper.set_model_props(model, {METADATA_KEY: json.dumps(description)})
+        text = description if isinstance(description, str) else json.dumps(description)
+        helper.set_model_props(model, {METADATA_KEY: text})
     path.write_bytes(model.SerializeToString())
     return path
 
@@ -196,12 +197,38 @@ def test_runs_without_torch_and_scikit_learn(by_hand: Path, tmp_path: Path) -> N
     [
         (None, "none of defectcam's"),
         ({**DESCRIPTION, "schema_version": 99}, r"install defectcam>=0\.1\.0"),
+        ("our model of cameras", r"strange\.onnx.*Expecting value"),
+        ("[" * 100_000, r"strange\.onnx.*recursion"),
+        ("[]", r"strange\.onnx"),
+        ("{}", r"strange\.onnx.*no entry 'schema_version'"),
+        ({**DESCRIPTION, "schema_version": None}, r"strange\.onnx"),
+        ({**DESCRIPTION, "schema_version": 99, "versions": []}, r"strange\.onnx"),
+        ({"schema_version": 1}, r"strange\.onnx.*no entry 'classes'"),
+        ({**DESCRIPTION, "classes": {"labels": ["good"], "good": 1}}, r"strange\.onnx"),
+        ({**DESCRIPTION, "classes": []}, r"strange\.onnx"),
+        ({**DESCRIPTION, "threshold": "high"}, r"strange\.onnx.*'high'"),
+        ({**DESCRIPTION, "threshold": 10**400}, r"strange\.onnx"),
+        ({**DESCRIPTION, "boxes": {}}, r"strange\.onnx.*no entry 'merge_distance'"),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_strange_graphs_are_refused(tmp_path: Path, description, message: str) -> None:
     path = write_graph(tmp_path / "strange.onnx", description)
     with pytest.raises(ExportedModelError, match=message):
         Inspector(path)
+
+
+def test_a_suffix_may_be_in_capitals(tmp_path: Path, by_hand: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    graph = openvino.convert_model(by_hand)
+    graph.set_rt_info(json.dumps(DESCRIPTION), METADATA_KEY)
+    openvino.save_model(graph, tmp_path / "part.xml")
+    (tmp_path / "part.xml").rename(tmp_path / "PART.XML")
+    (tmp_path / "part.bin").rename(tmp_path / "PART.bin")
+    by_hand.rename(tmp_path / "PART.ONNX")
+    image = draw(255, 0)
+    for name in ("PART.ONNX", "PART.XML"):
+        assert Inspector(tmp_path / name).localize(image).label == "good"
 
 
 def test_files_that_cannot_be_run_are_named(tmp_path: Path, by_hand: Path) -> None:
