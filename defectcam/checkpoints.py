@@ -32,6 +32,7 @@ __all__ = [
     "FitCheckpoint",
     "TrainingLoop",
     "digest_of",
+    "digest_of_tensors",
     "digest_of_weights",
     "parameters_of_training",
 ]
@@ -331,7 +332,7 @@ class FitCheckpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except safetensors.SafetensorError as error:
             raise self._refusal("it is something else, or damaged") from error
-        if texts.get(_DIGEST) != _digest(texts[_KEY], tensors):
+        if texts.get(_DIGEST) != digest_of_tensors(texts[_KEY], tensors):
             raise self._refusal("its content is not what was written")
         description = json.loads(texts[_KEY])
         if description["layout"] != LAYOUT:
@@ -370,9 +371,20 @@ def digest_of(parts: Iterable[str | NDArray[np.float64]]) -> str:
     return digest.hexdigest()
 
 
+def digest_of_tensors(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Hash all that a file says, so that damage is noticed where each number looks possible."""
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def digest_of_weights(network: nn.Module) -> str:
     """Hash all weights of a network."""
-    return _digest("", network.state_dict())
+    return digest_of_tensors("", network.state_dict())
 
 
 def _told(value: Any) -> Any:
@@ -396,17 +408,7 @@ def _packed(description: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    return safetensors.torch.save(plain, {_KEY: text, _DIGEST: _digest(text, plain)})
-
-
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(text.encode(), digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return safetensors.torch.save(plain, {_KEY: text, _DIGEST: digest_of_tensors(text, plain)})
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import defectcam
 from defectcam.backbones import count_parameters
 from defectcam.calibration import DefectProbability, HeatModel
+from defectcam.checkpoints import digest_of_tensors
 from defectcam.classifier import DefectCAMClassifier
 from defectcam.files import check_target, write_atomically
 from defectcam.fingerprint import Fingerprint
@@ -124,7 +125,7 @@ def save(clf: DefectCAMClassifier, path: str | os.PathLike[str], overwrite: bool
     clf._validate_params()  # a wrong one, set since the fit, makes a file that `load` refuses
     text = _as_checked_json(description)
     tensors = _tensors_of(clf)
-    texts = {_KEY: text, _DIGEST: _digest(text, tensors)}
+    texts = {_KEY: text, _DIGEST: digest_of_tensors(text, tensors)}
     write_atomically(target, safetensors.torch.save(tensors, texts))
 
 
@@ -233,17 +234,6 @@ def _tensors_of(clf: DefectCAMClassifier) -> dict[str, Tensor]:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-
-
-def _digest(description: str, tensors: dict[str, Tensor]) -> str:
-    """Hash all that a file says, so that damage is noticed where each number looks possible."""
-    digest = hashlib.blake2b(description.encode(), digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _as_checked_json(description: dict[str, Any]) -> str:
@@ -598,7 +588,7 @@ def _is_same_kind(found: torch.dtype | None, wanted: torch.dtype | None) -> bool
 def _refuse_damage(file: Any, tensors: dict[str, Tensor]) -> None:
     """Compare with the digest, which files of 0.1.0 lack."""
     texts = file.metadata()
-    if _DIGEST in texts and texts[_DIGEST] != _digest(texts[_KEY], tensors):
+    if _DIGEST in texts and texts[_DIGEST] != digest_of_tensors(texts[_KEY], tensors):
         raise ValueError("its content is not what was written: copy it again, or save it again")
 
 
