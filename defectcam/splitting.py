@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import itertools
 import os
 import shutil
 from collections import Counter
@@ -134,16 +135,13 @@ def write_split(split: Split, folder: Path, form: str, final: Path | None = None
                 ) from error
         return
     place = _link if form == "links" else shutil.copy2
-    shared = _shared_names([row for rows in split.rows.values() for row in rows])
-    for side, rows in split.rows.items():
-        names = _names(split.root, rows, shared)
-        for (path, type_, mask, _), name in zip(rows, names, strict=True):
-            _placed(place, path, folder / side / type_ / name)
-            if mask is None:
-                continue
-            target = folder / "ground_truth" / mask_name(name, type_)
-            if not target.exists():  # images of one name, on either side, may share their mask
-                _placed(place, mask, target)
+    for (side, (path, type_, mask, _)), name in _named(split):
+        _placed(place, path, folder / side / type_ / name)
+        if mask is None:
+            continue
+        target = folder / "ground_truth" / mask_name(name, type_)
+        if not target.exists():  # images of one name, on either side, may share their mask
+            _placed(place, mask, target)
 
 
 def _as_csv(rows: Sequence[_Row], base: Path) -> str:
@@ -175,20 +173,62 @@ def _shared_names(rows: Sequence[_Row]) -> set[tuple[str, str]]:
     return {name for name, files in masks.items() if len(files) > 1}
 
 
-def _names(root: str, rows: Sequence[_Row], shared: set[tuple[str, str]]) -> list[str]:
-    """Name each image as it is; with its folders before it where two of a type share a name."""
-    taken = Counter((type_, Path(path).name.lower()) for path, type_, _, _ in rows)
-    return [
-        Path(path).name
-        if taken[type_, Path(path).name.lower()] == 1
-        and (type_, Path(path).stem.lower()) not in shared
-        else "-".join(Path(os.path.relpath(path, root)).parts)
-        for path, type_, _, _ in rows
-    ]
+def _named(split: Split) -> list[tuple[tuple[str, _Row], str]]:
+    """Name each image as it is; with its folders before it where two of a type share a name.
+
+    A name of the latter kind may be that of another image: it has a number after it then.
+    """
+    placed = [(side, row) for side, rows in split.rows.items() for row in rows]
+    shared = _shared_names([row for _, row in placed])
+    taken = Counter((side, row[1], Path(row[0]).name.lower()) for side, row in placed)
+    names: dict[int, str] = {}
+    used = _UsedNames()
+    longer = []
+    for i, (side, (path, type_, mask, _)) in enumerate(placed):
+        name = Path(path).name
+        if taken[side, type_, name.lower()] > 1 or (type_, Path(path).stem.lower()) in shared:
+            longer.append(i)
+            continue
+        names[i] = name
+        used.add(side, type_, name, mask)
+    for i in longer:
+        side, (path, type_, mask, _) = placed[i]
+        whole = Path("-".join(Path(os.path.relpath(path, split.root)).parts))
+        numbered = (f"{whole.stem}-{n}{whole.suffix}" for n in itertools.count(2))
+        names[i] = next(
+            name
+            for name in itertools.chain([whole.name], numbered)
+            if used.is_free(side, type_, name, mask)
+        )
+        used.add(side, type_, names[i], mask)
+    return [(one, names[i]) for i, one in enumerate(placed)]
+
+
+class _UsedNames:
+    """The names that images have got, and the masks that are found by those names' stems."""
+
+    def __init__(self) -> None:
+        self._names: set[tuple[str, str, str]] = set()
+        self._masks: dict[tuple[str, str], str | None] = {}
+
+    def is_free(self, side: str, type_: str, name: str, mask: str | None) -> bool:
+        stem = Path(name).stem.lower()
+        is_own_mask = self._masks.get((type_, stem), mask) == mask
+        return is_own_mask and (side, type_, name.lower()) not in self._names
+
+    def add(self, side: str, type_: str, name: str, mask: str | None) -> None:
+        self._names.add((side, type_, name.lower()))
+        self._masks[type_, Path(name).stem.lower()] = mask
 
 
 def _placed(place: Any, source: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(target):  # where the file system takes two names for one
+        raise FileExistsError(
+            errno.EEXIST,
+            f"cannot write {target.name} for {source!r}: another file of the split has that name "
+            "here. Rename one of the two, or use lists",
+        )
     place(source, target)
 
 

@@ -102,6 +102,38 @@ def test_equal_names_of_train_and_test_do_not_meet(tmp_path: Path) -> None:
     assert names == {f"{number}.png" for number in range(6)}  # others keep theirs
 
 
+@pytest.mark.parametrize("form", ["links", "copies"])
+def test_a_name_with_folders_may_be_an_image_s_own(tmp_path: Path, form: str) -> None:
+    rows: dict[str, list] = {"train": [], "test": []}
+    for number, name in enumerate(("dent/a/1.png", "dent/b/1.png", "dent/dent-a-1.png")):
+        path, mask = touch(tmp_path / "parts" / name), touch(tmp_path / "masks" / f"{number}.png")
+        Image.new("L", (4, 4), number).save(path)
+        Image.new("L", (4, 4), number).save(mask)
+        rows["train"].append((path, "dent", mask, None))
+    other = touch(tmp_path / "parts" / "dent" / "c" / "dent-b-1.png")
+    Image.new("L", (4, 4), 3).save(other)
+    rows["test"].append((other, "dent", None, None))
+    out = tmp_path / "out"
+    out.mkdir()
+    write_split(Split(str(tmp_path / "parts"), rows), out, form)
+    written = sorted(out.rglob("t*/dent/*.png"))
+    assert {np.asarray(Image.open(path))[0, 0] for path in written} == {0, 1, 2, 3}
+    assert len(written) == 4
+    for path in written:
+        mask = out / "ground_truth" / "dent" / f"{path.stem}_mask.png"
+        value = np.asarray(Image.open(path))[0, 0]
+        assert not mask.exists() if value == 3 else np.asarray(Image.open(mask))[0, 0] == value
+    assert {"dent-a-1.png", "dent-b-1.png"} <= {path.name for path in written}  # as they were
+
+
+def test_nothing_replaces_a_file(parts: Path, tmp_path: Path) -> None:
+    split = split_folder(parts)
+    (tmp_path / "split").mkdir()
+    write_split(split, tmp_path / "split", "copies")
+    with pytest.raises(FileExistsError, match="Rename one of the two"):
+        write_split(split, tmp_path / "split", "copies")
+
+
 @pytest.mark.parametrize("test_size", [0, 1, 1.5, -0.2])
 def test_sizes_that_are_no_shares(test_size: float, parts: Path) -> None:
     with pytest.raises(ValueError, match="test_size"):
