@@ -721,12 +721,18 @@ def _overlay_names(paths: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """Name each overlay as its image, relative to the deepest folder that holds all arguments."""
     names = _names_below(paths, arguments)
     short = [name.with_suffix(".png").as_posix() for name in names]
+    whole = [f"{name.as_posix()}.png" for name in names]
+    folders = {folder.as_posix().lower() for name in names for folder in name.parents}
     counts = Counter(name.lower() for name in short)
-    # part.jpg and part.tif keep their suffixes, or one overlay would replace the other.
-    return [
-        one if counts[one.lower()] == 1 else f"{name.as_posix()}.png"
-        for one, name in zip(short, names, strict=True)
-    ]
+    # part.jpg and part.tif keep their suffixes, or one overlay would replace the other; and so
+    # does part.jpg.bmp then, whose short name is the whole one of part.jpg.
+    kept = {i for i, name in enumerate(short) if counts[name.lower()] > 1}
+    while True:
+        taken = folders | {whole[i].lower() for i in kept}
+        more = {i for i, name in enumerate(short) if name.lower() in taken} - kept
+        if not more:
+            return [whole[i] if i in kept else name for i, name in enumerate(short)]
+        kept |= more
 
 
 def _names_below(paths: Sequence[str], arguments: Sequence[str]) -> list[Path]:

@@ -633,6 +633,13 @@ def test_overlays_are_named_as_the_images(tmp_path: Path) -> None:
     assert cli._overlay_names(paths[3:], paths[3:]) == ["2.png"]
 
 
+def test_no_two_overlays_have_one_name(tmp_path: Path) -> None:
+    names = ["x.jpg", "x.tif", "x.jpg.bmp", "x.jpg.bmp.jpg", "y.jpg", "y.png/1.jpg", "z.jpg.bmp"]
+    overlays = cli._overlay_names([str(tmp_path / name) for name in names], [str(tmp_path)])
+    kept = ["x.jpg.png", "x.tif.png", "x.jpg.bmp.png", "x.jpg.bmp.jpg.png", "y.jpg.png"]
+    assert overlays == [*kept, "y.png/1.png", "z.jpg.png"]
+
+
 # --- annotate ---------------------------------------------------------------------------------
 
 
