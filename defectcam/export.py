@@ -28,12 +28,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from defectcam.backbones import weights_licence
 from defectcam.classifier import DefectCAMClassifier
+from defectcam.exceptions import warn_caller
 from defectcam.files import check_target, temporary_folder, write_atomically
 from defectcam.graph import Decision, DeployedNetwork
 from defectcam.images import read_reduced
 from defectcam.parity import Int8Loss, Parity, TorchProgram, measure_int8_loss, verify
+from defectcam.review import Labelled, labelled_images
 from defectcam.runtime import METADATA_KEY, SCHEMA_VERSION, Inspector
-from defectcam.sources import as_sources
+from defectcam.sources import as_sources, is_path
 
 __all__ = [
     "LEAST_TORCH",
@@ -115,7 +117,7 @@ def export(
         float32. Not for ``.pt2``.
     X, y : images and labels, optional
         On which the loss by int8 is measured, as `DefectCAMClassifier.evaluate` takes them. By
-        default the images `int8`, whose labels are known if they are a folder.
+        default the images `int8`, whose labels are known if they are a folder with one per class.
     max_auroc_loss : float, default=0.01
         Largest loss of area under the images' ROC curve by int8.
     max_probability_change : float, default=0.05
@@ -140,6 +142,11 @@ def export(
         If a file exists and `overwrite` is false.
     ImportError
         If a package is missing: ``pip install 'defectcam[onnx,openvino]'``.
+
+    Warns
+    -----
+    UserWarning
+        If the loss is to be measured on a folder with sub-folders, none of which is of good parts.
     """
     _check_exportable(clf)
     target = Path(path)
@@ -150,16 +157,17 @@ def export(
         write_atomically(target, _as_pt2(_traced(module), description))
         return None
     _check_torch(target)
+    measured = None if int8 is None else _measured(clf, int8 if X is None else X, y)
     with _named_failure(clf):
         model = _as_onnx(_traced(module), description, _outputs_of(module))
     loss = None
-    if int8 is not None:
-        images, X = as_sources(int8).items, int8 if X is None else X
+    if measured is not None:
+        images = as_sources(int8).items
         model = _quantised(model, _chosen(images), clf, is_padded=module.takes_original_size)
         with tempfile.TemporaryDirectory() as folder:
             trial = Path(folder, "int8.onnx")
             trial.write_bytes(model.SerializeToString())
-            loss = measure_int8_loss(clf, Inspector(trial), X, y)
+            loss = measure_int8_loss(clf, Inspector(trial), measured)
         _refuse_large(loss, max_auroc_loss, max_probability_change)
     if target.suffix == ".onnx":
         write_atomically(target, _with_default_size(model).SerializeToString())
@@ -379,6 +387,21 @@ def _named_failure(clf: DefectCAMClassifier) -> Iterator[None]:
             f"the network with backbone={clf._fitted_backbone!r} cannot be written as a graph of "
             f"ONNX opset {OPSET} ({error}). efficientnet_lite0, resnet18 and vgg16 can."
         ) from error
+
+
+def _measured(clf: DefectCAMClassifier, X: Any, y: Any) -> Labelled:
+    """List the images that the loss is measured on, with their labels if they have any."""
+    measured = labelled_images(clf, X, y, needed=False)
+    if measured.types is None and is_path(X):
+        parts = (Path(path).relative_to(X).parts for path in measured.items)
+        folders = sorted({first for first, *below in parts if below})
+        if folders:  # else a limit that was asked for would silently hold nothing
+            warn_caller(
+                f"The loss of ROC AUC is not measured: no folder in {os.fspath(X)!r} "
+                f"({', '.join(folders[:5])}{', ...' if len(folders) > 5 else ''}) has the name of "
+                "good parts."
+            )
+    return measured
 
 
 # --- Graphs -----------------------------------------------------------------------------------

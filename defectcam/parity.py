@@ -7,9 +7,7 @@ model and trains nothing.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +17,9 @@ from sklearn.metrics import roc_auc_score
 
 from defectcam.classifier import DefectCAMClassifier
 from defectcam.results import Localization
+from defectcam.review import Labelled
 from defectcam.runtime import METADATA_KEY, Inspector
-from defectcam.sources import as_sources, is_path, labelled_sources
+from defectcam.sources import as_sources
 
 __all__ = ["Int8Loss", "Parity", "ParityRow", "TorchProgram", "in_float32", "verify"]
 
@@ -205,7 +204,9 @@ def verify(clf: DefectCAMClassifier, engines: Mapping[str, Inspector], X: Any) -
     return Parity(len(items), n_boxes, rows)
 
 
-def measure_int8_loss(clf: DefectCAMClassifier, inspector: Inspector, X: Any, y: Any) -> Int8Loss:
+def measure_int8_loss(
+    clf: DefectCAMClassifier, inspector: Inspector, measured: Labelled
+) -> Int8Loss:
     """Hold an int8 model's answers against the classifier's.
 
     Parameters
@@ -213,10 +214,10 @@ def measure_int8_loss(clf: DefectCAMClassifier, inspector: Inspector, X: Any, y:
     clf : DefectCAMClassifier
     inspector : Inspector
         Of the int8 model.
-    X, y : images and their labels
-        A folder of labelled images brings its own; without labels there is no AUROC.
+    measured : Labelled
+        The images; without labels there is no AUROC.
     """
-    items, is_defect = _with_labels(clf, X, y)
+    items, is_defect = measured.items, measured.is_defect
     before = list(_answers(in_float32(clf).localize_iter(items)))
     after = list(_answers(inspector.localize_iter(items)))
     first, second = (np.array([p for p, _ in answers]) for answers in (before, after))
@@ -234,16 +235,3 @@ def measure_int8_loss(clf: DefectCAMClassifier, inspector: Inspector, X: Any, y:
 
 def _answers(found: Iterator[Localization]) -> Iterator[tuple[float, Any]]:
     return ((one.probability, one.label) for one in found)
-
-
-def _with_labels(
-    clf: DefectCAMClassifier, X: Any, y: Any
-) -> tuple[list[Any], NDArray[np.bool_] | None]:
-    if y is None and not _has_sub_folders(X):
-        return as_sources(X).items, None
-    sources, labels = labelled_sources(X, y, clf.good_label_)
-    return sources.items, np.asarray(labels) != clf.good_label_
-
-
-def _has_sub_folders(X: Any) -> bool:
-    return is_path(X) and os.path.isdir(X) and any(p.is_dir() for p in list(Path(X).iterdir()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -462,6 +463,38 @@ def test_int8_keeps_probabilities_where_they_were(
     export(quick.clf, path, int8=folder, **limits)
     moved = exporting._log_odds(path, images) - exporting._log_odds(quick.onnx, images)
     assert abs(np.nanmedian(moved)) > 0.01
+
+
+@pytest.mark.parametrize("kind", [bool, int])
+def test_int8_finds_the_labels_of_folders_for_truth_values(
+    kind: type, folder: Path, tiny_classifier: Callable
+) -> None:
+    is_defect = [kind("good" not in Path(path).parent.name) for path in find_images(folder)]
+    clf = tiny_classifier(max_epochs=1).fit(find_images(folder), is_defect)
+    measured = exporting._measured(clf, folder, None)
+    assert measured.is_defect is not None
+    assert measured.is_defect.tolist() == is_defect
+
+
+def test_int8_takes_no_sub_folder_for_a_label(
+    fast: Exported, folder: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    flat = tmp_path / "flat"
+    (flat / ".ipynb_checkpoints").mkdir(parents=True)
+    shutil.copy(find_images(folder)[0], flat)
+    assert exporting._measured(fast.clf, flat, None).types is None
+    assert not recwarn.list
+    shutil.copytree(folder / "good", flat / "monday")
+    with pytest.warns(UserWarning, match=r"ROC AUC is not measured: no folder in .* \(monday\)"):
+        assert exporting._measured(fast.clf, flat, None).types is None
+
+
+def test_int8_knows_its_labels_before_it_quantises(
+    fast: Exported, folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(exporting, "_quantised", lambda *_, **__: pytest.fail("quantised"))
+    with pytest.raises(ValueError, match="1 labels"):
+        export(fast.clf, tmp_path / "i.onnx", int8=folder, X=find_images(folder), y=["good"])
 
 
 def test_int8_that_costs_too_much_is_refused(
