@@ -179,6 +179,7 @@ def _predict(args: argparse.Namespace) -> int:
     table, table_format = _table_of(args)
     paths = _list_images(args.images)
     clf = _load(args)
+    _check_read_whole(clf, paths)
     records, rows = [], []
     print_rows = table_format is None and not args.json
     for path, found in zip(paths, _found(clf, paths, args.quiet, print_rows), strict=True):
@@ -223,6 +224,7 @@ def _localize(args: argparse.Namespace) -> int:
     _refuse_missing_method(method)
     clf = _load(args)
     _refuse_wrong_tiles(args, clf)
+    _check_read_whole(clf, paths, args.tile)
     records, rows = [], []
     localized = _found(
         clf,
@@ -266,6 +268,7 @@ def _annotate(args: argparse.Namespace) -> int:
     paths = _list_images(args.images, without=output)
     names = [name.as_posix() for name in _names_below(paths, args.images)]
     clf = _load(args)
+    _check_read_whole(clf, paths)
     results = []
     for path, found in zip(paths, _found(clf, paths, args.quiet, not args.json), strict=True):
         results.append(found)
@@ -321,9 +324,15 @@ def _report(args: argparse.Namespace) -> int:
     clf.set_params(verbose=_verbosity(args))
     from defectcam.report import write_report
 
+    images: Path | list[str]
+    if may_have_labels:
+        images = _tested(args.images[0])
+    else:
+        images = _list_images(args.images)
+        _check_read_whole(clf, images)
     write_report(
         clf,
-        _tested(args.images[0]) if may_have_labels else _list_images(args.images),
+        images,
         path=args.output,
         masks=args.masks,
         good_label=args.good_label,
@@ -352,6 +361,7 @@ def _export(args: argparse.Namespace) -> int:
     with _usage_errors(ValueError):
         check_suffix(target, is_int8=args.int8 is not None)
     clf = load(args.model, device="cpu")
+    _check_read_whole(clf, images)
     with temporary_folder(target) as folder:
         staged = folder / target.name
         options = {"int8": args.int8, "X": args.measure, "max_auroc_loss": args.max_auroc_loss}
@@ -508,8 +518,10 @@ def _query(args: argparse.Namespace) -> int:
     paths = _list_images(args.images)
     if not 1 <= args.n <= len(paths):
         raise _UsageError(f"-n {args.n}: from 1 to {len(paths)} of these images can be chosen.")
+    clf = _load(args)
+    _check_read_whole(clf, paths)
     with _usage_errors(ValueError):  # the model may see images in tiles
-        chosen = [paths[i] for i in _load(args).query(paths, args.n)]
+        chosen = [paths[i] for i in clf.query(paths, args.n)]
     if args.json:
         _print_json(chosen)
     else:
@@ -690,15 +702,25 @@ def _set_thresholds(
 def _list_images(arguments: Sequence[str], without: Path | None = None) -> list[str]:
     """List the images of files and folders, each once, and refuse unreadable ones.
 
-    Images below `without` are skipped where it lies in one of the folders: those are overlays.
+    Files that may be read in parts are left to `_check_read_whole`, which knows the model. Images
+    below `without` are skipped where it lies in one of the folders: those are overlays.
     """
     from defectcam.images import check_readable
     from defectcam.large_images import is_read_in_parts
 
     paths = _find_images(arguments, without)
-    # Pillow refuses headers of huge files, which may be read in parts.
     check_readable(path for path in paths if not is_read_in_parts(path))
     return paths
+
+
+def _check_read_whole(clf: DefectCAMClassifier, paths: Sequence[str], tile: Any = None) -> None:
+    """Refuse what `_list_images` has left; not for tiles: Pillow would refuse huge files."""
+    if tile is not None or clf.tile_ is not None:
+        return
+    from defectcam.images import check_readable
+    from defectcam.large_images import is_read_in_parts
+
+    check_readable(path for path in paths if is_read_in_parts(path))
 
 
 def _find_images(arguments: Sequence[str], without: Path | None = None) -> list[str]:

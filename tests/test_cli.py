@@ -27,6 +27,7 @@ from defectcam import DefectCAMClassifier, annotations, cli, cli_options, load, 
 from defectcam.attribution import METHODS
 from defectcam.configuration import read_configuration
 from defectcam.datasets import load_csv, load_folder, load_mvtec, train_test_split_by_type
+from defectcam.images import ImageReadError
 from defectcam.recipes import RECIPES, VGG16_CAM
 from defectcam.splitting import FORMS
 from defectcam.tables import result_row
@@ -620,6 +621,32 @@ def test_a_failing_localize_leaves_nothing(
     assert run(*arguments) == cli.BAD_DATA
     assert "003.png" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize("command", ["predict", "localize", "annotate"])
+def test_a_broken_tiff_is_named_before_the_first_answer(
+    command: str, model: Path, parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    images = shutil.copytree(parts, tmp_path / "images")
+    (images / "scratch" / "broken.tif").write_bytes(b"no image")
+    options: dict[str, tuple[str, ...]] = {
+        "localize": ("-o", str(tmp_path / "found")),
+        "annotate": ("-o", str(tmp_path / "found"), "--format", "coco"),
+    }
+    assert (
+        run(command, model, images, "--batch-size", "1", *options.get(command, ())) == cli.BAD_DATA
+    )
+    printed = capsys.readouterr()
+    assert "broken.tif" in printed.err
+    assert printed.out == ""
+
+
+def test_only_tiles_spare_tiffs_the_check(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.tif").write_bytes(b"no image")
+    clf = load(model)
+    with pytest.raises(ImageReadError, match=r"broken\.tif"):
+        cli._check_read_whole(clf, [str(tmp_path / "broken.tif")])
+    cli._check_read_whole(clf, [str(tmp_path / "broken.tif")], tile="auto")
 
 
 def test_overlays_are_named_as_the_images(tmp_path: Path) -> None:
