@@ -529,14 +529,15 @@ def _next(
     if any(finding.severity == "error" for finding in findings):
         return "mend the errors, then: " + _command("doctor", root, *name)
     model = f"{Path(root).resolve().name}.safetensors"
+    named = Path(root) if Path(root).name not in ("", "..") else Path(root).resolve()
     train = sub_folder(root, "train")
     if train is not None and sub_folder(root, "test") is not None:
         if any(entry.is_dir() and entry.name != good for entry in train.iterdir()):
             return _command("fit", str(train), "-o", model, *name)
-        return _command("split", root, "-o", f"{root.rstrip(os.sep)}-split", "--form=links", *name)
+        return _command("split", root, "-o", f"{named}-split", "--form=links", *name)
     counts = Counter(types)
     if len(types) - counts[good] >= _ENOUGH_TO_SPLIT and min(counts.values()) > 1:
-        return _command("split", root, "-o", f"{root.rstrip(os.sep)}-split", "--form=links", *name)
+        return _command("split", root, "-o", f"{named}-split", "--form=links", *name)
     return _command("fit", root, "-o", model, *name)
 
 

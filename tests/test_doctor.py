@@ -66,6 +66,14 @@ def test_a_healthy_folder(parts: Path) -> None:
     assert examination.next == f"defectcam split {parts} -o {parts}-split --form=links"
 
 
+@pytest.mark.parametrize("root", [".", "..", "good/.."])
+def test_a_folder_without_a_name_is_split_beside_itself(
+    root: str, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(parts / "good" if root == ".." else parts)
+    assert examine(root).next == f"defectcam split {root} -o {parts}-split --form=links"
+
+
 # --- Three broken folders ---------------------------------------------------------------------
 
 
