@@ -58,7 +58,7 @@ from defectcam.results import Localization
 from defectcam.shapes import AnnotatedImage, Shape, box_around
 from defectcam.sources import is_path
 
-__all__ = ["FORMATS", "import_annotations", "write_annotations"]
+__all__ = ["FORMATS", "check_request", "import_annotations", "write_annotations"]
 
 FORMATS = ("coco", "cvat", "labelme", "labelstudio", "voc", "yolo")
 
@@ -149,7 +149,8 @@ def write_annotations(
     target = Path(folder)
     _refuse_existing(target, overwrite)
     label_files = _label_files(names, format)
-    copies = _copies(results, names, target, format) if copy_images else []
+    sources = [found.source for found in results]
+    copies = _copies(sources, names, target, format) if copy_images else []
     images = [found.annotated(name, tolerance) for found, name in zip(results, names, strict=True)]
     listed = _classes(results, images, classes)
     _warn_of_lost_defects(images, format)
@@ -171,6 +172,37 @@ def write_annotations(
         for source, place in copies:
             (staging / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, staging / place)
+
+
+def check_request(
+    sources: Sequence[Any],
+    folder: str | os.PathLike[str],
+    format: str,
+    names: Sequence[str],
+    *,
+    shapes: str | None = None,
+    tolerance: float = 0.0,
+    copy_images: bool = False,
+) -> None:
+    """Refuse what `write_annotations` would, as far as is known before images are judged.
+
+    Parameters
+    ----------
+    sources : sequence
+        The images.
+    folder, format, names, shapes, tolerance, copy_images
+        As `write_annotations` takes them.
+
+    Raises
+    ------
+    ValueError
+        As there.
+    """
+    _check_options(format, shapes, tolerance)
+    names = _checked_names(names, len(sources))
+    _label_files(names, format)
+    if copy_images:
+        _copies(sources, names, Path(folder), format)
 
 
 def import_annotations(
@@ -378,10 +410,12 @@ def _image_names(results: Sequence[Localization], names: Sequence[str] | None) -
         paths = [Path(os.path.abspath(found.source)) for found in results]
         base = os.path.commonpath([path.parent for path in paths])
         names = [path.relative_to(base).as_posix() for path in paths]
-    if len(names) != len(results):
-        raise ValueError(
-            f"names must hold one name per result, got {len(names)} for {len(results)}."
-        )
+    return _checked_names(names, len(results))
+
+
+def _checked_names(names: Sequence[str], n_results: int) -> list[str]:
+    if len(names) != n_results:
+        raise ValueError(f"names must hold one name per result, got {len(names)} for {n_results}.")
     checked = []
     for number, name in enumerate(names):
         if isinstance(name, str) and "\\" in name:
@@ -436,15 +470,15 @@ def _label_files(names: Sequence[str], format: str) -> list[str]:
 
 
 def _copies(
-    results: Sequence[Localization], names: Sequence[str], target: Path, format: str
+    sources: Sequence[Any], names: Sequence[str], target: Path, format: str
 ) -> list[tuple[Path, Path]]:
     """From where to where images are copied; the places are relative to the target."""
     below = {"labelme": Path(), "voc": Path("JPEGImages")}.get(format, Path("images"))
     copies = []
-    for found, name in zip(results, names, strict=True):
-        if not is_path(found.source):
+    for given, name in zip(sources, names, strict=True):
+        if not is_path(given):
             raise ValueError(f"copy_images: {name!r} is no file that could be copied.")
-        source = Path(found.source)
+        source = Path(given)
         if source.resolve() == (target / below / name).resolve():
             raise ValueError(
                 f"the copy of {source} would replace the image: give another folder, or leave out "

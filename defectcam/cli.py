@@ -261,12 +261,19 @@ def _localize(args: argparse.Namespace) -> int:
 
 
 def _annotate(args: argparse.Namespace) -> int:
-    from defectcam.annotations import write_annotations
+    from defectcam.annotations import check_request, write_annotations
 
     output = Path(args.output)
     _refuse_existing_folder(output, args.force)
     paths = _list_images(args.images, without=output)
     names = [name.as_posix() for name in _names_below(paths, args.images)]
+    options: dict[str, Any] = {
+        "shapes": args.shapes,
+        "tolerance": args.tolerance,
+        "copy_images": args.copy_images,
+    }
+    with _usage_errors(ValueError):  # an option, or the name of an image
+        check_request(paths, output, args.format, names, **options)
     clf = _load(args)
     _check_read_whole(clf, paths)
     results = []
@@ -274,17 +281,15 @@ def _annotate(args: argparse.Namespace) -> int:
         results.append(found)
         if not args.json:
             print(f"{_answer(clf, found)}  {_n_boxes(found):>8}  {path}")
-    with _usage_errors(ValueError):  # an option, or the name of an image
+    with _usage_errors(ValueError):  # the name of a label
         write_annotations(
             results,
             output,
             args.format,
             names=names,
             classes=clf.defect_labels_,
-            shapes=args.shapes,
-            tolerance=args.tolerance,
-            copy_images=args.copy_images,
             overwrite=args.force,
+            **options,
         )
     if args.json:
         n_boxes = [len(found.boxes) for found in results]

@@ -725,6 +725,24 @@ def test_annotate_refuses_what_cannot_be_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format", "yolo"], "have the same label file: rename one"),
+        (["--format", "voc", "--shapes", "polygon"], "Pascal VOC"),
+        (["--format", "coco", "--tolerance", "-1"], "tolerance must be"),
+    ],
+)
+def test_annotate_refuses_names_and_options_before_the_model_is_loaded(
+    options: list[str], message: str, tmp_path: Path, capsys: Output
+) -> None:
+    images = draw_folder(tmp_path / "images")
+    Image.new("L", (8, 8)).save(images / "good" / "000.tif")
+    model = tmp_path / "there_is_none.safetensors"
+    assert run("annotate", model, images, "-o", tmp_path / "out", *options) == cli.USAGE
+    assert message in capsys.readouterr().err
+
+
 # --- evaluate and info ------------------------------------------------------------------------
 
 
