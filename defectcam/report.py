@@ -532,7 +532,7 @@ def _limits(clf: Any, content: _Content) -> list[str]:
             "The model was trained without held-out images (cv=None): its probabilities and "
             "thresholds rest on images that it knows."
         )
-    if clf.heatmap == "min_max_cam":
+    if clf.info()["heatmap"] == "min_max_cam":  # as fitted: the parameter may be another since
         limits.append(
             "Heatmaps are stretched to each image's own range: a good part looks as hot as a "
             "defective one."

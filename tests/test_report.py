@@ -56,6 +56,7 @@ class Painted(BaseEstimator):
         self.good_label_ = np.array(["good"])[0]
         self.classes_ = np.array(["dent", "good", "scratch"])
         self.threshold_ = 0.5
+        self.fitted_heatmap_ = heatmap
         self.n_jobs = 1
         self.history_ = {
             "fold": [0, 0, 1],
@@ -71,7 +72,7 @@ class Painted(BaseEstimator):
         names += (
             "n_training_images training_labels training_data epochs heatmap threshold box_threshold"
         )
-        return {name: 7 for name in names.split()}
+        return {**{name: 7 for name in names.split()}, "heatmap": self.fitted_heatmap_}
 
     def localize_iter(self, X: Any) -> Iterator[Localization]:
         for item in X:
@@ -284,6 +285,10 @@ def test_limits_name_what_was_not_held_out(tmp_path: Path) -> None:
     clf = Painted(cv=None, heatmap="min_max_cam")
     text = write_report(clf, images, y, tmp_path / "report.html").read_text()
     assert "cv=None" in text and "stretched to each image" in text
+    clf.set_params(heatmap="fused")  # which counts at the next fit
+    assert (
+        "stretched to each image" in write_report(clf, images, y, tmp_path / "2.html").read_text()
+    )
 
 
 def test_nothing_is_left_of_a_report_that_fails(tmp_path: Path) -> None:
