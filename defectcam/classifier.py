@@ -68,7 +68,7 @@ from defectcam.diagnostics import (
     warn_if_only_good,
     warn_if_suspects,
 )
-from defectcam.drift import Drift, describe_images, measure_drift
+from defectcam.drift import Drift, check_drift_options, describe_images, measure_drift
 from defectcam.duplicates import duplicate_groups, duplicate_pairs
 from defectcam.evaluation import Evaluation, evaluate, labelled_types
 from defectcam.exceptions import warn_caller
@@ -1785,6 +1785,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self._refuse_tiles("drift")
+        check_drift_options(alpha, n_examples)
         if not len(getattr(self, "drift_reference_", ())):
             raise ValueError(
                 "There are no held-out answers to training images to compare with: the classifier "

@@ -21,7 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-__all__ = ["STATISTICS", "Drift", "DriftTest", "describe_images", "measure_drift"]
+__all__ = [
+    "STATISTICS",
+    "Drift",
+    "DriftTest",
+    "check_drift_options",
+    "describe_images",
+    "measure_drift",
+]
 
 #: What images are compared by, in the order of the columns of a reference, after the probability.
 STATISTICS = (
@@ -172,6 +179,20 @@ def describe_images(
     return np.column_stack(columns).astype(np.float32)
 
 
+def check_drift_options(alpha: float, n_examples: int) -> None:
+    """Refuse options of `measure_drift`, before images are read for it.
+
+    Raises
+    ------
+    ValueError
+        If `alpha` is not a share, or `n_examples` no number of images.
+    """
+    if not (isinstance(alpha, Real) and 0 < alpha < 1):
+        raise ValueError(f"alpha={alpha!r}: a share between 0 and 1 was expected.")
+    if not (isinstance(n_examples, Integral) and n_examples >= 0):
+        raise ValueError(f"n_examples={n_examples!r}: a whole number of images was expected.")
+
+
 def measure_drift(
     reference: NDArray[np.float32],
     new: NDArray[np.float32],
@@ -209,10 +230,7 @@ def measure_drift(
     Lipton, "Failing Loudly: An Empirical Study of Methods for Detecting Dataset Shift", NeurIPS
     2019.
     """
-    if not (isinstance(alpha, Real) and 0 < alpha < 1):
-        raise ValueError(f"alpha={alpha!r}: a share between 0 and 1 was expected.")
-    if not (isinstance(n_examples, Integral) and n_examples >= 0):
-        raise ValueError(f"n_examples={n_examples!r}: a whole number of images was expected.")
+    check_drift_options(alpha, n_examples)
     tests, outliers = [], []
     is_bad, was_bad = new[:, 0] >= threshold, reference[:, 0] >= threshold
     for called, rows, reference_rows in (

@@ -152,3 +152,11 @@ def test_a_classifier_without_a_reference_says_what_to_do(clf: DefectCAMClassifi
 def test_too_few_images_say_how_many_are_needed(clf: DefectCAMClassifier) -> None:
     with pytest.raises(ValueError, match="at least 8"):
         clf.drift(parts(3, 1))
+
+
+@pytest.mark.parametrize("options", [{"alpha": 5}, {"n_examples": -1}])
+def test_options_are_refused_before_images_are_read(
+    options: dict, clf: DefectCAMClassifier, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))}="):
+        clf.drift([tmp_path / "none.png"], **options)
