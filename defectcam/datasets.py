@@ -36,6 +36,7 @@ from sklearn.utils import Bunch
 
 from defectcam.coco import CocoImage, read_coco
 from defectcam.defects import make_defects
+from defectcam.files import write_atomically
 from defectcam.folders import (
     find_good_label,
     find_masks,
@@ -607,7 +608,20 @@ def _visa_column(
 
 def _write_masks(images: Sequence[CocoImage], folder: Path) -> list[str | None]:
     """Write the masks, and return their files, as the evaluation looks for them in a folder."""
+    files = _mask_files(images, folder)
+    for image, file in zip(images, files, strict=True):
+        if file is None:
+            continue
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        encoded = cv2.imencode(".png", np.asarray(image.mask, np.uint8) * 255)[1]
+        write_atomically(file, encoded.tobytes())
+    return files
+
+
+def _mask_files(images: Sequence[CocoImage], folder: Path) -> list[str | None]:
+    """Name the file of each mask, or refuse all of them before the first is written."""
     files: list[str | None] = []
+    taken: set[str] = set()
     for image in images:
         if image.mask is None:
             files.append(None)
@@ -615,14 +629,12 @@ def _write_masks(images: Sequence[CocoImage], folder: Path) -> list[str | None]:
         file = folder / mask_name(image.file_name, image.type)
         if file.parent.parent != folder or str(image.type) in (".", ".."):
             raise ValueError(f"The category {image.type!r} cannot be the name of a folder.")
-        if str(file) in files:
+        if str(file) in taken:
             raise ValueError(
                 f"{image.file_name!r} and another image would both have the mask {str(file)!r}: "
                 "leave mask_folder out, and masks are drawn when they are asked for."
             )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        encoded = cv2.imencode(".png", np.asarray(image.mask, np.uint8) * 255)[1]
-        file.write_bytes(encoded.tobytes())
+        taken.add(str(file))
         files.append(str(file))
     return files
 

@@ -257,6 +257,7 @@ def test_load_coco_refuses_two_masks_of_one_name(coco: Path) -> None:
     coco.write_text(json.dumps(value))
     with pytest.raises(ValueError, match=r"'more/1.png' and another image"):
         load_coco(coco, mask_folder=coco.parent / "masks")
+    assert not (coco.parent / "masks").exists()
 
 
 def test_load_coco_says_where_it_looked(coco: Path, tmp_path: Path) -> None:
