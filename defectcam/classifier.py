@@ -1776,8 +1776,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If there are too few images; if the classifier sees images in tiles, was fitted without
-            folds, or was saved by a release that did not keep what new images are compared with.
+            If `alpha` or `n_examples` is wrong, which is found out before images are read; if there
+            are too few images; if the classifier sees images in tiles, was fitted without folds, or
+            was saved by a release that did not keep what new images are compared with.
 
         See Also
         --------
