@@ -14,8 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import MiniBatchKMeans
-from sklearn.metrics import pairwise_distances_argmin_min
-from sklearn.preprocessing import StandardScaler
+from sklearn.utils import gen_batches
 from torch import Tensor, nn
 
 #: Patches that k-means looks at. More changed neither the map nor the scores in trials.
@@ -145,8 +144,9 @@ class Codebook(nn.Module):
         rng = np.random.RandomState(random_state)
         if len(patches) > MAX_CODEBOOK_PATCHES:
             patches = patches[rng.choice(len(patches), MAX_CODEBOOK_PATCHES, replace=False)]
-        # Not NumPy's deviation: summed up in float32, that of equal values is not 0.
-        scale = StandardScaler(with_mean=False).fit(patches).scale_.astype(patches.dtype)
+        scale = patches.std(axis=0)
+        # Summed up in float32, the deviation of many equal values is not 0.
+        scale[np.ptp(patches, axis=0) == 0] = 1.0
         scaled = patches / scale
         # Fewer patches than that per centre, and every patch is a centre of its own.
         n_centres = max(1, min(n_centres, len(scaled) // MIN_PATCHES_PER_CENTRE))
@@ -168,7 +168,8 @@ class Codebook(nn.Module):
         codebook = cls(patches.shape[1], n_centres)
         codebook.scale.copy_(torch.from_numpy(scale))
         codebook.centres.copy_(torch.from_numpy(kmeans.cluster_centers_))
-        _, distances = pairwise_distances_argmin_min(scaled, kmeans.cluster_centers_)
+        parts = gen_batches(len(scaled), 4096)  # the distances to all centres take much memory
+        distances = np.concatenate([kmeans.transform(scaled[part]).min(axis=1) for part in parts])
         typical, limit = np.quantile(distances, [0.5, GOOD_PATCH_QUANTILE])
         codebook.typical.fill_(float(typical))
         codebook.limit.fill_(float(limit) if limit > typical else float(typical) + 1.0)

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 #: Shares of a defective image's hottest value: positions above the first are taken for defective,
@@ -157,12 +156,15 @@ def _fit(
     is_hot: NDArray[np.bool_],
     weights: NDArray[np.float64],
 ) -> None:
-    scaler = StandardScaler()
+    mean, spread = samples.mean(axis=0), samples.std(axis=0)
+    # Summed up in float32, many equal values have a deviation, and a mean that is another value.
+    is_constant = np.ptp(samples, axis=0) == 0
+    mean[is_constant], spread[is_constant] = samples[0, is_constant], 1.0
     model = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=200)
-    model.fit(scaler.fit_transform(samples), is_hot, weights)
-    coefficients = model.coef_[0] / scaler.scale_
+    model.fit((samples - mean) / spread, is_hot, weights)
+    coefficients = model.coef_[0] / spread
     student.weight.copy_(torch.from_numpy(coefficients))
-    student.bias.fill_(float(model.intercept_[0] - scaler.mean_ @ coefficients))
+    student.bias.fill_(float(model.intercept_[0] - mean @ coefficients))
 
 
 def _pseudo_labels(
