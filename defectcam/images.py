@@ -239,7 +239,7 @@ def read_reduced(
     if isinstance(source, (str, os.PathLike)):
         return _read_file(source, min_size=min_size)
     image = read_image(source)
-    return _without_length(image, min_size), (image.shape[0], image.shape[1])
+    return _shorten_strip(image, min_size), (image.shape[0], image.shape[1])
 
 
 def read_hashed(
@@ -272,7 +272,7 @@ def read_hashed(
             return *_decoded(io.BytesIO(content), min_size), _hash_of_file(io.BytesIO(content))
     image = read_image(source)
     size = (image.shape[0], image.shape[1])
-    return _without_length(image, min_size), size, _hash_of_pixels(image)
+    return _shorten_strip(image, min_size), size, _hash_of_pixels(image)
 
 
 def read_reduced_images(
@@ -522,7 +522,7 @@ def _decoded(
             original_size = _reduce(image, min_size)
         pixels = _pillow_to_rgb(image)
         original_size = original_size or pixels.shape[:2]
-        return pixels if min_size is None else _without_length(pixels, min_size), original_size
+        return pixels if min_size is None else _shorten_strip(pixels, min_size), original_size
 
 
 @contextlib.contextmanager
@@ -577,17 +577,15 @@ def _reduce(image: Image.Image, min_size: tuple[int, int]) -> tuple[int, int]:
     return original_size
 
 
-def _without_length(image: np.ndarray, min_size: tuple[int, int]) -> np.ndarray:
+def _shorten_strip(image: np.ndarray, min_size: tuple[int, int]) -> np.ndarray:
     """Average runs of pixels along a strip; see `read_reduced`."""
     for long, short in ((0, 1), (1, 0)):
-        n_pixels, n_kept = image.shape[long], _STRIP_REDUCTION * min_size[long]
+        kept = list(image.shape[:2])
+        kept[long] = _STRIP_REDUCTION * min_size[long]
         is_strip = image.shape[short] < min(min_size[short], _STRIP_WIDTH)
-        if is_strip and n_pixels > n_kept:
-            starts = np.arange(n_kept) * n_pixels // n_kept
-            lengths = np.diff(starts, append=n_pixels)
-            sums = np.add.reduceat(image, starts, axis=long, dtype=np.uint32)
-            means = np.moveaxis(sums, long, -1) / lengths
-            return np.ascontiguousarray(np.moveaxis(means.round(), -1, long), dtype=np.uint8)
+        if is_strip and image.shape[long] > kept[long]:
+            height, width = kept
+            return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
     return image
 
 
