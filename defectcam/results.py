@@ -595,14 +595,14 @@ class Localization:
     def _box_labels(self) -> list[Any]:
         if self.type_grids is None or self.defect_labels is None or len(self.boxes) == 0:
             return [self.defect_label] * len(self.boxes)
-        mask = self.mask()
+        regions = self.component_labels()  # boxes may overlap, their regions do not
         means = np.empty((len(self.type_grids), len(self.boxes)))
         highest = np.full(len(self.boxes), -np.inf)
         for grid, mean in zip(self.type_grids, means, strict=True):
             evidence = self.geometry.restore(grid)  # one large map at a time
             for number, (left, top, right, bottom) in enumerate(self.boxes.tolist()):
                 box = slice(top, bottom), slice(left, right)
-                marked = evidence[box][mask[box]]
+                marked = evidence[box][regions[box] == number + 1]
                 mean[number] = marked.mean()
                 highest[number] = max(highest[number], marked.max())
         labels = [self.defect_labels[index] for index in means.argmax(axis=0)]

@@ -279,6 +279,24 @@ def test_what_no_type_explains_is_no_anomaly_among_numbers():
     assert all(type(label) is int for label in (*found.box_labels, *found.defect_labels))
 
 
+@pytest.mark.parametrize(("height", "label"), [(2.0, "scratch"), (0.0, "anomaly")])
+def test_a_box_is_named_by_its_own_region_where_another_lies_in_its_box(height, label):
+    scratch = np.zeros((24, 24), np.float32)
+    scratch[2:4, 2:22] = scratch[2:22, 2:4] = 2
+    dent = np.zeros_like(scratch)
+    dent[8:20, 8:20] = 3
+    found = make(
+        scratch + dent,
+        geometry=Geometry.stretch((24, 24), (24, 24)),
+        type_grids=np.stack([dent, scratch * (height / 2)]),
+        defect_labels=["dent", "scratch"],
+    )
+
+    by_box = dict(zip(map(tuple, found.boxes.tolist()), found.box_labels, strict=True))
+
+    assert by_box == {(2, 2, 22, 22): label, (8, 8, 20, 20): "dent"}
+
+
 def test_a_box_that_holds_several_regions_has_the_type_of_their_mean():
     assert make_typed(merge_distance=math.inf).box_labels == ["scratch"]
 
