@@ -724,7 +724,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "info": ("Print what a model file contains.", _add_info),
     "serve": ("Answer requests over HTTP (extra: serve).", _add_service),
     "watch": ("Judge images as they arrive in a folder, until stopped.", _add_watch),
-    "query": ("Choose the images to label next, most useful first.", _add_query),
+    "query": ("Choose the images to label next.", _add_query),
     "split": ("Split a folder into training and test images, by type.", _add_split),
     "doctor": ("Examine the installation and a folder of images.", _add_doctor),
     "init": ("Write all parameters, explained, to a file for fit --config.", _add_init),
