@@ -21,6 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from conftest import AXE, wait_until
 from PIL import Image
 from sklearn.base import BaseEstimator
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
@@ -34,8 +35,6 @@ from defectcam.report import make_report, write_report
 from defectcam.report_images import Album, box_stops, encode_map
 from defectcam.results import Localization
 
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
-AXE = Path(os.environ.get("AXE", "node_modules/axe-core/axe.min.js"))
 SIZE = (30, 40)
 HOSTILE_NAME = "<img src=x onerror=window.hacked=1>.png"
 HOSTILE_LABEL = "</script><script>window.hacked=1</script><b>'\"&amp;"
@@ -399,26 +398,6 @@ def test_command_refuses_what_it_cannot_do(model: Path, fitted_parts: Path, tmp_
 
 
 # --- In the browser -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.is_file():
-        pytest.skip(f"there is no Chromium at {CHROMIUM}: install it, or set CHROMIUM")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-def wait_until(page: Any, condition: str) -> None:
-    """Wait until JavaScript says so; `wait_for_function` evaluates text, which reports forbid."""
-    for _ in range(1500):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(20)
-    pytest.fail(f"still not so: {condition}")
 
 
 @pytest.fixture
