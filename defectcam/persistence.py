@@ -39,9 +39,9 @@ from defectcam.labels import Classes
 from defectcam.model_schema import MAX_HEADER, check_description, parse_json
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
-from defectcam.precision import resolve_device
 from defectcam.preprocess import Preprocess
 from defectcam.tile_model import TileModel
+from defectcam.validation import check_device
 
 __all__ = ["SCHEMA_VERSION", "ModelFileError", "load", "read_digest", "read_metadata", "save"]
 
@@ -153,8 +153,8 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> DefectCA
     ValueError
         If this machine does not have the `device`.
     """
-    if device is not None and not _is_usable(device):
-        raise ValueError(f"device={device!r} cannot be used on this machine; 'auto' always can.")
+    if device is not None:
+        check_device(device)
     with _opened(path) as file:
         description = _description_of(path, file)
         # Weights made in the caller's inference mode could have no gradients, now or later.
@@ -404,23 +404,17 @@ def _known_parameters(encoded: dict[str, Any]) -> dict[str, Any]:
     return {name: _decode(Any, value) for name, value in encoded.items()}
 
 
-def _is_usable(device: str) -> bool:
-    try:
-        torch.empty(0, device=resolve_device(device))
-    except (RuntimeError, AssertionError):  # the latter from builds without CUDA
-        return False
-    return True
-
-
 def _device_here(saved: str) -> str:
-    if _is_usable(saved):
-        return saved
-    warnings.warn(
-        f"The model was saved with device={saved!r}, which cannot be used on this machine: now "
-        "'auto'.",
-        stacklevel=3,
-    )
-    return "auto"
+    try:
+        check_device(saved)
+    except ValueError:
+        warnings.warn(
+            f"The model was saved with device={saved!r}, which cannot be used on this machine: now "
+            "'auto'.",
+            stacklevel=3,
+        )
+        return "auto"
+    return saved
 
 
 def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -> None:
