@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from defectcam.exceptions import warn_caller
 from defectcam.folders import find_good_label, find_masks, mask_folder, mask_name
-from defectcam.images import ImageReadError, check_readable, read_marked
+from defectcam.images import ImageReadError, check_readable, is_path, read_marked
 from defectcam.labels import as_labels
 from defectcam.large_images import is_read_in_parts
 from defectcam.metrics import (
@@ -48,7 +48,7 @@ from defectcam.metrics import (
 )
 from defectcam.plain_labels import plain_label
 from defectcam.results import Localization
-from defectcam.sources import Sources, is_path, labelled_sources, paths_of
+from defectcam.sources import Sources, labelled_sources, paths_of
 from defectcam.views import original_of
 
 __all__ = ["Evaluation", "Judged", "evaluate"]

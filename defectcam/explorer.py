@@ -18,9 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix
 
 from defectcam import display
+from defectcam.images import is_path
 from defectcam.results import Localization
 from defectcam.review import Labelled, labelled_images, review_order, verdicts
-from defectcam.sources import is_path
 from defectcam.transformers import localize
 
 __all__ = ["Explorer", "explore"]

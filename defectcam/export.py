@@ -31,11 +31,11 @@ from defectcam.classifier import DefectCAMClassifier
 from defectcam.exceptions import warn_caller
 from defectcam.files import check_target, temporary_folder, write_atomically
 from defectcam.graph import Decision, DeployedNetwork
-from defectcam.images import read_reduced
+from defectcam.images import is_path, read_reduced
 from defectcam.parity import Int8Loss, Parity, TorchProgram, measure_int8_loss, verify
 from defectcam.review import Labelled, labelled_images
 from defectcam.runtime import METADATA_KEY, SCHEMA_VERSION, Inspector
-from defectcam.sources import as_sources, is_path
+from defectcam.sources import as_sources
 
 __all__ = [
     "LEAST_TORCH",

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectcam.images import ImageReadError, as_array, open_file, read_image
+from defectcam.images import ImageReadError, as_array, is_path, open_file, read_image
 
 __all__ = ["PixelRows", "is_read_in_parts", "open_rows", "read_shrunk", "read_tiles"]
 
@@ -153,7 +153,7 @@ def open_rows(source: Any) -> Iterator[PixelRows]:
         is_masked = isinstance(source, np.ma.MaskedArray)  # a part would lose its mask
         yield _ArrayRows(as_array(source) if is_masked else source)
         return
-    if _may_be_tiff(source):
+    if is_read_in_parts(source):
         with _open_tiff(source) as rows:
             yield _ArrayRows(read_image(source)) if rows is None else rows
         return
@@ -162,13 +162,7 @@ def open_rows(source: Any) -> Iterator[PixelRows]:
 
 def is_read_in_parts(source: Any) -> bool:
     """Whether a source is a file that `open_rows` may read without decoding it whole."""
-    return _may_be_tiff(source)
-
-
-def _may_be_tiff(source: Any) -> bool:
-    if not isinstance(source, (str, os.PathLike)):
-        return False
-    is_tiff = os.fspath(source).lower().endswith(_TIFF_SUFFIXES)
+    is_tiff = is_path(source) and os.fspath(source).lower().endswith(_TIFF_SUFFIXES)
     return is_tiff and importlib.util.find_spec("tifffile") is not None
 
 
@@ -194,11 +188,10 @@ def _open_tiff(path: Any) -> Iterator[PixelRows | None]:
 def _is_plain(page: Any) -> bool:
     """Whether a page is RGB or grey as `images` knows them, upright and compressed simply."""
     orientation = page.tags.get("Orientation")
-    n_channels, kinds = page.samplesperpixel, [tag.name for tag in [page.photometric]]
     is_wide = page.dtype is not None and page.dtype.kind == "u" and page.bitspersample in (8, 16)
     return (
         is_wide
-        and (kinds, n_channels) in ((["MINISBLACK"], 1), (["RGB"], 3))
+        and (page.photometric.name, page.samplesperpixel) in (("MINISBLACK", 1), ("RGB", 3))
         and page.planarconfig == 1
         and page.imagedepth == 1
         and page.compression in _PLAIN_COMPRESSIONS

@@ -25,11 +25,10 @@ from defectcam.annotations_json import coco_document
 from defectcam.boxes import component_labels, component_mask, find_boxes, find_boxes_at
 from defectcam.files import check_target, write_atomically
 from defectcam.geometry import Geometry
-from defectcam.images import read_image
+from defectcam.images import is_path, read_image
 from defectcam.placement import PlacedGeometry
 from defectcam.plain_labels import ANOMALY, plain_label
 from defectcam.shapes import AnnotatedImage, outlined
-from defectcam.sources import is_path
 
 __all__ = ["Localization"]
 

@@ -20,7 +20,7 @@ from defectcam.dataset_images import (
     named_labels,
 )
 from defectcam.folders import labelled_folder
-from defectcam.images import ImageReadError, as_array, find_images
+from defectcam.images import ImageReadError, as_array, find_images, is_path
 from defectcam.views import ImageView, original_of
 
 
@@ -162,11 +162,6 @@ def is_stream(X: Any) -> bool:
     if isinstance(X, (Image.Image, DatasetImage, ImageView)) or (_is_array(X) and _is_one_image(X)):
         return False  # going through it would give its rows
     return not (is_path(X) or _is_table(X) or _is_arrow(X)) and dataset_images(X) is None
-
-
-def is_path(X: Any) -> bool:
-    """Whether a source is a file or a folder, by its type alone."""
-    return isinstance(X, (str, os.PathLike))
 
 
 def _is_table(X: Any) -> bool:

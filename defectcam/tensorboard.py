@@ -12,9 +12,9 @@ from collections.abc import Sized
 from typing import Any
 
 from defectcam.callbacks import Callback
-from defectcam.images import check_readable
+from defectcam.images import check_readable, is_path
 from defectcam.large_images import is_read_in_parts
-from defectcam.sources import as_sources, is_path, paths_of
+from defectcam.sources import as_sources, paths_of
 
 __all__ = ["TensorBoard"]
 
