@@ -25,6 +25,7 @@ from defectcam.diagnostics import ENOUGH_DEFECTS
 from defectcam.duplicates import duplicate_pairs, thumbnail
 from defectcam.folders import find_good_label, labelled_folder, sub_folder
 from defectcam.images import ImageReadError, find_images, read_image
+from defectcam.threads import ordered_map
 
 __all__ = ["SEVERITIES", "Examination", "Finding", "examine"]
 
@@ -288,7 +289,7 @@ def _layout(root: str, paths: Sequence[str], types: Sequence[str], good: str) ->
             "move them into the sub-folders",
             ignored,
         )
-    yield _balance(n_good, n_bad, counts)
+    yield _balance(n_good, n_bad)
     rare = sorted(kind for kind, n in counts.items() if n == 1 and len(counts) > 1)
     if rare:
         yield Finding(
@@ -300,7 +301,7 @@ def _layout(root: str, paths: Sequence[str], types: Sequence[str], good: str) ->
         )
 
 
-def _balance(n_good: int, n_bad: int, counts: Counter[str]) -> Finding:
+def _balance(n_good: int, n_bad: int) -> Finding:
     check = "class balance"
     if n_bad == 0:
         return Finding(
@@ -354,9 +355,7 @@ def _read(
     n_jobs: int | None,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] | None,
 ) -> list[_Image]:
-    workers = min(joblib.cpu_count(), 8) if n_jobs is None else n_jobs
-    parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
-    read = parallel(joblib.delayed(_look_at)(*item) for item in zip(paths, types, strict=True))
+    read = ordered_map(lambda item: _look_at(*item), zip(paths, types, strict=True), n_jobs)
     return list(progress(read, len(paths)) if progress else read)
 
 

@@ -119,17 +119,8 @@ class Drift:
 
     def to_dict(self) -> dict[str, Any]:
         """Give all of it as plain numbers, strings and lists, ready for JSON."""
-        return {
-            "drifted": self.drifted,
-            "p_value": self.p_value,
-            "alpha": self.alpha,
-            "tests": [test._asdict() for test in self.tests],
-            "n_images": self.n_images,
-            "n_reference": self.n_reference,
-            "defective": self.defective,
-            "defective_reference": self.defective_reference,
-            "examples": list(self.examples),
-        }
+        tests = [test._asdict() for test in self.tests]
+        return {**vars(self), "tests": tests, "examples": list(self.examples)}
 
     def __str__(self) -> str:
         verdict = "The line has changed" if self.drifted else "No change to be seen"

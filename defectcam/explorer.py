@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix
@@ -254,7 +253,8 @@ class Explorer:
             # The colours keep their scale: only boxes follow the slider.
             middle = display.middle_of_scale(self._found[index].threshold)
             picture = found.overlay(threshold=middle)
-            self._drawn[key] = display.encode_picture(_reduced(picture), ".png")
+            small = display.shrunk(picture, _PICTURE_SIDE)
+            self._drawn[key] = display.encode_picture(small, ".png")
         return self._drawn[key]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
@@ -273,10 +273,3 @@ def _widgets(caller: str) -> Any:
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "undefined"
-
-
-def _reduced(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width = picture.shape[:2]
-    scale = min(1.0, _PICTURE_SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8)

@@ -34,8 +34,8 @@ from defectcam.graph import Decision, DeployedNetwork
 from defectcam.images import is_path, read_reduced
 from defectcam.parity import Int8Loss, Parity, TorchProgram, measure_int8_loss, verify
 from defectcam.review import Labelled, labelled_images
-from defectcam.runtime import METADATA_KEY, SCHEMA_VERSION, Inspector
-from defectcam.sources import as_sources
+from defectcam.runtime import METADATA_KEY, SCHEMA_VERSION, Inspector, graph_inputs
+from defectcam.sources import as_sources, spread
 
 __all__ = [
     "LEAST_TORCH",
@@ -163,7 +163,8 @@ def export(
     loss = None
     if measured is not None:
         images = as_sources(int8).items
-        model = _quantised(model, _chosen(images), clf, is_padded=module.takes_original_size)
+        chosen = spread(images, MAX_CALIBRATION_IMAGES)
+        model = _quantised(model, chosen, clf, is_padded=module.takes_original_size)
         with tempfile.TemporaryDirectory() as folder:
             trial = Path(folder, "int8.onnx")
             trial.write_bytes(model.SerializeToString())
@@ -522,12 +523,6 @@ def _write_openvino(target: Path, model: Any, description: dict[str, Any]) -> No
 # --- int8 -------------------------------------------------------------------------------------
 
 
-def _chosen(images: list[Any]) -> list[Any]:
-    """Images spread evenly over those given."""
-    n = min(len(images), MAX_CALIBRATION_IMAGES)
-    return [images[i] for i in np.linspace(0, len(images) - 1, n).round().astype(int)]
-
-
 #: Channels of the images.
 _N_COLOURS = 3
 
@@ -638,28 +633,16 @@ class _Calibration:
     """Gives the images to ONNX Runtime one by one, as its `CalibrationDataReader` does."""
 
     def __init__(self, images: list[Any], image_size: tuple[int, int], is_padded: bool) -> None:
-        self._feeds = self._read(images, image_size, is_padded)
-
-    @staticmethod
-    def _read(
-        images: list[Any], image_size: tuple[int, int], is_padded: bool
-    ) -> Iterator[dict[str, NDArray[Any]]]:
-        for image in images:
-            pixels, size = read_reduced(image, image_size)
-            feed: dict[str, NDArray[Any]] = {"pixels": pixels[np.newaxis]}
-            if is_padded:
-                feed["original_size"] = np.asarray(size, dtype=np.int64)
-            yield feed
-
-    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
-        return self._feeds
-
-    def __next__(self) -> dict[str, NDArray[Any]]:
-        return next(self._feeds)
+        self._images = iter(images)
+        self._image_size = image_size
+        self._is_padded = is_padded
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         """Return the next image's inputs; None after the last."""
-        return next(self._feeds, None)
+        for image in self._images:
+            pixels, size = read_reduced(image, self._image_size)
+            return graph_inputs(pixels[np.newaxis], size if self._is_padded else None)
+        return None
 
 
 def _refuse_large(loss: Int8Loss, max_auroc_loss: float, max_probability_change: float) -> None:

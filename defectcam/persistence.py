@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import safetensors
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import defectcam
 from defectcam.backbones import count_parameters
 from defectcam.calibration import DefectProbability, HeatModel
-from defectcam.checkpoints import digest_of_tensors
+from defectcam.checkpoints import below, digest_of_tensors, numbered
 from defectcam.classifier import DefectCAMClassifier
 from defectcam.files import check_target, write_atomically
 from defectcam.fingerprint import Fingerprint
@@ -39,6 +39,7 @@ from defectcam.labels import Classes
 from defectcam.model_schema import MAX_HEADER, check_description, parse_json
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
+from defectcam.plain_labels import plain_label
 from defectcam.preprocess import Preprocess
 from defectcam.tile_model import TileModel
 from defectcam.validation import check_device
@@ -71,7 +72,6 @@ _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 #: Parameters of a network that may be made whatever the file holds, some 40 MB.
 MANY_PARAMETERS = 10_000_000
 
-_T = TypeVar("_T")
 #: Types of tensors, by their names in the files.
 _DTYPES = {
     "F64": torch.float64,
@@ -312,8 +312,7 @@ def _network_parameters(clf: DefectCAMClassifier) -> dict[str, Any]:
 
 def _encode(value: Any, what: str) -> Any:
     """Turn a value into what JSON can say; `_decode` is the way back."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = plain_label(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -425,7 +424,7 @@ def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -
     network = _make_network(clf, description, classes, shapes)
     tensors = _read_tensors(file, shapes, network)
     _refuse_damage(file, tensors)
-    network.load_state_dict(_of_network(tensors))
+    network.load_state_dict(below(_NETWORK, tensors))
     if description["weights_source"] is not None:
         network.keep_depthwise_kernels()
     network.eval()
@@ -456,17 +455,9 @@ def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -
 def _restore_classes(encoded: dict[str, Any]) -> Classes:
     dtype, good = np.dtype(encoded["dtype"]), encoded["good"]
     labels = np.array(encoded["labels"], dtype=dtype)
-    if dtype.kind not in "bUiu" or labels.ndim != 1 or not 0 <= good < len(labels) >= 2:
+    if good >= len(labels):
         raise ValueError(f"classes of dtype {dtype}, {labels.tolist()}, good one {good}.")
     return Classes(labels, int(good))
-
-
-def _of_network(tensors: dict[str, _T]) -> dict[str, _T]:
-    return {
-        name.removeprefix(_NETWORK): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(_NETWORK)
-    }
 
 
 def _shapes_of(file: Any) -> dict[str, _Shape]:
@@ -499,7 +490,7 @@ def _make_network(
     shapes: dict[str, _Shape],
 ) -> DefectCAMNetwork:
     """Make the network that the file describes, with random weights."""
-    state = _of_network(shapes)
+    state = below(_NETWORK, shapes)
     builder = DefectCAMClassifier(**clf.get_params(deep=False))
     built_with = _known_parameters(description.get("built_with", {}))
     if "novelty_strides" in built_with:
@@ -612,13 +603,8 @@ def _refuse_misfits(clf: DefectCAMClassifier, description: dict[str, Any]) -> No
 
 def _restore_drift_codebooks(tensors: dict[str, Tensor], device: torch.device) -> list[Codebook]:
     """Make the folds' codebooks again; files of 0.1.0 have none."""
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(_DRIFT):
-            number, _, own = name.removeprefix(_DRIFT).partition(".")
-            states.setdefault(int(number), {})[own] = tensor
     codebooks = []
-    for _, state in sorted(states.items()):
+    for _, state in sorted(numbered(below(_DRIFT, tensors)).items()):
         n_centres, n_channels = state["centres"].shape
         codebook = Codebook(n_channels, n_centres)
         codebook.load_state_dict(state)

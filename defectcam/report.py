@@ -36,11 +36,11 @@ from defectcam.display import as_base64, middle_of_scale
 from defectcam.evaluation import BOX_IOU, Evaluation, Judged, check_files, evaluate, image_name
 from defectcam.exceptions import warn_caller
 from defectcam.files import check_target, write_atomically
-from defectcam.images import find_images, is_path
+from defectcam.images import find_images
 from defectcam.plain_labels import plain_label
 from defectcam.report_images import Album, box_stops
 from defectcam.results import Localization
-from defectcam.sources import as_sources, brings_labels, labelled_sources
+from defectcam.sources import as_sources, brings_labels, is_path, labelled_sources
 
 __all__ = ["Report", "make_report", "write_report"]
 

@@ -7,7 +7,7 @@ Owns the way from ``X`` to a list of image sources. It reads no pixels; what is 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,6 +155,12 @@ def as_sources(X: Any) -> Sources:
 def paths_of(sources: Sources) -> list[Any]:
     """Return the files among the sources, also those that are seen through views."""
     return [item for item in map(original_of, sources.items) if is_path(item)]
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Choose at most so many items, evenly spaced over all."""
+    chosen = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return [items[index] for index in chosen]
 
 
 def is_stream(X: Any) -> bool:

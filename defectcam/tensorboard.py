@@ -11,15 +11,12 @@ import os
 from collections.abc import Sized
 from typing import Any
 
-from defectcam.callbacks import Callback
+from defectcam.callbacks import CURVES, Callback
 from defectcam.images import check_readable, is_path
 from defectcam.large_images import is_read_in_parts
 from defectcam.sources import as_sources, paths_of
 
 __all__ = ["TensorBoard"]
-
-#: Columns of ``history_`` that become curves.
-CURVES = ("loss", "train_accuracy", "seconds")
 
 
 class TensorBoard(Callback):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from defectcam import tiled_results
-from defectcam.boxes import find_boxes
+from defectcam.boxes import component_mask, find_boxes
 from defectcam.results import Localization
 from defectcam.tiled_results import TiledLocalization
 from defectcam.tiles import TileGrid
@@ -60,6 +60,7 @@ def test_where_all_is_suspicious_boxes_are_those_of_the_whole_map() -> None:
     boxes, scores = find_boxes(found.heatmap, 1.0, **options)
     np.testing.assert_array_equal(found.boxes, boxes)
     np.testing.assert_array_equal(found.box_scores, scores)
+    np.testing.assert_array_equal(found.mask(), component_mask(found.heatmap, 1.0, **options))
     assert len(boxes) == 2
 
 
@@ -213,6 +214,7 @@ def test_regions_have_the_numbers_of_their_boxes(
         )
         labels = found.component_labels()
         assert (labels.shape, labels.dtype) == (found.image_size, np.int32)
+        np.testing.assert_array_equal(found.mask(), labels > 0)
         assert len(found.boxes) > 0
         assert set(np.unique(labels).tolist()) == set(range(1 + len(found.boxes)))
         for number, box in enumerate(found.boxes.tolist(), start=1):
