@@ -37,6 +37,7 @@ from typing import Any, BinaryIO, TypeAlias, TypeGuard, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from defectcam.exceptions import DataError
 from defectcam.threads import ordered_map
 
 __all__ = [
@@ -81,7 +82,7 @@ _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
 
 
-class ImageReadError(ValueError):
+class ImageReadError(DataError):
     """An image that cannot be used: the message names it, says what is wrong and what to do."""
 
 

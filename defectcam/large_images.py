@@ -11,16 +11,30 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectcam.images import ImageReadError, as_array, is_path, open_file, read_image
+from defectcam.images import (
+    ImageReadError,
+    as_array,
+    check_readable,
+    is_path,
+    open_file,
+    read_image,
+)
 
-__all__ = ["PixelRows", "is_read_in_parts", "open_rows", "read_shrunk", "read_tiles"]
+__all__ = [
+    "PixelRows",
+    "check_readable_whole",
+    "is_read_in_parts",
+    "open_rows",
+    "read_shrunk",
+    "read_tiles",
+]
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -164,6 +178,26 @@ def is_read_in_parts(source: Any) -> bool:
     """Whether a source is a file that `open_rows` may read without decoding it whole."""
     is_tiff = is_path(source) and os.fspath(source).lower().endswith(_TIFF_SUFFIXES)
     return is_tiff and importlib.util.find_spec("tifffile") is not None
+
+
+def check_readable_whole(
+    paths: Iterable[str | os.PathLike[str]], *, n_workers: int | None = None
+) -> None:
+    """Refuse files that are no usable images, as `images.check_readable` does, but for some.
+
+    Those that may be read in parts are let through: Pillow refuses the headers of huge ones.
+
+    Parameters
+    ----------
+    paths : iterable of str or PathLike
+    n_workers : int, optional
+
+    Raises
+    ------
+    ImageReadError
+        Naming the files.
+    """
+    check_readable((path for path in paths if not is_read_in_parts(path)), n_workers=n_workers)
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from defectcam.backbones import count_parameters
 from defectcam.calibration import DefectProbability, HeatModel
 from defectcam.checkpoints import below, digest_of_tensors, numbered
 from defectcam.classifier import DefectCAMClassifier
+from defectcam.exceptions import DataError
 from defectcam.files import check_target, write_atomically
 from defectcam.fingerprint import Fingerprint
 from defectcam.isolation import undisturbed
@@ -91,7 +92,7 @@ class _Shape(NamedTuple):
         return f"{str(self.dtype).removeprefix('torch.')} of shape {self.shape}"
 
 
-class ModelFileError(ValueError):
+class ModelFileError(DataError):
     """A file is not a classifier that this release can read."""
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from defectcam.exceptions import DataError
 from defectcam.geometry import Geometry
 from defectcam.images import read_reduced_images
 from defectcam.results import Localization
@@ -42,7 +43,7 @@ _PRECISIONS = ("float32", "bfloat16")
 _ANSWERS = ("probability", "class_probability", "unfamiliar", "grid")
 
 
-class ExportedModelError(ValueError):
+class ExportedModelError(DataError):
     """A file is not an exported model that this release can run."""
 
 
