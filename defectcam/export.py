@@ -153,7 +153,7 @@ def export(
     _check_target(target, overwrite, is_int8=int8 is not None)
     module = deployed(clf)
     description = describe(clf, module, "float32" if int8 is None else "int8")
-    if target.suffix == ".pt2":
+    if _suffix(target) == ".pt2":
         write_atomically(target, _as_pt2(_traced(module), description))
         return None
     _check_torch(target)
@@ -170,7 +170,7 @@ def export(
             trial.write_bytes(model.SerializeToString())
             loss = measure_int8_loss(clf, Inspector(trial), measured)
         _refuse_large(loss, max_auroc_loss, max_probability_change)
-    if target.suffix == ".onnx":
+    if _suffix(target) == ".onnx":
         write_atomically(target, _with_default_size(model).SerializeToString())
     else:
         _write_openvino(target, model, description)
@@ -200,8 +200,8 @@ def verify_file(clf: DefectCAMClassifier, path: str | os.PathLike[str], X: Any) 
         A table to print, with one row per engine.
     """
     file = Path(path)
-    engines = {_engine_name(file.suffix): _inspector(file)}
-    if file.suffix != ".onnx" or importlib.util.find_spec("openvino") is None:
+    engines = {_engine_name(_suffix(file)): _inspector(file)}
+    if _suffix(file) != ".onnx" or importlib.util.find_spec("openvino") is None:
         return verify(clf, engines, X)
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder, "model.xml")
@@ -232,7 +232,7 @@ def to_openvino(
         If the source is not such a file.
     """
     written = Path(target)
-    if written.suffix != ".xml":
+    if _suffix(written) != ".xml":
         raise ValueError(f"{written}: OpenVINO IR has the suffix .xml.")
     _check_target(written, overwrite, is_int8=False)
     description = read_description(source)
@@ -240,8 +240,13 @@ def to_openvino(
     _write_openvino(written, _without_default_size(model), description)
 
 
+def _suffix(file: Path) -> str:
+    """Return what a file's name says of its kind, in small letters: capitals mean the same."""
+    return file.suffix.lower()
+
+
 def _inspector(file: Path) -> Inspector:
-    return (TorchProgram if file.suffix == ".pt2" else Inspector)(file)
+    return (TorchProgram if _suffix(file) == ".pt2" else Inspector)(file)
 
 
 def _engine_name(suffix: str) -> str:
@@ -343,19 +348,19 @@ def _check_exportable(clf: Any) -> None:
 
 def check_suffix(target: Path, *, is_int8: bool) -> None:
     """Refuse a file's name that does not say what to write, or says what int8 cannot be."""
-    if target.suffix not in SUFFIXES:
+    if _suffix(target) not in SUFFIXES:
         known = ", ".join(f"{suffix} ({what})" for suffix, what in SUFFIXES.items())
         raise ValueError(f"{target}: the suffix must say what to write: {known}.")
-    if target.suffix == ".pt2" and is_int8:
+    if _suffix(target) == ".pt2" and is_int8:
         raise ValueError(f"{target}: int8 is written to .onnx and .xml alone.")
 
 
 def _check_target(target: Path, overwrite: bool, is_int8: bool) -> None:
     check_suffix(target, is_int8=is_int8)
-    for file in [target, *([target.with_suffix(".bin")] if target.suffix == ".xml" else [])]:
+    for file in [target, *([target.with_suffix(".bin")] if _suffix(target) == ".xml" else [])]:
         check_target(file, overwrite)
     needed = {".onnx": ("onnx", "onnxscript"), ".xml": ("onnx", "onnxscript", "openvino")}
-    for package in needed.get(target.suffix, ()):
+    for package in needed.get(_suffix(target), ()):
         _import(package, f"{target}")
     if is_int8:
         _import("onnxruntime", "int8")
@@ -364,7 +369,7 @@ def _check_target(target: Path, overwrite: bool, is_int8: bool) -> None:
 def _check_torch(target: Path) -> None:
     if tuple(map(int, torch.__version__.split(".")[:2])) < LEAST_TORCH:
         raise ExportError(
-            f"{target}: {SUFFIXES[target.suffix]} is written by torch {LEAST_TORCH[0]}."
+            f"{target}: {SUFFIXES[_suffix(target)]} is written by torch {LEAST_TORCH[0]}."
             f"{LEAST_TORCH[1]} and later, this is {torch.__version__}: "
             "pip install --upgrade torch torchvision."
         )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from defectcam.images import read_image
-from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
+from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of, spread
 
 GREY = np.zeros((5, 6), dtype=np.uint8)
 RGB = np.zeros((5, 6, 3), dtype=np.uint8)
@@ -196,3 +196,8 @@ def test_one_image_is_no_stream_of_its_rows():
     for image in (RGB, RGB[..., 0], RGB[..., :1], torch.zeros(4, 6, 3), Image.new("RGB", (6, 4))):
         assert not is_stream(image)
     assert is_stream(np.stack([RGB[..., 0]] * 5))
+
+
+def test_chosen_items_are_spread_over_those_given() -> None:
+    assert spread(list(range(1000)), 100)[::33] == [0, 333, 666, 999]
+    assert spread([5, 6], 100) == [5, 6]
