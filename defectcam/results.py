@@ -597,6 +597,10 @@ class Localization:
                 mean[number] = marked.mean()
                 highest[number] = max(highest[number], marked.max())
         labels = [self.defect_labels[index] for index in means.argmax(axis=0)]
+        return self._known_labels(labels, highest)
+
+    def _known_labels(self, labels: list[Any], highest: NDArray[np.float64]) -> list[Any]:
+        """Call what no type explains, by the highest evidence of any, an anomaly."""
         if not isinstance(self.good_label, str):
             return labels  # a string among numbers would be no label
         is_known = highest > GOOD_LIMIT

@@ -22,8 +22,7 @@ from defectcam import display
 from defectcam.boxes import component_labels, find_boxes_at, merge_and_trace
 from defectcam.geometry import Geometry
 from defectcam.large_images import open_rows, read_shrunk
-from defectcam.plain_labels import ANOMALY
-from defectcam.results import GOOD_LIMIT, Localization, read_only
+from defectcam.results import Localization, read_only
 
 __all__ = ["TiledLocalization"]
 
@@ -286,17 +285,20 @@ class TiledLocalization(Localization):
 
     def _regions(self) -> Iterator[tuple[tuple[slice, slice], NDArray[np.int32]]]:
         """Go through the places of the parts, which may overlap, and their pixels' box numbers."""
-        if not self.is_defect:
-            return
         height, width = self.image_size
-        for (part, shrink), numbers in zip(self._parts(), self._found.numbers, strict=True):
-            options = self._options_of_parts(shrink)
-            own = component_labels(part.heat, self.threshold, **options)
-            own = np.concatenate([[0], numbers]).astype(np.int32)[own]
-            own = own.repeat(shrink, axis=0).repeat(shrink, axis=1)
+        for part, shrink, numbers in self._numbered_parts():
+            own = numbers.repeat(shrink, axis=0).repeat(shrink, axis=1)
             top, left = part.top * shrink, part.left * shrink
             own = own[: height - top, : width - left]  # a shrunk part may end beyond the image
             yield (slice(top, top + own.shape[0]), slice(left, left + own.shape[1])), own
+
+    def _numbered_parts(self) -> Iterator[tuple[_Part, int, NDArray[np.int32]]]:
+        """Go through the parts, how much they are shrunk, and their pixels' box numbers."""
+        if not self.is_defect:
+            return
+        for (part, shrink), numbers in zip(self._parts(), self._found.numbers, strict=True):
+            own = component_labels(part.heat, self.threshold, **self._options_of_parts(shrink))
+            yield part, shrink, np.concatenate([[0], numbers]).astype(np.int32)[own]
 
     def _options_of_parts(self, shrink: int) -> dict[str, Any]:
         """Return how regions are found in parts, whose boxes are merged and counted later."""
@@ -353,24 +355,20 @@ class TiledLocalization(Localization):
         centres = (2 * np.asarray(pixels, dtype=np.int64) + 1) * (per_pixel // common)
         return np.minimum(centres // (denominator // common), n - 1)
 
-    def _marked(self, box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-        """Mark the pixels of a box that are above the threshold."""
-        heat = self._geometry.restore(self.grid, box)
-        marked = heat > self.threshold
-        # A box of a shrunk map may hold no pixel's centre that passes: then all of it counts.
-        return marked if marked.any() else np.ones_like(marked)
-
     @cached_property
     def _box_labels(self) -> list[Any]:
-        if self.type_grids is None or self.defect_labels is None:
+        if self.type_grids is None or self.defect_labels is None or len(self.boxes) == 0:
             return [self.defect_label] * len(self.boxes)
-        labels = []
-        for box in self.boxes.tolist():
-            marked = self._marked(tuple(box))
-            evidence = [
-                self._geometry.restore(grid, tuple(box))[marked] for grid in self.type_grids
-            ]
-            label = self.defect_labels[int(np.argmax([values.mean() for values in evidence]))]
-            is_known = max(float(values.max()) for values in evidence) > GOOD_LIMIT
-            labels.append(label if is_known or not isinstance(self.good_label, str) else ANOMALY)
-        return labels
+        sums = np.zeros((len(self.type_grids), 1 + len(self.boxes)))
+        highest = np.full(1 + len(self.boxes), -np.inf)
+        for part, shrink, numbers in self._numbered_parts():
+            geometry = dataclasses.replace(self._geometry, original_size=self._shrunk_size(shrink))
+            height, width = numbers.shape
+            window = (part.left, part.top, part.left + width, part.top + height)
+            marked = numbers > 0
+            for grid, of_type in zip(self.type_grids, sums, strict=True):
+                evidence = geometry.restore(grid, window)[marked]
+                of_type += np.bincount(numbers[marked], evidence, minlength=len(of_type))
+                np.maximum.at(highest, numbers[marked], evidence)
+        labels = [self.defect_labels[index] for index in sums[:, 1:].argmax(axis=0)]
+        return self._known_labels(labels, highest[1:])

@@ -255,6 +255,23 @@ def test_types_are_told_apart() -> None:
     assert found.box_labels == ["scratch", "anomaly"]
 
 
+@pytest.mark.parametrize("is_shrunk", [False, True])
+def test_a_box_is_named_by_its_own_region_where_another_lies_in_its_box(
+    is_shrunk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_shrunk:
+        monkeypatch.setattr(tiled_results, "LARGEST_PART", 300 * 410 // 9)
+    scratch = np.zeros(GRID.shape, dtype=np.float32)
+    scratch[2, 2:22] = scratch[2:22, 2] = 2.0
+    dent = np.zeros_like(scratch)
+    dent[8:20, 8:20] = 3.0
+    for evidence, label in [(scratch, "scratch"), (0 * scratch, "anomaly")]:
+        types = np.stack([dent, evidence])
+        found = made(grid=scratch + dent, type_grids=types, defect_labels=["dent", "scratch"])
+        assert found.box_labels == ["dent", label]
+        assert found.with_threshold(2.5).box_labels == ["dent"]
+
+
 def test_it_survives_copying() -> None:
     for again in (copy.deepcopy(made()), pickle.loads(pickle.dumps(made()))):
         np.testing.assert_array_equal(again.boxes, made().boxes)
