@@ -35,31 +35,16 @@ from defectcam.attribution import BOX_THRESHOLD, attribution_maps, check_method
 from defectcam.backbones import create_backbone
 from defectcam.calibration import (
     DefectProbability,
-    HeatModel,
     check_threshold,
     choose_threshold,
     defect_scores,
     fit_defect_probability,
     fit_familiarity_limit,
-    fit_heat_model,
     fit_novelty_probability,
-    held_out_maps,
-    with_students,
 )
 from defectcam.callbacks import HOOKS, check_callbacks, told_to_stop, train_begins, train_ends
 from defectcam.checkpoints import FitCheckpoint, digest_of, digest_of_weights
-from defectcam.cross_fitting import (
-    FitResult,
-    Fold,
-    add_codebook,
-    judge_then_train,
-    result_of_good_only,
-    student_features_of,
-    train_with_folds,
-    training_folds,
-    training_folds_of_images,
-    update_codebook,
-)
+from defectcam.cross_fitting import FitResult, Fold, training_folds, training_folds_of_images
 from defectcam.diagnostics import (
     rank_suspects,
     warn_if_chance,
@@ -77,7 +62,8 @@ from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.feature_filling import fill_cache, preprocessed_batches
 from defectcam.feature_store import FeatureStore, fingerprint_of_features, folder_of_memory
 from defectcam.fingerprint import Fingerprint, fingerprint_of_rows
-from defectcam.fit_memory import codebook_maker, identity_of_training, learn_once
+from defectcam.fit_memory import identity_of_training, learn_once
+from defectcam.fitting import FitOptions, NetworkFit, TrainingSet, draw_seed
 from defectcam.geometry import Geometry
 from defectcam.heads import POOLINGS
 from defectcam.images import (
@@ -108,9 +94,8 @@ from defectcam.results import Localization
 from defectcam.sample_weights import WeighedRows, class_weights, weigh_rows
 from defectcam.second_look import MAX_FACTOR, join_looks, size_of_second_look
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
-from defectcam.student import draw_all, fit_students
 from defectcam.tile_model import TileModel
-from defectcam.training import TailTraining, TrainingOptions
+from defectcam.training import TrainingOptions
 from defectcam.validation import (
     check_class_weight,
     check_device,
@@ -863,7 +848,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
     def _seed(self, checkpoint: FitCheckpoint | None) -> int:
         """Draw the seed of a fit, or take the one of the fit that is gone on with."""
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        seed = draw_seed(self.random_state)
         return seed if checkpoint is None or checkpoint.seed is None else checkpoint.seed
 
     def _given(
@@ -896,7 +881,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
         check_readable(paths_of(sources), n_workers=self.n_jobs)
         if not given.are_only_good:
-            self._class_weights(classes, given.targets, weighed.weights)  # refuse a wrong one early
+            # Refuse a wrong one early.
+            class_weights(
+                self.class_weight, classes.labels, classes.good, given.targets, weighed.weights
+            )
         return given
 
     def _learn(
@@ -908,7 +896,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         checkpoint: FitCheckpoint | None,
     ) -> _Learned:
         """Build a network and train it on the images; the fitted attributes stay as they are."""
-        classes, targets, weights = given.classes, given.targets, given.weighed.weights
+        classes = given.classes
         network, preprocess = self._build_network(len(classes.labels), classes.good)
         previous = self._previous_network(checkpoint)
         is_warm = previous is not None and self._warm_start(network, classes, previous)
@@ -917,47 +905,58 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             start = _Start(digest_of_weights(network), previous if is_warm else None)
             checkpoint.expect(weights=start.weights)
         views = VIEWS["none" if given.are_only_good and not n_kept else self.augmentation]
-        with self._feature_cache(len(targets), views, network) as cache:
+        with self._feature_cache(len(given.targets), views, network) as cache:
             rows = given.weighed.rows
             thumbnails = self._fill(cache, network, preprocess, given.items, rows, hashes)
+            images = TrainingSet(cache, classes, given.targets, given.weighed.weights)
             folds = self._folds(given, thumbnails, seed)
             keeper = None
             if n_kept:
-                records = new_records(given.labels, targets, weights, thumbnails, seed)
+                records = new_records(
+                    given.labels, images.targets, images.weights, thumbnails, seed
+                )
                 judged = judged_in_folds(records, folds)
                 keeper = Keeper(cache, judged, given.is_defect, n_kept)
-            train = partial(
-                self._train,
+            course = Course(folds, is_warm=is_warm)
+            fit = self._network_fit(
                 network,
-                cache,
-                classes=classes,
-                targets=targets,
-                weights=weights,
-                course=Course(folds, is_warm=is_warm),
-                seed=seed,
-                input_size=preprocess.image_size,
+                images,
+                course,
+                seed,
                 heatmap=self.heatmap,
+                input_size=preprocess.image_size,
                 checkpoint=checkpoint,
             )
-            # Callbacks wait for epochs, and tiles for the folds' tails.
-            is_plain = self.callbacks is None and not given.are_tiles and checkpoint is None
-            if is_plain and folder_of_memory(self.memory) is not None:
-                identity = identity_of_training(
-                    network,
-                    self.get_params(deep=False),
-                    self._features_fingerprint(network, preprocess, cache),
-                    seed=seed,
-                    is_warm=is_warm,
-                    images=hashes,
-                    labels=given.labels.tolist(),
-                    classes=classes.labels.tolist(),
-                    good=classes.good,
-                    weights=weights.tolist(),
-                )
-                network, trained = learn_once(self.memory, identity, network, train)
-            else:
-                trained = train()
+            network, trained = self._run(fit, course, given, hashes, preprocess)
         return _Learned(start, network, preprocess, folds, keeper, trained)
+
+    def _run(
+        self,
+        fit: NetworkFit,
+        course: Course,
+        given: _Given,
+        hashes: list[str],
+        preprocess: Preprocess,
+    ) -> tuple[DefectCAMNetwork, Trained]:
+        """Run a fit, or recall it where `memory` has it: the fitted network is then another one."""
+        # Callbacks wait for epochs, and tiles for the folds' tails.
+        is_plain = self.callbacks is None and not given.are_tiles and fit.checkpoint is None
+        if not is_plain or folder_of_memory(self.memory) is None:
+            return fit.network, fit.run(course)
+        images = fit.images
+        identity = identity_of_training(
+            fit.network,
+            self.get_params(deep=False),
+            self._features_fingerprint(fit.network, preprocess, images.cache),
+            seed=fit.seed,
+            is_warm=course.is_warm,
+            images=hashes,
+            labels=given.labels.tolist(),
+            classes=images.classes.labels.tolist(),
+            good=images.classes.good,
+            weights=images.weights.tolist(),
+        )
+        return learn_once(self.memory, identity, fit.network, partial(fit.run, course))
 
     def _folds(self, given: _Given, thumbnails: list[NDArray[np.uint8]], seed: int) -> list[Fold]:
         """Split the images so that copies, and tiles of one image, stay together."""
@@ -1009,114 +1008,6 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         check_threshold(self.threshold)
         check_callbacks(self.callbacks)
         folder_of_memory(self.memory)
-
-    def _train(
-        self,
-        network: DefectCAMNetwork,
-        cache: FeatureCache,
-        classes: Classes,
-        targets: NDArray[np.int64],
-        weights: NDArray[np.float64],
-        course: Course,
-        seed: int,
-        input_size: tuple[int, int],
-        heatmap: str,
-        checkpoint: FitCheckpoint | None = None,
-    ) -> Trained:
-        """Learn codebook, tail, head and map from all cached images."""
-        is_good, folds = targets == classes.good, course.folds
-        novelty, codebooks = self._learn_codebook(network, cache, is_good, course, seed)
-        if is_good.all():
-            result = result_of_good_only(network, cache)
-        else:
-            options = self._options_of(course, len(targets))
-            with self._epoch_bar((1 + len(folds)) * options.max_epochs) as bar:
-                training = self._tail_training(
-                    network, cache, classes, targets, weights, options, seed, bar
-                )
-                result = self._run_course(training, course, checkpoint, bar)
-        heat_model = fit_heat_model(
-            heatmap,
-            classes.good,
-            result.cams,
-            novelty,
-            result.typical_cams,
-            ~is_good,
-            input_size,
-        )
-        network.students = torch.nn.ModuleList()
-        is_taught = self.self_training and not is_good.all() and heat_model.kind == "fused"
-        if is_taught and novelty is not None:
-            heat_model = _self_train(
-                network, cache, folds, heat_model, result, novelty, ~is_good, seed
-            )
-        return Trained(result, novelty, codebooks, heat_model)
-
-    def _learn_codebook(
-        self,
-        network: DefectCAMNetwork,
-        cache: FeatureCache,
-        is_good: NDArray[np.bool_],
-        course: Course,
-        seed: int,
-    ) -> tuple[torch.Tensor | None, list[Codebook]]:
-        """Learn what good patches look like; held-out novelty maps, and the folds' codebooks."""
-        if not network.novelty_levels:
-            return None, []
-        if course.judges_first:
-            return update_codebook(network, cache, is_good, course.known, self.codebook_size, seed)
-        make = codebook_maker(self.memory)
-        return add_codebook(network, cache, is_good, course.folds, self.codebook_size, seed, make)
-
-    def _options_of(self, course: Course, n_images: int) -> TrainingOptions:
-        """How a fit or an update trains: one of few new images replays many more."""
-        if not course.is_update:
-            return self._training_options(self._max_epochs(n_images))
-        n_images = max(n_images, self.n_images_seen_)
-        return options_of_update(self._training_options(self._max_epochs(n_images)))
-
-    def _run_course(
-        self,
-        training: TailTraining,
-        course: Course,
-        checkpoint: FitCheckpoint | None,
-        bar: tqdm,
-    ) -> FitResult:
-        """Train the folds' tails and the final one, from where there is something to go on from."""
-        if course.is_update:
-            training.history = {name: list(column) for name, column in self.history_.items()}
-            training.first_fold = 1 + int(max(training.history["fold"], default=-1))
-        if checkpoint is not None:
-            training.checkpoint, training.history = checkpoint, checkpoint.history
-            bar.update(len(training.history.get("epoch", ())))
-        if course.holds_out and (course.is_update or course.is_warm):
-            training.uncentre_scores()
-        if course.judges_first:
-            return judge_then_train(training, course.known)
-        return train_with_folds(training, course.folds)
-
-    def _tail_training(
-        self,
-        network: DefectCAMNetwork,
-        cache: FeatureCache,
-        classes: Classes,
-        targets: NDArray[np.int64],
-        weights: NDArray[np.float64],
-        options: TrainingOptions,
-        seed: int,
-        bar: tqdm,
-    ) -> TailTraining:
-        return TailTraining(
-            network=network,
-            cache=cache,
-            targets=torch.as_tensor(targets),
-            good=classes.good,
-            class_weight=self._class_weights(classes, targets, weights),
-            sample_weight=torch.as_tensor(weights, dtype=torch.float32),
-            options=options,
-            seed=seed,
-            on_epoch=lambda record: self._on_epoch(record, bar),
-        )
 
     def _begin(
         self,
@@ -1286,14 +1177,48 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ).astype(np.float32)
         self._drift_codebooks = list(trained.codebooks)
 
-    def _training_options(self, max_epochs: int) -> TrainingOptions:
-        return TrainingOptions(
+    def _network_fit(
+        self,
+        network: DefectCAMNetwork,
+        images: TrainingSet,
+        course: Course,
+        seed: int,
+        *,
+        heatmap: str,
+        input_size: tuple[int, int],
+        checkpoint: FitCheckpoint | None = None,
+    ) -> NetworkFit:
+        """Make ready what `course` asks for, with the present parameters."""
+        return NetworkFit(
+            network=network,
+            images=images,
+            options=FitOptions(
+                training=self._training_options(course, len(images.targets)),
+                class_weight=self.class_weight,
+                codebook_size=self.codebook_size,
+                heatmap=heatmap,
+                self_training=self.self_training,
+                memory=self.memory,
+                verbose=self.verbose,
+            ),
+            input_size=input_size,
+            seed=seed,
+            on_epoch=self._on_epoch,
+            history=self.history_ if course.is_update else {},
+            checkpoint=checkpoint,
+        )
+
+    def _training_options(self, course: Course, n_images: int) -> TrainingOptions:
+        """How a fit or an update trains: one of few new images replays many more."""
+        if course.is_update:
+            n_images = max(n_images, self.n_images_seen_)
+        options = TrainingOptions(
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             head_learning_rate=self.head_learning_rate,
             weight_decay=self.weight_decay,
             schedule=self.schedule,
-            max_epochs=max_epochs,
+            max_epochs=self._max_epochs(n_images),
             batch_size=self.batch_size,
             label_smoothing=self.label_smoothing,
             deep_supervision=self.deep_supervision,
@@ -1301,25 +1226,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             stop_at_train_accuracy=self.stop_at_train_accuracy,
             patience=self.n_iter_no_change if self.early_stopping else None,
         )
+        return options_of_update(options) if course.is_update else options
 
-    def _class_weights(
-        self, classes: Classes, targets: NDArray[np.int64], weights: NDArray[np.float64]
-    ) -> torch.Tensor:
-        found = class_weights(self.class_weight, classes.labels, classes.good, targets, weights)
-        return torch.as_tensor(found, dtype=torch.float32)
-
-    def _on_epoch(self, record: dict[str, Any], bar: tqdm) -> bool:
-        bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{record['train_accuracy']:.3f}")
-        bar.update()
+    def _on_epoch(self, record: dict[str, Any]) -> bool:
         return told_to_stop(self.callbacks, self, record)
 
     def _max_epochs(self, n_images: int) -> int:
         if self.max_epochs != "auto":
             return int(self.max_epochs)
         return int(np.clip(round(AUTO_IMAGES_SEEN / n_images), *AUTO_EPOCHS))
-
-    def _epoch_bar(self, n_epochs: int) -> tqdm:
-        return tqdm(total=n_epochs, desc="training", unit="epoch", disable=not self.verbose)
 
     def _feature_cache(
         self, n_images: int, views: Sequence[tuple[int, ...]], network: DefectCAMNetwork
@@ -2030,27 +1945,6 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 type_grids=None,  # they would explain the classifier's own map
                 defect_labels=None,
             )
-
-
-def _self_train(
-    network: DefectCAMNetwork,
-    cache: FeatureCache,
-    folds: Sequence[Fold],
-    heat_model: HeatModel,
-    result: FitResult,
-    novelty: torch.Tensor,
-    is_defect: NDArray[np.bool_],
-    seed: int,
-) -> HeatModel:
-    """Give the network students of the held-out maps, and the map's model their share."""
-    features_of = student_features_of(network, cache, folds, result.tails)
-    maps = held_out_maps(heat_model, result.cams, novelty, result.typical_cams)
-    students = fit_students(features_of, network.student_depths, maps, is_defect, seed)
-    network.students = torch.nn.ModuleList(students)
-    if not students:
-        return heat_model
-    drawn = draw_all(students, features_of, cache.n_images)
-    return with_students(heat_model, result.cams, novelty, drawn, result.typical_cams, is_defect)
 
 
 def _fit_probability(

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state
 
 from defectcam.callbacks import train_begins, train_ends
 from defectcam.classifier import DefectCAMClassifier
@@ -23,6 +22,7 @@ from defectcam.duplicates import duplicate_groups, duplicate_pairs
 from defectcam.exceptions import warn_caller
 from defectcam.feature_cache import VIEWS
 from defectcam.fingerprint import fingerprint_of_rows
+from defectcam.fitting import TrainingSet, draw_seed
 from defectcam.images import check_readable
 from defectcam.incremental import (
     Course,
@@ -81,8 +81,9 @@ def learn_more(
     if not has_evidence(clf.network_) and (new.targets == clf._classes.good).all():
         clf._check_for_good_only(clf._classes.good_label)
     memory = _remembered(clf)
-    seed = int(check_random_state(clf.random_state).randint(np.iinfo(np.int32).max))
-    seed = (seed + clf.n_images_seen_) % np.iinfo(np.int32).max  # another one each day
+    seed = (draw_seed(clf.random_state) + clf.n_images_seen_) % np.iinfo(
+        np.int32
+    ).max  # another one each day
     train_begins(clf.callbacks, clf)
     hashes = clf._hashes(new.sources.items, new.weighed.rows)
     with isolated(seed, next(clf.network_.parameters()).device):
@@ -164,17 +165,15 @@ def _learn(
             warn_if_few_defects(is_defect)
             if course.is_anew:
                 network = _untrained(clf, network)
-            trained = clf._train(
+            fit = clf._network_fit(
                 network,
-                cache,
-                clf._classes,
-                records.targets,
-                weights,
+                TrainingSet(cache, clf._classes, records.targets, weights),
                 course,
                 seed,
-                clf.image_size_,
-                clf._built_with.get("heatmap", clf.heatmap),
+                heatmap=clf._built_with.get("heatmap", clf.heatmap),
+                input_size=clf.image_size_,
             )
+            trained = fit.run(course)
             if trained.result.interrupted:
                 raise KeyboardInterrupt
     if trained is None:
