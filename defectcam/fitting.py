@@ -16,7 +16,6 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from defectcam.calibration import HeatModel, fit_heat_model, held_out_maps, with_students
 from defectcam.checkpoints import FitCheckpoint
 from defectcam.cross_fitting import (
     FitResult,
@@ -29,6 +28,7 @@ from defectcam.cross_fitting import (
 )
 from defectcam.feature_cache import FeatureCache
 from defectcam.fit_memory import codebook_maker
+from defectcam.heat_model import HeatModel, fit_heat_model, held_out_maps, with_students
 from defectcam.incremental import Course, Trained
 from defectcam.labels import Classes
 from defectcam.network import DefectCAMNetwork

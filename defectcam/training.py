@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from defectcam.cam import signed_cams
+from defectcam.cam import defect_margin, signed_cams
 from defectcam.checkpoints import FitCheckpoint, TrainingLoop
 from defectcam.exceptions import warn_caller
 from defectcam.feature_cache import FeatureCache
@@ -227,8 +227,7 @@ class TailTraining:
     def scores(self, rows: NDArray[np.intp]) -> CachedScores:
         """Score all cached images; the reference is the good and defective among these rows."""
         logits, levels = predict_cached(self.network, self.cache, np.arange(self.cache.n_images))
-        others = [c for c in range(logits.shape[1]) if c != self.good]
-        margin = logits[:, others].logsumexp(1) - logits[:, self.good]
+        margin = defect_margin(logits, self.good)
         cams = signed_cams(levels, self.good)
         good = self._good_among(rows)
         defective = np.setdiff1d(rows, good)
@@ -397,7 +396,7 @@ def update_batch_norm(
     try:
         with torch.no_grad():
             for batch in order.tensor_split(-(-len(rows) // CACHE_BATCH)):
-                network.evidence(cache.batch(batch, torch.zeros_like(batch)))
+                network.level_evidence(cache.batch(batch, torch.zeros_like(batch)))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
