@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import copy
-import dataclasses
 import os
 import platform
 from collections import Counter
@@ -31,7 +30,7 @@ from tqdm.auto import tqdm
 
 import defectcam
 from defectcam.active import Describer, choose_queries
-from defectcam.attribution import BOX_THRESHOLD, attribution_maps, check_method
+from defectcam.attribution import check_method
 from defectcam.backbones import create_backbone
 from defectcam.calibration import (
     DefectProbability,
@@ -79,7 +78,7 @@ from defectcam.incremental import (
     options_of_update,
     start_from,
 )
-from defectcam.inference import ScoredImages, described, evaluating, scored
+from defectcam.inference import ScoredImages
 from defectcam.isolation import isolated
 from defectcam.judging import Judge
 from defectcam.labels import Classes, as_labels
@@ -87,12 +86,13 @@ from defectcam.network import DefectCAMNetwork, Description
 from defectcam.novelty import Codebook
 from defectcam.plain_labels import plain_label
 from defectcam.precision import PRECISIONS, resolve_device, resolve_precision
-from defectcam.preprocess import Preprocess, seen_again
+from defectcam.prediction import Predictor
+from defectcam.preprocess import Preprocess
 from defectcam.recipes import RECIPES
 from defectcam.replay import Keeper, ReplayMemory, judged_in_folds, new_records
 from defectcam.results import Localization
 from defectcam.sample_weights import WeighedRows, class_weights, weigh_rows
-from defectcam.second_look import MAX_FACTOR, join_looks, size_of_second_look
+from defectcam.second_look import MAX_FACTOR, size_of_second_look
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 from defectcam.tile_model import TileModel
 from defectcam.training import TrainingOptions
@@ -102,7 +102,6 @@ from defectcam.validation import (
     check_image_size,
     refuse_booleans,
 )
-from defectcam.views import original_of, placed
 
 if TYPE_CHECKING:
     from defectcam.parity import Int8Loss
@@ -1595,7 +1594,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             check_method(method)
         stream = X if is_stream(X) else as_sources(X).items
         if tile is not None or self._tile_model is not None:
-            from defectcam.tiled import localize_in_tiles
+            from defectcam.tiled_inference import localize_in_tiles
 
             yield from localize_in_tiles(self, stream, method, tile, overlap)
             return
@@ -1611,9 +1610,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 yield item
 
         for batch in self._forward(remembered()):
-            n = len(batch.geometries)
-            found = self._localizations(batch, items[:n], looks_again=method is None)
-            yield from found if method is None else self._attributed(batch, found, method)
+            n, predictor = len(batch.geometries), self._predictor
+            second_size = self._second_size if method is None else None
+            found = predictor.localize(batch, items[:n], second_size)
+            yield from found if method is None else predictor.attribute(batch, found, method)
             del items[:n]
 
     def evidence(self, X: Any) -> NDArray[np.float32]:
@@ -1815,7 +1815,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         if self._tile_model is None:
             return self._forward(_many(X))
-        from defectcam.tiled import score_in_tiles
+        from defectcam.tiled_inference import score_in_tiles
 
         return score_in_tiles(self, _many(X))
 
@@ -1835,12 +1835,25 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _forward(self, items: Iterable[Any]) -> Iterator[ScoredImages]:
         """Run the network over images."""
         check_is_fitted(self)
-        return scored(self.network_, self._batches(items, self._preprocess))
+        return self._predictor.forward(items)
 
     def _described(self, items: Iterable[Any]) -> Iterator[tuple[ScoredImages, Description]]:
         """Run the network over images and hand out its features too."""
         check_is_fitted(self)
-        return described(self.network_, self._batches(items, self._preprocess))
+        return self._predictor.described(items)
+
+    @property
+    def _predictor(self) -> Predictor:
+        """What judges images, with the present thresholds and settings of boxes."""
+        return Predictor(
+            self.network_,
+            self._preprocess,
+            self._judge,
+            self._heat_model,
+            self._result_settings(),
+            self.batch_size,
+            self.n_jobs,
+        )
 
     @property
     def _judge(self) -> Judge:
@@ -1875,76 +1888,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             rows.append(np.column_stack((self._judge.defect_probabilities(batch), described)))
         return np.concatenate(rows).astype(np.float32)
 
-    def _localizations(
-        self, batch: ScoredImages, items: Sequence[Any], *, looks_again: bool
-    ) -> Iterator[Localization]:
-        probabilities = self._judge.defect_probabilities(batch)
-        labels = self._judge.labels(batch)
-        defect_types = self._judge.defect_types(batch)
-        is_defect = labels != self.good_label_
-        firsts = self._heat_model.grids(batch.levels, batch.novelty, batch.students).numpy()
-        grids, rows = list(firsts), np.flatnonzero(is_defect)
-        size = self._second_size if looks_again else None
-        if size is not None and len(rows):
-            for row, second in zip(rows, self._second_grids(batch, rows, size), strict=True):
-                grids[row] = join_looks(firsts[row], second)
-        settings = self._result_settings()
-        spread = settings["point_spread"]  # in cells of the first look
-        types, type_grids = None, None
-        if len(self.defect_labels_) > 1:
-            types = self.defect_labels_
-            type_grids = self._heat_model.type_grids(batch.levels).numpy()
-        unfamiliar = self._judge.is_unfamiliar(batch)
-        for i, item in enumerate(items):
-            yield Localization(
-                label=labels[i],
-                probability=probabilities[i],
-                is_defect=is_defect[i],
-                grid=grids[i],
-                geometry=placed(batch.geometries[i], item),
-                **settings | {"point_spread": spread * grids[i].shape[0] / firsts.shape[1]},
-                source=original_of(item),
-                defect_label=defect_types[i],
-                type_grids=None if type_grids is None else type_grids[i],
-                defect_labels=types,
-                unfamiliar=unfamiliar[i],
-            )
-
     @property
     def _second_size(self) -> tuple[int, int] | None:
         """At what size defective images are seen again; None: they are not."""
         if self.second_look is None or self._heat_model.kind != "fused":
             return None
         return size_of_second_look(self.image_size_, self.second_look)
-
-    def _second_grids(
-        self, batch: ScoredImages, rows: NDArray[np.intp], size: tuple[int, int]
-    ) -> NDArray[np.float32]:
-        """Look at some images of a batch again; their maps, mirrored back."""
-        pixels = seen_again(batch.pixels[torch.as_tensor(rows)], size)
-        again = next(scored(self.network_, [(pixels, [])]))
-        grids = self._heat_model.grids(again.levels, again.novelty, again.students)
-        return grids.flip(2).numpy()
-
-    def _attributed(
-        self, batch: ScoredImages, found: Iterable[Localization], method: str
-    ) -> Iterator[Localization]:
-        """Put another method's maps in the place of the classifier's own."""
-        defects = self._judge.likely_defects(batch).tolist()
-        with evaluating(self.network_):
-            maps = attribution_maps(
-                self.network_, batch.pixels, method, defects, self._classes.good
-            )
-        for one, grid in zip(found, maps, strict=True):
-            yield dataclasses.replace(
-                one,
-                grid=grid,
-                threshold=BOX_THRESHOLD,
-                peak_fraction=0.0,
-                tighten=False,
-                type_grids=None,  # they would explain the classifier's own map
-                defect_labels=None,
-            )
 
 
 def _fit_probability(
