@@ -64,7 +64,7 @@ from defectcam.fingerprint import Fingerprint, fingerprint_of_rows
 from defectcam.fit_memory import identity_of_training, learn_once
 from defectcam.fitting import FitOptions, NetworkFit, TrainingSet, draw_seed
 from defectcam.geometry import Geometry
-from defectcam.heads import POOLINGS
+from defectcam.heads import INITS, POOLINGS
 from defectcam.images import (
     ImageReadError,
     check_readable,
@@ -97,6 +97,7 @@ from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 from defectcam.tile_model import TileModel
 from defectcam.training import TrainingOptions
 from defectcam.validation import (
+    LEAST_IMAGE_SIZE,
     check_class_weight,
     check_device,
     check_image_size,
@@ -370,7 +371,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     preprocess_ : Preprocess
         Makes its input: ``clf.network_(clf.preprocess_.batch([image]))``, the image RGB uint8.
     history_ : dict of list
-        A table of the training: fold, epoch, loss, train_accuracy, seconds.
+        A table of the training: fold, epoch, loss, train_accuracy, seconds. Accuracy is of the
+        images as they are trained on, each batch before its step; with ``deep_supervision`` by the
+        mean of the levels' scores, where ``predict`` judges by the score of their sum.
     threshold_ : float
         Probability of a defect at and above which an image is called defective.
     image_size_ : (int, int)
@@ -416,7 +419,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012  scikit-learn's protocol
         "backbone": [str],
         "weights": [str, os.PathLike, None],
-        "image_size": [Interval(Integral, 16, None, closed="left"), tuple, list],
+        "image_size": [Interval(Integral, LEAST_IMAGE_SIZE, None, closed="left"), tuple, list],
         "resize": [StrOptions({"stretch", "pad"})],
         "normalisation": [StrOptions({"backbone", "unit"})],
         "trainable_stages": [Interval(Real, 0, None, closed="left")],
@@ -426,7 +429,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "codebook_size": [Interval(Integral, 1, None, closed="left")],
         "pooling": [StrOptions(set(POOLINGS))],
         "pooling_fraction": [Interval(Real, 0, 1, closed="right")],
-        "head_init": [StrOptions({"normal", "linear"})],
+        "head_init": [StrOptions(set(INITS))],
         "target": [StrOptions({"anomaly", "type"})],
         "good_label": [str, bool, Integral, None],
         "class_weight": [
@@ -897,12 +900,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         """Build a network and train it on the images; the fitted attributes stay as they are."""
         classes = given.classes
         network, preprocess = self._build_network(len(classes.labels), classes.good)
-        previous = self._previous_network(checkpoint)
-        is_warm = previous is not None and self._warm_start(network, classes, previous)
-        start = None
-        if checkpoint is not None:
-            start = _Start(digest_of_weights(network), previous if is_warm else None)
-            checkpoint.expect(weights=start.weights)
+        start, is_warm = self._begin_from(network, classes, checkpoint)
         views = VIEWS["none" if given.are_only_good and not n_kept else self.augmentation]
         with self._feature_cache(len(given.targets), views, network) as cache:
             rows = given.weighed.rows
@@ -1023,6 +1021,18 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             images=digest_of(hashes),
             labels=digest_of([repr(labels.tolist()), weights]),
         )
+
+    def _begin_from(
+        self, network: DefectCAMNetwork, classes: Classes, checkpoint: FitCheckpoint | None
+    ) -> tuple[_Start | None, bool]:
+        """Give a new network the weights to start from; tell them, and if they are earlier ones."""
+        previous = self._previous_network(checkpoint)
+        is_warm = previous is not None and self._warm_start(network, classes, previous)
+        if checkpoint is None:
+            return None, is_warm
+        start = _Start(digest_of_weights(network), previous if is_warm else None)
+        checkpoint.expect(weights=start.weights)
+        return start, is_warm
 
     def _previous_network(self, checkpoint: FitCheckpoint | None) -> DefectCAMNetwork | None:
         """Return what a warm start begins from: the present network, as a rule.

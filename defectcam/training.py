@@ -281,7 +281,10 @@ class TailTraining:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler | None,
     ) -> tuple[float, float]:
-        """Train one epoch; return the mean loss and the running accuracy."""
+        """Train one epoch; return the mean loss and the running accuracy.
+
+        Of several judged levels, the mean of their scores says what is right.
+        """
         network = self.network.train()
         if not self.options.train_batch_norm:
             network.tail.eval()

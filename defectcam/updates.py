@@ -163,25 +163,38 @@ def _learn(
         trained: Trained | None = None
         if course is not None:
             warn_if_few_defects(is_defect)
-            if course.is_anew:
-                network = _untrained(clf, network)
-            fit = clf._network_fit(
-                network,
-                TrainingSet(cache, clf._classes, records.targets, weights),
-                course,
-                seed,
-                heatmap=clf._built_with.get("heatmap", clf.heatmap),
-                input_size=clf.image_size_,
-            )
-            trained = fit.run(course)
-            if trained.result.interrupted:
-                raise KeyboardInterrupt
+            images = TrainingSet(cache, clf._classes, records.targets, weights)
+            network, trained = _train(clf, network, images, course, seed)
     if trained is None:
         kept = keeper.memory(seen, None, is_learned=False)
     else:
         is_held_out = course is not None and course.holds_out
         kept = keeper.memory(seen, trained.held_out if is_held_out else None)
     return _Learned(network, records, seen, course, trained, kept)
+
+
+def _train(
+    clf: DefectCAMClassifier,
+    network: DefectCAMNetwork,
+    images: TrainingSet,
+    course: Course,
+    seed: int,
+) -> tuple[DefectCAMNetwork, Trained]:
+    """Train the network, or one with an untrained tail; an interrupt goes on."""
+    if course.is_anew:
+        network = _untrained(clf, network)
+    fit = clf._network_fit(
+        network,
+        images,
+        course,
+        seed,
+        heatmap=clf._built_with.get("heatmap", clf.heatmap),
+        input_size=clf.image_size_,
+    )
+    trained = fit.run(course)
+    if trained.result.interrupted:
+        raise KeyboardInterrupt
+    return network, trained
 
 
 def _judged(records: Records, course: Course, pairs: NDArray[np.intp], n_learned: int) -> Records:
