@@ -30,8 +30,8 @@ from tqdm.auto import tqdm
 
 import defectcam
 from defectcam.active import Describer, choose_queries
+from defectcam.architecture import OF_NETWORK, build_network
 from defectcam.attribution import check_method
-from defectcam.backbones import create_backbone
 from defectcam.calibration import (
     DefectProbability,
     check_threshold,
@@ -85,7 +85,7 @@ from defectcam.labels import Classes, as_labels
 from defectcam.network import DefectCAMNetwork, Description
 from defectcam.novelty import Codebook
 from defectcam.plain_labels import plain_label
-from defectcam.precision import PRECISIONS, resolve_device, resolve_precision
+from defectcam.precision import PRECISIONS, resolve_device
 from defectcam.prediction import Predictor
 from defectcam.preprocess import Preprocess
 from defectcam.recipes import RECIPES
@@ -113,24 +113,6 @@ AUTO_EPOCHS = (8, 10)
 
 #: ``replay_size=None``: images that `partial_fit` keeps.
 AUTO_REPLAY_SIZE = 400
-
-#: Parameters that a network is made with; once there is one, setting them does not change it.
-OF_NETWORK = (
-    "backbone",
-    "weights",
-    "image_size",
-    "resize",
-    "normalisation",
-    "trainable_stages",
-    "evidence_stages",
-    "normalise_evidence",
-    "novelty_strides",
-    "pooling",
-    "pooling_fraction",
-    "head_init",
-    "heatmap",
-    "precision",
-)
 
 
 class _Given(NamedTuple):
@@ -1081,33 +1063,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
 
     def _build_network(self, n_classes: int, good: int) -> tuple[DefectCAMNetwork, Preprocess]:
-        backbone = create_backbone(self.backbone, self.weights)
-        unit = self.normalisation == "unit"
-        preprocess = Preprocess(
-            self.image_size,
-            mean=(0.0, 0.0, 0.0) if unit else backbone.mean,
-            std=(1.0, 1.0, 1.0) if unit else backbone.std,
-            resize=self.resize,
-        )
-        needs_novelty = self.heatmap == "fused" or self.pooling == "novelty_top_k"
-        network = DefectCAMNetwork(
-            backbone,
-            head_options={
-                "n_classes": n_classes,
-                "normalise": self.normalise_evidence,
-                "pooling": self.pooling,
-                "fraction": self.pooling_fraction,
-                "reference": None if self.pooling == "average" else good,
-                "init": self.head_init,
-            },
-            trainable_stages=self.trainable_stages,
-            evidence_stages=self.evidence_stages,
-            novelty_strides=self.novelty_strides if needs_novelty else (),
-        )
-        device = resolve_device(self.device)
-        network.to(device, torch.float32).to(memory_format=torch.channels_last)
-        network.set_dtype(resolve_precision(self.precision, device))
-        return network.eval(), preprocess.to(device)
+        return build_network(self.get_params(deep=False), n_classes, good)
 
     def _set_network(
         self, network: DefectCAMNetwork, preprocess: Preprocess, classes: Classes

@@ -19,6 +19,7 @@ from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from defectcam.architecture import build_network
 from defectcam.calibration import calm_novelty, defect_scores
 from defectcam.cam import defect_evidence
 from defectcam.classifier import DefectCAMClassifier
@@ -226,7 +227,8 @@ def _prepare(classifier: DefectCAMClassifier) -> None:
     classifier._validate_params()
     classifier._check_parameters()
     with isolated(draw_seed(classifier.random_state), resolve_device(classifier.device)):
-        classifier.network_, classifier._preprocess = classifier._build_network(2, good=0)
+        parameters = classifier.get_params(deep=False)
+        classifier.network_, classifier._preprocess = build_network(parameters, 2, good=0)
 
 
 def _pooled(level_features: Sequence[Tensor], patches: Tensor | None) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from defectcam.architecture import build_network
 from defectcam.calibration import choose_threshold
 from defectcam.callbacks import time_limits, train_begins, train_ends
 from defectcam.checkpoints import FitCheckpoint
@@ -290,7 +291,7 @@ def _novelty(
     seed: int,
 ) -> _OfTiles:
     """Novelty of all tiles, against codebooks that have not seen the image."""
-    network, preprocess = clf._build_network(2, 0)
+    network, preprocess = build_network(clf.get_params(deep=False), 2, 0)
     refuse_padding(preprocess, grid_of((1, 1)).tile)
     if not network.novelty_levels:
         raise ValueError(

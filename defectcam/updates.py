@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from defectcam.architecture import build_network
 from defectcam.callbacks import train_begins, train_ends
 from defectcam.classifier import DefectCAMClassifier
 from defectcam.cross_fitting import training_folds
@@ -213,9 +214,9 @@ def _judged(records: Records, course: Course, pairs: NDArray[np.intp], n_learned
 
 def _untrained(clf: DefectCAMClassifier, present: DefectCAMNetwork) -> DefectCAMNetwork:
     """Make a network with an untrained tail behind the present trunk and codebook."""
+    # Parameters may be set since.
     parameters = {**clf.get_params(deep=False), **clf._built_with}
-    builder = DefectCAMClassifier(**parameters)  # parameters may be set since
-    network, _ = builder._build_network(len(clf.classes_), clf._classes.good)
+    network, _ = build_network(parameters, len(clf.classes_), clf._classes.good)
     network.trunk.load_state_dict(present.trunk.state_dict())
     network.codebook = present.codebook
     return network
