@@ -231,9 +231,7 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     if len(tails) < len(folds):  # an interrupt left rows that no tail has scored
         return _result(training, scores.logits, scores.centred_cams(everything), scores)
     if all(distance > 0 for distance in (scores.class_distance, *distances)):  # all have learned
-        factor = float(np.mean(distances)) / scores.class_distance
-        network.head.scale_(factor)
-        scores = scores.scaled(factor)
+        scores = training.keep_apart(scores, float(np.mean(distances)))
     rows, all_logits, all_cams = zip(*held_out, strict=True)
     order = np.argsort(np.concatenate(rows))
     result = _result(training, torch.cat(all_logits)[order], torch.cat(all_cams)[order], scores)
@@ -276,9 +274,7 @@ def judge_then_train(training: TailTraining, known: HeldOut | None) -> FitResult
     training.run_and_measure(everything, fold=0)
     scores = training.centre_scores(everything)
     if before.class_distance > 0 and scores.class_distance > 0:  # else one class may be missing
-        factor = before.class_distance / scores.class_distance
-        training.network.head.scale_(factor)
-        scores = scores.scaled(factor)
+        scores = training.keep_apart(scores, before.class_distance)
     return _result(training, logits, cams, scores)
 
 

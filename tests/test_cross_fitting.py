@@ -104,8 +104,16 @@ def test_the_final_tail_is_the_one_that_was_trained_on_everything():
             torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-3, atol=0)
 
 
-def test_the_final_network_keeps_the_classes_as_far_apart_as_the_folds_tails_do():
-    run = tail_training(max_epochs=5, learning_rate=1e-2)
+@pytest.mark.parametrize("targets", [[0, 1] * 3, [0, 1, 0, 2, 0, 3]])
+def test_the_final_network_keeps_the_classes_as_far_apart_as_the_folds_tails_do(targets):
+    n_classes = 1 + max(targets)
+    run = tail_training(
+        network(n_classes=n_classes),
+        targets=torch.tensor(targets),
+        class_weight=torch.ones(n_classes),
+        max_epochs=5,
+        learning_rate=1e-2,
+    )
     start = {name: value.clone() for name, value in run.network.state_dict().items()}
     distances = []
     for fold, (train, _) in enumerate(FOLDS):
@@ -115,7 +123,20 @@ def test_the_final_network_keeps_the_classes_as_far_apart_as_the_folds_tails_do(
     assert min(distances) > 0
     run.network.load_state_dict(start)
     train_with_folds(run, FOLDS)
-    assert run.scores(ROWS).class_distance == pytest.approx(np.mean(distances), rel=1e-3)
+    final = run.scores(ROWS)
+    assert final.class_distance == pytest.approx(np.mean(distances), rel=1e-3)
+    assert final.typical_margin == pytest.approx(0, abs=1e-4)
+
+
+def test_where_the_highest_scores_tell_nothing_the_distance_of_two_classes_is_kept():
+    """Many middling defect classes add up, so that only the sum tells the images apart."""
+    run = tail_training(network(n_classes=4), targets=torch.tensor([0, 1] * 3))
+    logits = torch.tensor([[0.0, 2.0, -9.0, -9.0], [0.0, 1.9, 1.9, 1.9]] * 3)
+    with torch.no_grad():
+        run.network.head.bias.fill_(1.0)
+    scores = run.scores(ROWS)._replace(logits=logits, class_distance=1.0)
+    run.keep_apart(scores, 3.0)
+    torch.testing.assert_close(run.network.head.bias[1:], torch.full((3,), 3.0))
 
 
 @pytest.mark.parametrize("n_known", [0, 4])
