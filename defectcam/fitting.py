@@ -117,7 +117,7 @@ class NetworkFit:
         if is_good.all():
             result = result_of_good_only(self.network, images.cache)
         else:
-            result = self._train_tails(course)
+            result = self._train_tails(course, novelty)
         heat_model = fit_heat_model(
             self.options.heatmap,
             images.classes.good,
@@ -144,7 +144,7 @@ class NetworkFit:
         make = codebook_maker(self.options.memory)
         return add_codebook(network, cache, is_good, course.folds, size, self.seed, make)
 
-    def _train_tails(self, course: Course) -> FitResult:
+    def _train_tails(self, course: Course, novelty: Tensor | None) -> FitResult:
         """Train the folds' tails and the final one, from where there is something to go on from."""
         n_epochs = (1 + len(course.folds)) * self.options.training.max_epochs
         with tqdm(
@@ -160,8 +160,8 @@ class NetworkFit:
             if course.holds_out and (course.is_update or course.is_warm):
                 training.uncentre_scores()
             if course.judges_first:
-                return judge_then_train(training, course.known)
-            return train_with_folds(training, course.folds)
+                return judge_then_train(training, course.known, novelty)
+            return train_with_folds(training, course.folds, novelty)
 
     def _tail_training(self, bar: tqdm) -> TailTraining:
         cache, classes, targets, weights = self.images

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from trainings import (
 )
 
 from defectcam.backbones import create_backbone
-from defectcam.cam import signed_cam, signed_cams
+from defectcam.cam import defect_margin, signed_cam, signed_cams
 from defectcam.cross_fitting import (
     HeldOut,
     add_codebook,
@@ -37,6 +38,14 @@ from defectcam.training import (
     TailTraining,
     predict_cached,
 )
+
+
+def generators(n: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(n)]
+
+
+def margins(logits: Tensor) -> Tensor:
+    return defect_margin(logits, 0)
 
 
 @pytest.fixture
@@ -87,6 +96,38 @@ def test_held_out_scores_are_in_order_and_from_the_tail_that_has_not_seen_the_im
             torch.testing.assert_close(
                 result.cams[held_out, i], signed_cam(maps, good=0) - shift, atol=1e-5, rtol=1e-5
             )
+
+
+def test_held_out_scores_are_pooled_by_held_out_novelty():
+    """A codebook that has seen an image finds less that is novel in it."""
+    seen, held_out = (torch.rand(N_IMAGES, 4, 4, generator=rng) for rng in generators(2))
+    start = network(pooling="novelty_top_k")
+    said = []
+    for cached, maps in [(seen, held_out), (held_out, None), (seen, None)]:
+        run = tail_training(copy.deepcopy(start), max_epochs=1, learning_rate=0.0)
+        run.cache.novelty = cached
+        said.append(margins(train_with_folds(run, FOLDS, maps).logits))
+        assert run.cache.novelty is cached
+    for _, rows in FOLDS:  # scores are centred on the images that were trained on: a constant
+        differences = [(other[rows] - said[0][rows]).diff() for other in said[1:]]
+        torch.testing.assert_close(differences[0], torch.zeros(1))
+        assert not torch.allclose(differences[1], torch.zeros(1), atol=1e-4)
+
+
+@pytest.mark.parametrize("n_known", [0, 4])
+def test_new_images_are_judged_by_the_present_codebook(n_known):
+    seen, present = (torch.rand(N_IMAGES, 4, 4, generator=rng) for rng in generators(2))
+    run = tail_training(network(pooling="novelty_top_k"))
+    run.cache.novelty = seen.clone()
+    n_new = N_IMAGES - n_known
+    run.cache.novelty[:n_new] = present[:n_new]
+    learned = ROWS[n_new:] if n_known else ROWS
+    expected = run.scores(learned)
+    run.cache.novelty = seen
+    known = HeldOut(torch.zeros(n_known, 2), torch.ones(n_known, *expected.cams.shape[1:]), None)
+    result = judge_then_train(run, known if n_known else None, present)
+    said = margins(expected.logits) - expected.typical_margin
+    torch.testing.assert_close(margins(result.logits)[:n_new], said[:n_new])
 
 
 def test_the_final_tail_is_the_one_that_was_trained_on_everything():

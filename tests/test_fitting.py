@@ -13,12 +13,16 @@ from trainings import FOLDS, N_IMAGES, OPTIONS, filled, network
 from defectcam.fitting import FitOptions, NetworkFit, TrainingSet, draw_seed
 from defectcam.incremental import Course
 from defectcam.labels import find_classes
+from defectcam.network import DefectCAMNetwork
+from defectcam.training import HISTORY_COLUMNS, TailTraining
 
 LABELS = np.array(["good", "bad"] * (N_IMAGES // 2))
 
 
-def fit_of(labels: Any = LABELS, **settings: Any) -> NetworkFit:
-    net, classes = network(), find_classes(LABELS, "anomaly", "good")
+def fit_of(
+    labels: Any = LABELS, net: DefectCAMNetwork | None = None, **settings: Any
+) -> NetworkFit:
+    net, classes = net or network(), find_classes(LABELS, "anomaly", "good")
     images = TrainingSet(filled(net), classes, classes.encode(labels), np.ones(len(labels)))
     options = FitOptions(
         training=OPTIONS,
@@ -51,6 +55,30 @@ def test_each_image_has_a_score_and_each_epoch_a_record(folds: Any) -> None:
     assert [record["fold"] for record in records] == trained.result.history["fold"]
     assert len(records) == OPTIONS.max_epochs * (1 + len(folds))
     assert trained.heat_model.kind == "cam" and not trained.codebooks
+
+
+@pytest.mark.parametrize("course", [Course(FOLDS), Course([], is_update=True, judges_first=True)])
+def test_images_are_held_out_from_the_codebook_that_their_scores_rest_on(course: Any) -> None:
+    net = network(novelty_strides=(4,), pooling="novelty_top_k")
+    if course.judges_first:
+        fit_of(net=net).run(Course([]))
+    fit = fit_of(net=net, history={name: [] for name in HISTORY_COLUMNS})
+    pooled: list[torch.Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        scores = TailTraining.scores
+        patch.setattr(
+            TailTraining,
+            "scores",
+            lambda self, rows: (pooled.append(self.cache.novelty), scores(self, rows))[1],
+        )
+        trained = fit.run(course)
+    assert trained.novelty is not None
+    if course.judges_first:  # once before, to uncentre the scores
+        pooled, held_out = pooled[1:2], [np.arange(N_IMAGES)]
+    else:
+        pooled, held_out = pooled[: len(FOLDS)], [rows for _, rows in FOLDS]
+    for rows, novelty in zip(held_out, pooled, strict=True):
+        torch.testing.assert_close(novelty[rows], trained.novelty[rows])
 
 
 def test_of_good_images_alone_nothing_is_trained() -> None:
