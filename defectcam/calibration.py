@@ -58,6 +58,9 @@ TYPICAL_GOOD_PROBABILITY = 0.01
 CALM_SHARE = 0.25
 LEAST_FAMILIARITY_LIMIT = 0.5
 
+#: What shares of images, a recall among them, may miss by rounding.
+SHARE_ROUNDING = 1e-12
+
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RECALL = re.compile(rf"recall\s*>=\s*({_NUMBER})")
 _COST = re.compile(rf"cost\s*=\s*({_NUMBER})\s*:\s*({_NUMBER})")
@@ -132,6 +135,8 @@ def fit_defect_probability(
     (slope,), intercept = _logistic_regression(
         (scores @ weights)[:, np.newaxis], is_defect, sample_weight
     )
+    if slope == 0:  # reversed scores: the intercept is one beside a slope that is not kept
+        intercept = float(logit(np.average(is_defect, weights=sample_weight)))
     return DefectProbability(tuple((slope * weights).tolist()), intercept)
 
 
@@ -237,11 +242,16 @@ def choose_threshold(
     if kind in ("probability", "cost"):
         return number
     if kind == "balanced":
-        return float(np.average(is_defect, weights=sample_weight))
+        share = float(np.average(is_defect, weights=sample_weight))
+        # Where scores say nothing, every probability is that share but for rounding, which must not
+        # decide: then no image is passed.
+        says_nothing = np.allclose(probability, share, rtol=0, atol=SHARE_ROUNDING)
+        return min(share, float(probability.min())) if says_nothing else share
     _, recall, thresholds = roc_curve(
         is_defect, probability, sample_weight=sample_weight, drop_intermediate=False
     )
-    return float(thresholds[np.flatnonzero(recall >= number)[0]])
+    enough = recall >= number - SHARE_ROUNDING
+    return float(thresholds[np.flatnonzero(enough)[0]])
 
 
 def check_threshold(criterion: float | str) -> tuple[str, float]:

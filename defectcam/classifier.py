@@ -91,7 +91,7 @@ from defectcam.preprocess import Preprocess
 from defectcam.recipes import RECIPES
 from defectcam.replay import Keeper, ReplayMemory, judged_in_folds, new_records
 from defectcam.results import Localization
-from defectcam.sample_weights import WeighedRows, class_weights, weigh_rows
+from defectcam.sample_weights import WeighedRows, class_weights, relative_weights, weigh_rows
 from defectcam.second_look import MAX_FACTOR, size_of_second_look
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
 from defectcam.tile_model import TileModel
@@ -468,6 +468,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     network_: DefectCAMNetwork
     good_label_: Any
     n_images_seen_: int
+    _n_rows_seen: int  # the same with each image counted as often as its integer weight says
     training_data_: Fingerprint | None = None  # pickles of earlier releases have none
     held_out_probability_: NDArray[np.float64]
     suspects_: NDArray[np.int64]
@@ -953,9 +954,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         folds, trained = learned.folds, learned.trained
         interrupted = trained.result.interrupted
         self._set_network(learned.network, learned.preprocess, given.classes)
-        self.n_images_seen_ = weighed.n_used
+        self.n_images_seen_, self._n_rows_seen = weighed.n_used, len(weighed.rows)
         self.history_ = trained.result.history
-        self._calibrate(trained, given.targets, weighed.weights, calibrated=bool(folds))
+        weights = relative_weights(weighed.weights)
+        self._calibrate(trained, given.targets, weights, calibrated=bool(folds))
         if learned.keeper is not None:
             held_out = trained.held_out if folds and not interrupted else None
             self._replay = learned.keeper.memory(Counter(given.labels.tolist()), held_out)
@@ -1106,10 +1108,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             scores[current], is_defect[current], weights[current], calibrated
         )
         self.held_out_probability_ = self._defect_probability.probability(scores)
-        # Without calibration the probability is the softmax, in which the loss weighs the classes;
-        # of good images alone it is one half at their limit.
-        is_half = self.threshold == "balanced" and (only_good or not calibrated)
-        threshold = 0.5 if is_half else self.threshold
+        threshold = self.threshold
+        if threshold == "balanced" and only_good:
+            threshold = 0.5  # at their limit
+        elif threshold == "balanced" and not calibrated:
+            threshold = self._share_in_softmax(targets)
         self.threshold_ = choose_threshold(
             threshold,
             is_defect[current],
@@ -1123,6 +1126,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             self._defect_probability.log_odds(scores), result.logits
         )
         self.suspects_ = rank_suspects(np.take_along_axis(probabilities, targets[:, None], 1)[:, 0])
+
+    def _share_in_softmax(self, targets: NDArray[np.int64]) -> float:
+        """Probability of a defect in the network's own softmax if it had learned nothing."""
+        n_classes = len(np.unique(targets))
+        return 1 - 1 / n_classes if self.class_weight == "balanced" else 0.5
 
     def _keep_drift_reference(
         self,

@@ -255,6 +255,7 @@ _RULES = (
     _Rule("familiarity_limit", "a number or null", _or_null(_is_number), is_optional=True),
     _Rule("tile_model", "an object or null", _or_null(_is_object), is_optional=True),
     _Rule("n_images_seen", "a whole number", _is_count, is_optional=True),
+    _Rule("n_rows_seen", "a whole number", _is_count, is_optional=True),
     _Rule("training_data", "a fingerprint or null", _or_null(_is_fingerprint), is_optional=True),
     _Rule("history", "an object of lists", _is_table),
 )

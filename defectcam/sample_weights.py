@@ -57,6 +57,11 @@ class WeighedRows(NamedTuple):
         return np.fromiter(once, dtype=np.int64, count=len(once))
 
 
+def relative_weights(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights with a mean of 1: only what images weigh beside each other means anything."""
+    return weights / weights.mean()
+
+
 def weigh_rows(sample_weight: ArrayLike | None, n_images: int) -> WeighedRows:
     """Turn sample weights into rows to fit.
 

@@ -474,7 +474,7 @@ def _calibrate(images: _TrainingImages, learned: _Learned) -> None:
     clf._tile_model = model
     clf.drift_reference_ = np.empty((0, 0), dtype=np.float32)  # of tiles, which nobody asks about
     clf._drift_codebooks = []
-    clf.n_images_seen_ = len(images.used)
+    clf.n_images_seen_ = clf._n_rows_seen = len(images.used)
     clf.held_out_probability_ = np.full(len(images.items), np.nan)
     clf.held_out_probability_[images.used] = probability
     targets = judge.classes.encode(images.labels[images.used])

@@ -43,7 +43,7 @@ from defectcam.replay import (
     judged_in_folds,
     new_records,
 )
-from defectcam.sample_weights import WeighedRows, weigh_rows
+from defectcam.sample_weights import WeighedRows, relative_weights, weigh_rows
 from defectcam.sources import Sources, labelled_sources, paths_of
 
 __all__ = ["learn_more"]
@@ -82,9 +82,8 @@ def learn_more(
     if not has_evidence(clf.network_) and (new.targets == clf._classes.good).all():
         clf._check_for_good_only(clf._classes.good_label)
     memory = _remembered(clf)
-    seed = (draw_seed(clf.random_state) + clf.n_images_seen_) % np.iinfo(
-        np.int32
-    ).max  # another one each day
+    largest = np.iinfo(np.int32).max
+    seed = (draw_seed(clf.random_state) + clf._n_rows_seen) % largest  # another one each day
     train_begins(clf.callbacks, clf)
     hashes = clf._hashes(new.sources.items, new.weighed.rows)
     with isolated(seed, next(clf.network_.parameters()).device):
@@ -94,6 +93,7 @@ def learn_more(
     if learned.trained is not None:
         _take_over(updated, learned, learned.trained, new.weighed)
     updated.n_images_seen_ += new.weighed.n_used
+    updated._n_rows_seen += len(new.weighed.rows)
     if clf.training_data_ is not None:  # else earlier images are not known
         data = fingerprint_of_rows(hashes, new.labels, new.weighed.rows)
         updated.training_data_ = clf.training_data_.joined(data)
@@ -158,7 +158,7 @@ def _learn(
         warn_if_duplicates(new_pairs, is_defect[:n_new], new.sources.items, new.weighed.rows)
         course = _course(clf, network, records, memory, duplicate_groups(pairs, n_images), seed)
         if course is not None:
-            records = _judged(records, course, pairs, clf.n_images_seen_)
+            records = _judged(records, course, pairs, clf._n_rows_seen)
         keeper = Keeper(cache, records, is_defect, clf._replay_places())
         weights = records.weights * importance(records.labels, seen)
         trained: Trained | None = None
@@ -261,7 +261,7 @@ def _take_over(
     clf.network_, clf.history_ = learned.network, trained.result.history
     records = learned.records
     current = are_current(records.experience, records.targets)
-    weights = records.weights.copy()
+    weights = relative_weights(records.weights)
     weights[current] *= importance(records.labels[current], learned.seen)
     is_held_out = learned.course is not None and learned.course.holds_out
     clf._calibrate(trained, records.targets, weights, is_held_out, current)

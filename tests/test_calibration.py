@@ -223,6 +223,24 @@ def test_balanced_is_the_share_of_defects():
     assert choose_threshold("balanced", is_defect, np.zeros(4)) == 0.25
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.0, -1.0]))
+def test_where_scores_say_nothing_no_image_is_passed(n_good, n_defective, slope):
+    """Not some numbers of images, by how the optimiser rounds, and others not."""
+    is_defect = np.arange(n_good + n_defective) >= n_good
+    scores = (slope * is_defect)[:, np.newaxis]
+    found = fit_defect_probability(scores, is_defect).probability(scores)
+    assert found == pytest.approx(is_defect.mean())
+    assert (found >= choose_threshold("balanced", is_defect, found)).all()
+
+
+def test_a_recall_of_weighted_images_is_reached_in_spite_of_rounding():
+    probability = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.1])
+    is_defect = probability > 0.2
+    weights = np.array([0.1, 0.1, 0.3, 0.1, 0.2, 1.0])  # the first four of them are 0.6 of 0.8
+    assert choose_threshold("recall>=0.75", is_defect, probability, weights) == 0.6
+
+
 @pytest.mark.parametrize("criterion", ["balanced", "recall>=0.5", "recall>=0.7", "recall>=1.0"])
 def test_weights_of_images_are_repetition(criterion):
     is_defect = np.array([False, True, True, True, False])

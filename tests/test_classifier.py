@@ -1337,6 +1337,30 @@ def test_equal_weights_change_nothing(tiny_classifier, fitted, fitted_parts):
     halves = tiny_classifier().fit(fitted_parts, sample_weight=np.full(14, 0.5))
     assert state_bytes(halves) == state_bytes(fitted)  # the loss is a weighted mean
     assert halves.threshold_ == fitted.threshold_
+    np.testing.assert_array_equal(halves.held_out_probability_, fitted.held_out_probability_)
+
+
+@pytest.mark.parametrize("scale", [1 / 64, 1 / 4])
+def test_weights_mean_the_same_at_any_scale(tiny_classifier, arrays, scale):
+    weights = np.where(np.arange(10) % 3, 0.5, 1.5)
+    classifier, scaled = (
+        tiny_classifier().fit(arrays, Y, sample_weight=weights * by) for by in (1, scale)
+    )
+    np.testing.assert_allclose(
+        scaled.held_out_probability_, classifier.held_out_probability_, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("class_weight", "target", "share"),
+    [("balanced", "anomaly", 1 / 2), ("balanced", "type", 2 / 3), (None, "type", 1 / 2)],
+)
+def test_without_held_out_images_the_threshold_is_what_an_untrained_network_says(
+    tiny_classifier, arrays, class_weight, target, share
+):
+    y = np.array(["good"] * 4 + ["dent"] * 3 + ["scratch"] * 3)
+    classifier = tiny_classifier(cv=None, class_weight=class_weight, target=target, max_epochs=1)
+    assert classifier.fit(arrays, y).threshold_ == pytest.approx(share)
 
 
 def test_a_fraction_weighs_in_loss_classes_and_threshold(tiny_classifier, arrays):

@@ -53,6 +53,26 @@ def weights(classifier: DefectCAMClassifier) -> torch.Tensor:
     return torch.cat([w.detach().flatten() for w in classifier.network_.parameters()])
 
 
+def test_an_integer_weight_is_repetition_in_the_updates_after_it(tiny_classifier, tmp_path):
+    """What a network has learned from is counted in rows, as it was trained on them."""
+    X, y = FIRST
+    w = np.full(len(X), 5)
+    for replay_size in (None, 0):
+        weighted = tiny_classifier(replay_size=replay_size).partial_fit(X, y, sample_weight=w)
+        repeated = tiny_classifier(replay_size=replay_size).partial_fit(X.repeat(5, 0), y.repeat(5))
+        if replay_size == 0:
+            weighted.save(tmp_path / "part.safetensors")
+            weighted = load(tmp_path / "part.safetensors")
+        assert (weighted.n_images_seen_, repeated.n_images_seen_) == (10, 50)
+        for classifier in (weighted, repeated):
+            classifier.partial_fit(*SECOND)
+        assert torch.equal(weights(weighted), weights(repeated))
+        assert weighted.threshold_ == repeated.threshold_
+        np.testing.assert_array_equal(
+            weighted.held_out_probability_, repeated.held_out_probability_
+        )
+
+
 # --- The course of an update ----------------------------------------------------------------------
 
 
