@@ -730,17 +730,26 @@ def _check_read_whole(clf: DefectCAMClassifier, paths: Sequence[str], tile: Any 
 
 def _find_images(arguments: Sequence[str], without: Path | None = None) -> list[str]:
     """Do the same, but open none."""
-    from defectcam.images import ImageReadError, find_images
+    from defectcam.images import ImageReadError, find_images, find_skipped, skipped_text
+    from defectcam.sources import warn_of_skipped
 
     paths: dict[str, str] = {}
+    all_skipped = []
     for argument in arguments:
         found = find_images(argument) if os.path.isdir(argument) else [argument]
+        skipped = find_skipped(argument) if os.path.isdir(argument) else []
+        all_skipped += skipped
+        if found:
+            warn_of_skipped(argument, skipped)
         if without is not None and Path(argument).resolve() in without.resolve().parents:
             found = [p for p in found if without.resolve() not in Path(p).resolve().parents]
         for path in found:
             paths.setdefault(os.path.abspath(path), path)
     if not paths:
-        raise ImageReadError(f"found no images in {', '.join(map(repr, arguments))}.")
+        raise ImageReadError(
+            f"found no images in {', '.join(map(repr, arguments))}."
+            + (f" {skipped_text(all_skipped)}." if all_skipped else "")
+        )
     return list(paths.values())
 
 

@@ -23,8 +23,14 @@ from numpy.typing import NDArray
 
 from defectcam.diagnostics import ENOUGH_DEFECTS
 from defectcam.duplicates import duplicate_pairs, thumbnail
-from defectcam.folders import find_good_label, labelled_folder, sub_folder
-from defectcam.images import ImageReadError, find_images, read_image
+from defectcam.folders import (
+    find_good_label,
+    labelled_folder,
+    skipped_files,
+    sub_folder,
+    unused_classes,
+)
+from defectcam.images import ImageReadError, find_images, read_image, skipped_text
 
 __all__ = ["SEVERITIES", "Examination", "Finding", "examine"]
 
@@ -288,7 +294,12 @@ def _layout(root: str, paths: Sequence[str], types: Sequence[str], good: str) ->
             "move them into the sub-folders",
             ignored,
         )
-    yield _balance(n_good, n_bad, counts)
+    unused = []
+    if skipped := skipped_files(root):
+        unused = unused_classes(root, skipped)
+        message, _, advice = skipped_text(skipped).partition(": ")
+        yield Finding("warning", "layout", f"{message}.", advice, skipped)
+    yield from _balance(n_good, n_bad, counts, unused)
     rare = sorted(kind for kind, n in counts.items() if n == 1 and len(counts) > 1)
     if rare:
         yield Finding(
@@ -300,39 +311,57 @@ def _layout(root: str, paths: Sequence[str], types: Sequence[str], good: str) ->
         )
 
 
-def _balance(n_good: int, n_bad: int, counts: Counter[str]) -> Finding:
+def _balance(
+    n_good: int, n_bad: int, counts: Counter[str], unused: Sequence[str]
+) -> Iterator[Finding]:
+    """Look at the numbers of images, where there are sub-folders with nothing but skipped files."""
     check = "class balance"
-    if n_bad == 0:
-        return Finding(
+    if unused:
+        names = ", ".join(f"{name}/" for name in unused)
+        holds = "holds" if len(unused) == 1 else "hold"
+        yield Finding(
+            "warning", check, f"{names} {holds} only skipped files.", "convert them, to PNG or TIFF"
+        )
+    if n_bad == 0 and not unused:
+        yield Finding(
             "warning",
             check,
             "there are only good images: novelty alone will decide.",
             "add a sub-folder of defective images, even ten",
         )
-    if n_good < ENOUGH_DEFECTS:
-        return Finding(
-            "warning",
-            check,
-            f"there are only {n_good} good images: what is normal cannot be learned from so few.",
+    few = False
+    for kind, n, what, advice in (
+        (
+            "good",
+            n_good,
+            "what is normal cannot be learned from so few.",
             "add good images, 50 or more",
-        )
-    if n_bad < ENOUGH_DEFECTS:
-        return Finding(
-            "warning",
-            check,
-            f"there are only {n_bad} defective images: the threshold, and every figure measured "
-            "on them, will be uncertain.",
+        ),
+        (
+            "defective",
+            n_bad,
+            "the threshold, and every figure measured on them, will be uncertain.",
             "add defective images",
-        )
-    if n_bad > n_good:
-        return Finding(
+        ),
+    ):
+        if 1 < n < ENOUGH_DEFECTS:
+            message = f"there are only {n} {kind} images: {what}"
+        elif n == 1:
+            message = f"there is a single {kind} image: none can be held out for thresholds."
+        else:
+            continue
+        few = True
+        yield Finding("warning", check, message, advice)
+    if n_bad > n_good >= ENOUGH_DEFECTS:
+        yield Finding(
             "note",
             check,
             f"{n_bad} defective and {n_good} good images: on a line good parts are many, and "
             "thresholds are learned from the shares here.",
             "add good images",
         )
-    return Finding("ok", check, f"{n_good} good and {n_bad} defective images")
+    elif n_bad > 0 and not few:
+        yield Finding("ok", check, f"{n_good} good and {n_bad} defective images")
 
 
 class _Image(NamedTuple):

@@ -1,4 +1,4 @@
-"""Warnings that `fit` gives about the training data, each with a category of its own.
+"""Warnings about the images that were given, each with a category of its own.
 
 Owns their names and the line of the caller's that they are attributed to. Depends on nothing else
 in the package; what a warning says is written where it is found out.
@@ -14,6 +14,7 @@ __all__ = [
     "FewDefectsWarning",
     "NearDuplicateWarning",
     "OnlyGoodImagesWarning",
+    "SkippedFilesWarning",
     "SuspectLabelsWarning",
     "warn_caller",
 ]
@@ -45,6 +46,10 @@ class SuspectLabelsWarning(UserWarning):
 
 class NearDuplicateWarning(UserWarning):
     """Training images that are copies of one another are labelled good and defective."""
+
+
+class SkippedFilesWarning(UserWarning):
+    """A folder holds pictures in a format that is not read, HEIC for example; they are left out."""
 
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:

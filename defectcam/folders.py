@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from defectcam.images import ImageReadError, find_images
+from defectcam.images import ImageReadError, find_images, find_skipped, skipped_text
 
 __all__ = [
     "GOOD_NAMES",
@@ -24,7 +24,9 @@ __all__ = [
     "labelled_folder",
     "mask_folder",
     "mask_name",
+    "skipped_files",
     "sub_folder",
+    "unused_classes",
 ]
 
 GOOD_NAMES = (
@@ -95,6 +97,48 @@ def labelled_folder(
         ]
     _refuse_other_layouts(folder, [name for _, name in labelled], good_label)
     return [path for path, _ in labelled], [name for _, name in labelled]
+
+
+def skipped_files(root: str | os.PathLike[str]) -> list[str]:
+    """List the pictures that a folder's classes lack because their format is not read.
+
+    Parameters
+    ----------
+    root : str or PathLike
+        As `labelled_folder` takes it.
+
+    Returns
+    -------
+    list of str
+        Sorted; not those of masks.
+    """
+    folder = os.fspath(root)
+    skipped = find_skipped(folder)
+    return [path for path in skipped if _first_folder(folder, path).lower() != _MASK_FOLDER]
+
+
+def unused_classes(root: str | os.PathLike[str], skipped: Sequence[str]) -> list[str]:
+    """Name the sub-folders that hold no image, but skipped files.
+
+    Parameters
+    ----------
+    root : str or PathLike
+        As `labelled_folder` takes it.
+    skipped : sequence of str
+        As `skipped_files` lists them.
+
+    Returns
+    -------
+    list of str
+        Relative to `root`: ``dent``, or ``test/dent`` in the MVTec AD layout.
+    """
+    folder = os.fspath(root)
+    classes = sorted({os.path.relpath(_class_folder(folder, path), folder) for path in skipped})
+    return [
+        Path(name).as_posix()
+        for name in classes
+        if name != os.curdir and not find_images(os.path.join(folder, name))
+    ]
 
 
 def sub_folder(root: str | os.PathLike[str], name: str) -> Path | None:
@@ -272,6 +316,19 @@ def _listed(labels: Sequence[Any]) -> str:
     return ", ".join(shown) if shown else "(there are none)"
 
 
+def _first_folder(root: str, path: str) -> str:
+    """Name the sub-folder of `root` that a file is in; empty for a file of its own."""
+    name, *deeper = Path(path).relative_to(root).parts
+    return name if deeper else ""
+
+
+def _class_folder(root: str, path: str) -> str:
+    """Give the folder by which a file is labelled: of `root`, or of train and test in it."""
+    first, *deeper = Path(path).relative_to(root).parts[:-1] or ("",)
+    is_split = first.lower() in _SPLITS and len(deeper) > 0
+    return os.path.join(root, first, deeper[0]) if is_split else os.path.join(root, first)
+
+
 def _by_first_folder(root: str, paths: Sequence[str]) -> dict[str, list[str]]:
     """Group paths by the sub-folder of `root` they are in; not masks, nor `root`'s own images."""
     groups: dict[str, list[str]] = {}
@@ -308,4 +365,6 @@ def _contents(folder: str) -> str:
     shown = sub_folders[:_MAX_NAMES]
     if len(sub_folders) > len(shown):
         shown.append(f"{len(sub_folders) - len(shown)} more sub-folders")
-    return ", ".join(shown or ["no sub-folders"]) + f"; {n_loose} images outside them"
+    skipped = skipped_files(folder)
+    left_out = f"; {skipped_text(skipped)}" if skipped else ""
+    return ", ".join(shown or ["no sub-folders"]) + f"; {n_loose} images outside them{left_out}"

@@ -841,6 +841,31 @@ def test_a_report_of_an_empty_folder_is_refused(model: Path, tmp_path: Path, cap
     assert not (tmp_path / "r.html").exists()
 
 
+def test_pictures_that_are_not_read_are_told_in_one_line(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    folder = tmp_path / "parts"
+    shutil.copytree(parts, folder)
+    (folder / "good" / "1.heic").touch()
+    (folder / "dent").mkdir()
+    (folder / "dent" / "2.HEIC").touch()
+    calls = [
+        ["fit", folder, "-o", tmp_path / "again", *TINY],
+        ["predict", model, folder],
+        ["localize", model, folder, "-o", tmp_path / "found"],
+        ["annotate", model, folder, "--format", "coco", "-o", tmp_path / "drafts"],
+        ["evaluate", model, folder],
+    ]
+    for call in calls:
+        assert run(*call) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+        assert len(said) == 1, call
+        assert "2 files are skipped for the suffix (2 .heic): convert them" in said[0]
+        assert "Nothing else is in dent/." in said[0]
+    assert run("predict", model, folder / "dent") == cli.BAD_DATA
+    assert "1 file is skipped for the suffix (1 .heic)" in capsys.readouterr().err
+
+
 def test_evaluate_needs_to_know_the_good_folder(
     model: Path, parts: Path, tmp_path: Path, capsys: Output
 ) -> None:

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defectcam.folders import GOOD_NAMES, find_good_label, find_masks, labelled_folder
+from defectcam.folders import (
+    GOOD_NAMES,
+    find_good_label,
+    find_masks,
+    labelled_folder,
+    skipped_files,
+    unused_classes,
+)
 from defectcam.images import ImageReadError
 
 
@@ -230,3 +237,20 @@ def test_masks_of_images_whose_folders_do_not_name_their_type(tmp_path: Path) ->
     assert find_masks(tmp_path, ["x/0.png"], ["dent"], "good") == [mask]
     with pytest.raises(ImageReadError, match=r"x/0.png' or of 'y/0.png': pass masks as a list"):
         find_masks(tmp_path, ["x/0.png", "y/0.png"], ["dent"] * 2, "good")
+
+
+def test_pictures_that_are_not_read_are_counted_but_not_those_of_masks(tmp_path: Path) -> None:
+    touch(tmp_path, "good/1.png", "good/2.HEIC", "dent/1.heic", "dent/.2.heic", "dent/2.txt")
+    touch(tmp_path, "scratch/a/1.jxl", "scratch/2.png", "3.psd", "ground_truth/dent/1.psd")
+    skipped = skipped_files(tmp_path)
+    names = [Path(path).relative_to(tmp_path).as_posix() for path in skipped]
+    assert names == ["3.psd", "dent/1.heic", "good/2.HEIC", "scratch/a/1.jxl"]
+    assert unused_classes(tmp_path, skipped) == ["dent"]
+    touch(tmp_path / "mvtec", "train/good/1.png", "test/dent/1.dng", "test/good/1.png")
+    assert unused_classes(tmp_path / "mvtec", skipped_files(tmp_path / "mvtec")) == ["test/dent"]
+
+
+def test_a_refused_layout_names_what_is_skipped(tmp_path: Path) -> None:
+    touch(tmp_path, "good/1.heic", "bad/1.heic", "bad/2.dng")
+    with pytest.raises(ImageReadError, match=r"3 files are skipped for the suffix \(2 .heic, 1 "):
+        labelled_folder(tmp_path)
