@@ -104,7 +104,7 @@ from defectcam.precision import PRECISIONS, resolve_device, resolve_precision
 from defectcam.preprocess import Preprocess, seen_again
 from defectcam.recipes import RECIPES
 from defectcam.replay import Keeper, ReplayMemory, judged_in_folds, new_records
-from defectcam.results import Localization
+from defectcam.results import Localization, check_decision_threshold
 from defectcam.sample_weights import WeighedRows, class_weights, weigh_rows
 from defectcam.second_look import MAX_FACTOR, join_looks, size_of_second_look
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
@@ -388,7 +388,8 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     history_ : dict of list
         A table of the training: fold, epoch, loss, train_accuracy, seconds.
     threshold_ : float
-        Probability of a defect at and above which an image is called defective.
+        Probability of a defect, from 0 to 1, at and above which an image is called defective. It
+        may be set anew; what is no probability is refused when it is used.
     image_size_ : (int, int)
         Height and width of the network's input.
     tile_ : (int, int) or None
@@ -1674,6 +1675,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             In order.
         """
         check_is_fitted(self)
+        check_decision_threshold("threshold_", self.threshold_)
         if method == "cam":
             method = None
         if method is not None:
@@ -1898,6 +1900,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _scored(self, X: Any) -> Iterator[ScoredImages]:
         """Run the network over images, in tiles where it was fitted on tiles."""
         check_is_fitted(self)
+        check_decision_threshold("threshold_", self.threshold_)
         if self._tile_model is None:
             return self._forward(_many(X))
         from defectcam.tiled import score_in_tiles

@@ -33,6 +33,7 @@ from defectcam.files import check_target, temporary_folder, write_atomically
 from defectcam.graph import Decision, DeployedNetwork
 from defectcam.images import read_reduced
 from defectcam.parity import Int8Loss, Parity, TorchProgram, measure_int8_loss, verify
+from defectcam.results import check_decision_threshold
 from defectcam.review import Labelled, labelled_images
 from defectcam.runtime import METADATA_KEY, SCHEMA_VERSION, Inspector
 from defectcam.sources import as_sources, is_path
@@ -251,6 +252,7 @@ def _engine_name(suffix: str) -> str:
 
 def deployed(clf: DefectCAMClassifier) -> DeployedNetwork:
     """Join the parts of a fitted classifier in one module, in float32 on the processor."""
+    check_decision_threshold("threshold_", clf.threshold_)
     classes = clf._classes
     decision = Decision(
         good=classes.good,

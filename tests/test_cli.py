@@ -487,7 +487,7 @@ def test_exit_code_tells_of_defects_when_asked(
     found = tmp_path / "found"
     assert run("localize", model, image, "-o", found, "--fail-on-defect") == cli.DEFECTS_FOUND
     assert (found / "results.json").exists()
-    assert run("predict", decides(2.0), image, "--fail-on-defect") == 0
+    assert run("predict", decides(1.0), image, "--fail-on-defect") == 0
 
 
 def test_predict_refuses_what_it_cannot_read(
@@ -749,7 +749,7 @@ def test_annotate_refuses_names_and_options_before_the_model_is_loaded(
 def test_evaluate_puts_missed_defects_first(
     decides: Callable[[float], Path], parts: Path, capsys: Output
 ) -> None:
-    assert run("evaluate", decides(2.0), parts, "--quiet") == 0
+    assert run("evaluate", decides(1.0), parts, "--quiet") == 0
     lines = capsys.readouterr().out.splitlines()
     assert " ".join(lines[0].split()) == "defect recall 0.000 0 of 4 defects found"
     assert all(line.startswith("  missed  ") for line in lines[1:5])

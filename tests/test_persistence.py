@@ -570,7 +570,7 @@ def test_a_wrong_parameter_set_since_the_fit_is_not_saved(clf, tmp_path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("threshold", [np.nan, np.inf, 1e305])
+@pytest.mark.parametrize("threshold", [np.nan, np.inf, 1e305, 70, -0.1])
 def test_a_wrong_threshold_set_since_the_fit_is_not_saved(clf, tmp_path, threshold):
     other = copy.copy(clf)
     other.threshold_ = threshold
