@@ -32,6 +32,7 @@ from defectcam.cli_options import (
     DEFECTS_FOUND,
     DONE,
     INTERRUPTED,
+    OFF,
     PARAMETERS,
     SERVICE_OPTIONS,
     USAGE,
@@ -182,15 +183,11 @@ def _predict(args: argparse.Namespace) -> int:
     _check_read_whole(clf, paths)
     records, rows = [], []
     print_rows = table_format is None and not args.json
+    answers = []
     for path, found in zip(paths, _found(clf, paths, args.quiet, print_rows), strict=True):
-        records.append(
-            {
-                "image": path,
-                "label": found.label,
-                "probability": found.probability,
-                "is_defect": found.is_defect,
-            }
-        )
+        answers.append((found.is_defect, found.unfamiliar))
+        if args.json:
+            records.append({**_result_row(found, path), "image": path, "label": found.label})
         if table_format is not None:
             rows.append(_result_row(found, path))
         if print_rows:
@@ -200,7 +197,7 @@ def _predict(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(records)
     written = "" if table is None else f"; wrote {table}"
-    return _conclude(args, [record["is_defect"] for record in records], written)
+    return _conclude(args, answers, written)
 
 
 def _localize(args: argparse.Namespace) -> int:
@@ -222,9 +219,12 @@ def _localize(args: argparse.Namespace) -> int:
         )
     method = args.method or "cam"
     _refuse_missing_method(method)
+    if method != "cam" and args.second_look not in (None, OFF):
+        raise _UsageError(f"--second-look is of the model's own heatmap, not of --method {method}.")
     clf = _load(args)
     _refuse_wrong_tiles(args, clf)
-    _check_read_whole(clf, paths, args.tile)
+    tile = None if args.tile == OFF else args.tile
+    _check_read_whole(clf, paths, tile)
     records, rows = [], []
     localized = _found(
         clf,
@@ -232,11 +232,13 @@ def _localize(args: argparse.Namespace) -> int:
         args.quiet,
         rows_printed=not args.json,
         method=method,
-        tile=args.tile,
+        tile=tile,
         overlap=args.overlap,
     )
     with staged_folder(output, last=_RESULTS) as folder:
         for path, name, found in zip(paths, overlays, localized, strict=True):
+            if method != "cam" and args.box_threshold is not None:  # such maps have their own
+                found = found.with_threshold(args.box_threshold)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             found.save(folder / name)
             records.append({**found.to_dict(), "overlay": name})
@@ -257,7 +259,8 @@ def _localize(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(document)
     written = f"; wrote their overlays and {_RESULTS} to {output}"
-    return _conclude(args, [record["is_defect"] for record in records], written)
+    answers = [(record["is_defect"], record["unfamiliar"]) for record in records]
+    return _conclude(args, answers, written)
 
 
 def _annotate(args: argparse.Namespace) -> int:
@@ -296,7 +299,7 @@ def _annotate(args: argparse.Namespace) -> int:
         report = {"output": args.output, "format": args.format, "n_images": len(results)}
         _print_json({**report, "n_boxes": sum(n_boxes), "n_with_boxes": sum(map(bool, n_boxes))})
     written = f"; wrote {args.format} annotations to {output}"
-    return _conclude(args, [found.is_defect for found in results], written)
+    return _conclude(args, [(found.is_defect, found.unfamiliar) for found in results], written)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -485,7 +488,8 @@ def _watch(args: argparse.Namespace) -> int:
 
     def notify(row: dict[str, Any]) -> None:
         answer = row["error"] or f"{row['label']}  {row['probability']:.3f}"
-        print(f"{answer}  {row['image']}", flush=True)
+        unfamiliar = ", unfamiliar" if row.get("unfamiliar") else ""
+        print(f"{answer}{unfamiliar}  {row['image']}", flush=True)
 
     def report(sentence: object) -> None:
         if not args.quiet:
@@ -676,7 +680,9 @@ def _load(args: argparse.Namespace) -> DefectCAMClassifier:
     if clf.batch_size < 1:
         raise _UsageError(f"--batch-size {clf.batch_size}: at least 1 is needed.")
     _set_thresholds(clf, args.threshold, args.box_threshold)
-    if args.second_look is not None:
+    if args.second_look == OFF:
+        clf.set_params(second_look=None)
+    elif args.second_look is not None:
         from defectcam.second_look import MAX_FACTOR
 
         if not 1 <= args.second_look <= MAX_FACTOR:
@@ -784,7 +790,12 @@ def _names_below(paths: Sequence[str], arguments: Sequence[str]) -> list[Path]:
 def _refuse_wrong_tiles(args: argparse.Namespace, clf: DefectCAMClassifier) -> None:
     from defectcam.tiles import as_overlap, as_tile
 
-    tile = clf.tile_ if args.tile is None else args.tile
+    if args.tile == OFF and clf.tile_ is not None:
+        raise _UsageError(
+            "--tile none: this model has learned from tiles, and its probability and threshold are "
+            "those of tiles. Fit one without --tile to see images whole."
+        )
+    tile = clf.tile_ if args.tile in (None, OFF) else args.tile
     if tile is None and args.overlap is not None:
         raise _UsageError("--overlap is about tiles: give --tile too.")
     if tile is not None and args.method not in (None, "cam"):
@@ -869,15 +880,19 @@ def _refuse_existing_folder(
 
 def _answer(clf: DefectCAMClassifier, found: Localization) -> str:
     width = max(len(str(label)) for label in clf.classes_)
-    return f"{found.label!s:<{width}}  {found.probability:.3f}"
+    unfamiliar = ", unfamiliar" if found.unfamiliar else ""
+    return f"{found.label!s:<{width}}  {found.probability:.3f}{unfamiliar}"
 
 
-def _conclude(args: argparse.Namespace, is_defect: Sequence[bool], written: str) -> int:
-    n_defects = sum(is_defect)
+def _conclude(args: argparse.Namespace, answers: Sequence[tuple[bool, bool]], written: str) -> int:
+    """Sum up the images, each of them (defective, unfamiliar), and give the exit code."""
+    n_defects = sum(is_defect for is_defect, _ in answers)
+    n_unfamiliar = sum(is_unfamiliar for _, is_unfamiliar in answers)
     if not args.quiet:
+        unfamiliar = f", {n_unfamiliar} unfamiliar" if n_unfamiliar else ""
         print(
-            f"{len(is_defect)} images: {n_defects} defective, {len(is_defect) - n_defects} good"
-            f"{written}",
+            f"{len(answers)} images: {n_defects} defective, {len(answers) - n_defects} good"
+            f"{unfamiliar}{written}",
             file=sys.stderr,
         )
     return DEFECTS_FOUND if n_defects and args.fail_on_defect else DONE

@@ -22,6 +22,7 @@ __all__ = [
     "DONE",
     "INTERRUPTED",
     "METHODS",
+    "OFF",
     "PARAMETERS",
     "SERVICE_OPTIONS",
     "TABLE_FORMATS",
@@ -49,6 +50,9 @@ ANNOTATION_FORMATS = ("coco", "cvat", "labelme", "labelstudio", "voc", "yolo")
 #: As `defectcam.attribution` has them, which would load torch.
 METHODS = ("cam", "gradcam", "gradcam++", "scorecam", "layercam", "eigencam")
 
+#: Switches off what a model stores, where an option that is not given leaves it as it is.
+OFF = "none"
+
 _T = TypeVar("_T")
 
 
@@ -69,6 +73,14 @@ def _or_none(parse: Callable[[str], _T]) -> Callable[[str], _T | None]:
 
     parse_or_none.__name__ = f"{parse.__name__} or none"  # argparse names it in its message
     return parse_or_none
+
+
+def _or_off(parse: Callable[[str], _T]) -> Callable[[str], _T | str]:
+    def parse_or_off(text: str) -> _T | str:
+        return OFF if text.lower() == OFF else parse(text)
+
+    parse_or_off.__name__ = f"{parse.__name__} or none"
+    return parse_or_off
 
 
 def _number_or_text(text: str) -> float | str:
@@ -377,8 +389,9 @@ def _add_localize(localize: Any) -> None:
     localize.add_argument(
         "--tile",
         metavar="SIZE",
-        type=_tile,
-        help="see images in tiles of N or HxW pixels; auto: by their size (default: as in fit)",
+        type=_or_off(_tile),
+        help="see images in tiles of N or HxW pixels; auto: by their size; none: whole (default: "
+        "as in fit)",
     )
     localize.add_argument(
         "--overlap",
@@ -639,13 +652,15 @@ def _add_loading(parser: Any) -> None:
         "--box-threshold",
         metavar="T",
         type=float,
-        help="boxes are where the heatmap is above this (default: the model's)",
+        help="boxes, in tables and JSON and on overlays, are where the heatmap is above this "
+        "(default: the model's)",
     )
     parser.add_argument(
         "--second-look",
         metavar="F",
-        type=float,
-        help="see defective images again, F times larger, for a finer heatmap: 1.3, for instance",
+        type=_or_off(float),
+        help="see defective images again, F times larger, for a finer heatmap and its boxes: 1.3, "
+        "for instance; none: once (default: the model's)",
     )
     _add_machine(parser)
 

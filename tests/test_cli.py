@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -421,6 +423,47 @@ def test_predict_prints_a_row_per_image(
     assert "4 images: 4 defective, 0 good" in printed.err
 
 
+@pytest.fixture
+def all_unfamiliar(monkeypatch: pytest.MonkeyPatch) -> None:
+    localize = DefectCAMClassifier.localize_iter
+    monkeypatch.setattr(
+        DefectCAMClassifier,
+        "localize_iter",
+        lambda *args, **options: (
+            dataclasses.replace(found, unfamiliar=True) for found in localize(*args, **options)
+        ),
+    )
+
+
+@pytest.mark.usefixtures("all_unfamiliar")
+def test_unfamiliar_images_are_marked(
+    decides: Callable[[float], Path], parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    model, image = decides(1.0), parts / "good" / "000.png"
+    calls = [
+        ["predict", model, image],
+        ["localize", model, image, "-o", tmp_path / "found"],
+        ["annotate", model, image, "--format", "coco", "-o", tmp_path / "drafts"],
+    ]
+    for call in calls:
+        assert run(*call) == 0
+        printed = capsys.readouterr()
+        assert re.match(r"good +0\.\d{3}, unfamiliar  ", printed.out), call
+        assert printed.out.endswith(f"  {image}\n")
+        assert "1 images: 0 defective, 1 good, 1 unfamiliar" in printed.err
+
+
+def test_predict_prints_what_tables_hold_as_json(
+    decides: Callable[..., Path], parts: Path, capsys: Output
+) -> None:
+    model = decides(0.0, **MANY_BOXES)
+    assert run("predict", model, parts, "--json", "--quiet") == 0
+    records = json.loads(capsys.readouterr().out)
+    assert records == [result_row(one) for one in load(model).localize(parts)]
+    assert run("predict", model, parts, "--json", "--quiet", "--box-threshold", "99") == 0
+    assert not any(record["boxes"] for record in json.loads(capsys.readouterr().out))
+
+
 def test_predict_writes_csv(model: Path, parts: Path, tmp_path: Path, capsys: Output) -> None:
     table = tmp_path / "out.csv"
     assert run("predict", model, parts / "good", "--csv", table) == 0
@@ -569,6 +612,14 @@ def test_localize_by_another_method(
     found = load(model).localize(image, method="gradcam++")
     assert record["boxes"] == found.boxes.tolist() != load(model).localize(image).boxes.tolist()
     assert run("localize", model, image, *options, "--method", "cams") == cli.USAGE
+    lower = ["--box-threshold", "0.2", "--quiet", "--force"]
+    assert run("localize", model, image, *options, *lower) == 0
+    [record] = json.loads((output / "results.json").read_text())["images"]
+    assert record["boxes"] == found.with_threshold(0.2).boxes.tolist() != found.boxes.tolist()
+    assert record["threshold"] == 0.2
+    capsys.readouterr()
+    assert run("localize", model, image, *options, "--second-look", "1.3", "--force") == cli.USAGE
+    assert "not of --method gradcam++" in capsys.readouterr().err
 
 
 def test_localize_prints_rows(model: Path, parts: Path, tmp_path: Path, capsys: Output) -> None:
@@ -1100,6 +1151,27 @@ def test_a_second_look_is_asked_for(model: Path, parts: Path, tmp_path: Path, ca
     for wrong in ("0.5", "nan", "9"):
         assert run("localize", model, parts, "-o", tmp_path / "no", "--second-look", wrong) == 2
         assert "--second-look" in capsys.readouterr().err
+
+
+def test_a_second_look_and_tiles_are_switched_off(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = tmp_path / "looks.safetensors"
+    load(model).set_params(second_look=1.3).save(looks)
+    image = parts / "good" / "000.png"
+    seen = []
+    load_model = cli._load
+    monkeypatch.setattr(cli, "_load", lambda args: seen.append(load_model(args)) or seen[-1])
+    assert (
+        run("predict", looks, image) == run("predict", looks, image, "--second-look", "none") == 0
+    )
+    assert [clf.second_look for clf in seen] == [1.3, None]
+    found = ["-o", tmp_path / "found", "--tile", "none"]
+    assert run("localize", model, image, *found) == 0
+    monkeypatch.setattr(DefectCAMClassifier, "tile_", property(lambda clf: (64, 64)))
+    capsys.readouterr()
+    assert run("localize", model, image, *found, "--force") == cli.USAGE
+    assert "has learned from tiles" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
