@@ -48,6 +48,16 @@ __all__ = ["main"]
 
 _RESULTS = "results.json"
 
+#: What messages of the library say to callers from Python, and what they say here.
+_WORDS_OF_PYTHON = (
+    (r"pass good_label=\.\.\.", "give --good-label NAME"),
+    (r"\bgood_label=(?=['\"])", "--good-label "),
+    (
+        "The same call goes on with it from `resume`",
+        "The same command, with its --resume, goes on with it if --force is added",
+    ),
+)
+
 
 class _UsageError(Exception):
     """The command cannot be carried out as it was given."""
@@ -87,11 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
         return BROKEN_PIPE
     except _UsageError as error:
-        print(f"defectcam: error: {error}", file=sys.stderr)
+        print(f"defectcam: error: {_in_options(error)}", file=sys.stderr)
         return USAGE
     except Exception as error:
         if _is_about_data(error):
-            print(f"defectcam: error: {error}", file=sys.stderr)
+            print(f"defectcam: error: {_in_options(error)}", file=sys.stderr)
             return BAD_DATA
         traceback.print_exc()
         return BUG
@@ -134,7 +144,15 @@ def _is_about_data(error: Exception) -> bool:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"defectcam: warning: {message}", file=sys.stderr)
+    print(f"defectcam: warning: {_in_options(message)}", file=sys.stderr)
+
+
+def _in_options(message: object) -> str:
+    """Say with options what the library says with parameters."""
+    text = str(message)
+    for words, options in _WORDS_OF_PYTHON:
+        text = re.sub(words, options, text)
+    return text
 
 
 def _fit(args: argparse.Namespace) -> int:
@@ -572,7 +590,8 @@ def _doctor(args: argparse.Namespace) -> int:
         _print_json(found.to_dict())
     else:
         # https://no-color.org: set and not empty, whatever its value.
-        print(found.text(colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
+        text = found.text(colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+        print(_in_options(text))
     return BAD_DATA if found.worst == "error" else DONE
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from defectcam.diagnostics import ENOUGH_DEFECTS
 from defectcam.duplicates import duplicate_pairs, thumbnail
 from defectcam.folders import (
+    empty_good_folder,
     find_good_label,
     labelled_folder,
     skipped_files,
@@ -46,6 +47,7 @@ _ENOUGH_TO_SPLIT = 20  # defective images, of which a fifth are tested on
 _DEFAULT_SIZE = 320  # of the network's input
 _MANY_ASPECTS = 1.1  # ratio of the widest to the narrowest image's aspect
 _FLAT = 2.0  # grey levels of standard deviation below which an image shows nothing
+_NAME_GOOD = "name the sub-folder of good parts: --good-label NAME"
 _DARK = 16  # highest value of an image that holds 12 bits in 16
 
 
@@ -146,8 +148,11 @@ def examine(
     try:
         paths, types = labelled_folder(root, good_label)
     except ImageReadError as error:
-        findings.append(_layout_error(root, error))
-        return Examination(findings, "mend the folder, then: " + _command("doctor", root))
+        name = [] if good_label is None else ["--good-label", good_label]
+        findings.append(_layout_error(root, error, good_label))
+        if findings[-1].advice == _NAME_GOOD:
+            return Examination(findings, _command("doctor", root, "--good-label", "NAME"))
+        return Examination(findings, "mend the folder, then: " + _command("doctor", root, *name))
     good = find_good_label(types, good_label)
     findings += _layout(root, paths, types, good)
     images = _read(paths, types, n_jobs, progress)
@@ -250,16 +255,22 @@ def _device(torch: Any, resolve_precision: Callable[[str, Any], Any]) -> Finding
 # --- The folder -------------------------------------------------------------------------------
 
 
-def _layout_error(root: str, error: ImageReadError) -> Finding:
+def _layout_error(root: str, error: ImageReadError, good_label: str | None) -> Finding:
     advice = "give a folder with a sub-folder of images for each class"
     if os.path.isdir(root):
         found = find_images(root)
         inside = [entry.path for entry in os.scandir(root) if entry.is_dir()]
         fitting = [path for path in sorted(inside) if _is_labelled(path)]
-        if fitting:
+        types = {Path(path).relative_to(root).parts[0] for path in found}
+        empty = None
+        if good_label not in types:
+            empty = empty_good_folder(root, good_label)
+        if empty is not None:
+            advice = empty
+        elif fitting:
             advice = f"the folder inside is one: {_command('doctor', fitting[0])}"
         elif any(os.path.dirname(path) != root for path in found):
-            advice = "name the sub-folder of good parts: --good-label NAME"
+            advice = _NAME_GOOD
         elif found:
             advice = "move good images into a sub-folder good/, each kind of defect into its own"
     return Finding("error", "layout", str(error), advice)

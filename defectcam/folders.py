@@ -19,6 +19,7 @@ from defectcam.images import ImageReadError, find_images, find_skipped, skipped_
 
 __all__ = [
     "GOOD_NAMES",
+    "empty_good_folder",
     "find_good_label",
     "find_masks",
     "labelled_folder",
@@ -139,6 +140,34 @@ def unused_classes(root: str | os.PathLike[str], skipped: Sequence[str]) -> list
         for name in classes
         if name != os.curdir and not find_images(os.path.join(folder, name))
     ]
+
+
+def empty_good_folder(root: str | os.PathLike[str], good_label: str | None = None) -> str | None:
+    """Say which folder of good parts holds no images.
+
+    Parameters
+    ----------
+    root : str or PathLike
+        As `labelled_folder` takes it, and refuses it.
+    good_label : str, optional
+        Name of the sub-folder of good parts; by default one among `GOOD_NAMES`.
+
+    Returns
+    -------
+    str or None
+        The folder and what is to be done, ``"good/ holds no images: put good images there"``; None
+        where there is no such folder.
+    """
+    folder = os.fspath(root)
+    splits = [split for name in _SPLITS if (split := sub_folder(folder, name)) is not None]
+    for parent in (Path(folder), *splits):
+        names = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir())
+        for name in _good_matches(names, good_label):
+            if not find_images(parent / name):
+                shown = (parent / name).relative_to(folder).as_posix()
+                holds = "only skipped files" if find_skipped(parent / name) else "no images"
+                return f"{shown}/ holds {holds}: put good images there"
+    return None
 
 
 def sub_folder(root: str | os.PathLike[str], name: str) -> Path | None:
@@ -273,9 +302,12 @@ def find_good_label(labels: ArrayLike, good_label: Any = None) -> Any:
     if len(matches) == 1:
         return matches[0]
     what = f"{len(matches)} labels ({_listed(matches)})" if matches else "None of the labels"
+    names = f"one name of {', '.join(GOOD_NAMES)}"
+    are_names = bool(found) and all(isinstance(label, str) for label in found)
+    known = f"is {names}" if are_names else f"are False, 0 of 0 and 1, and {names}"
     raise ValueError(
         f"{what} can be taken for good parts: pass good_label=..., one of {_listed(found)}. "
-        f"Found without it are False, 0 of 0 and 1, and one name of {', '.join(GOOD_NAMES)}."
+        f"Found without it {known}."
     )
 
 
@@ -347,10 +379,14 @@ def _refuse_other_layouts(folder: str, types: Sequence[str], good_label: str | N
             return
         except ValueError as error:
             problem = error
+    empty = None
+    if not _good_matches(sorted(set(types)), good_label):
+        empty = empty_good_folder(folder, good_label)
     raise ImageReadError(
         f"{folder!r} has another layout than expected. Expected: a sub-folder of images for each "
         "class, one of them good (good/ and scratch/, say), or train/good and test/<class> as in "
-        f"MVTec AD. Found: {_contents(folder)}." + (f" {problem}" if problem else "")
+        f"MVTec AD. Found: {_contents(folder)}."
+        + (f" {empty}." if empty else f" {problem}" if problem else "")
     ) from problem
 
 

@@ -362,6 +362,22 @@ def test_fit_refuses_bad_folders(parts: Path, tmp_path: Path, capsys: Output) ->
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.parametrize("command", [["fit", "-o", "m.safetensors"], ["doctor"]])
+def test_messages_about_the_good_folder_name_the_option(
+    command: list[str], tmp_path: Path, capsys: Output
+) -> None:
+    for name in ("0", "1"):
+        (tmp_path / "parts" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "parts" / name / "1.png")
+    assert run(*command, tmp_path / "parts") == cli.BAD_DATA
+    printed = "".join(capsys.readouterr())
+    assert "give --good-label NAME, one of '0', '1'" in printed
+    assert run(*command, tmp_path / "parts", "--good-label", "2") == cli.BAD_DATA
+    printed += "".join(capsys.readouterr())
+    assert "--good-label '2' is not among the labels" in printed
+    assert "good_label" not in printed
+
+
 @pytest.mark.parametrize(
     "wrong", [["--image-size", "3"], ["--backbone", "no_such_net"], ["--trainable-stages", "99"]]
 )
@@ -394,6 +410,12 @@ def test_interrupted_fit(
     assert (tmp_path / "m").exists() == bool(finished_epochs)
     if finished_epochs:
         assert "warning: Training was interrupted" in capsys.readouterr().err
+        resume = ["--resume", tmp_path / "r", "--force"]
+        calls.clear()
+        assert run("fit", parts, "-o", tmp_path / "m", *TINY, *resume) == cli.INTERRUPTED
+        warning = capsys.readouterr().err
+        assert "The same command, with its --resume, goes on with it if --force is added" in warning
+        assert "`resume`" not in warning
 
 
 # --- predict ----------------------------------------------------------------------------------

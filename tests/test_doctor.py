@@ -142,6 +142,7 @@ def test_a_wrong_folder_gets_advice(parts: Path, tmp_path: Path) -> None:
     (parts / "good").rename(parts / "A")
     [unnamed] = examine(parts).findings
     assert "--good-label NAME" in unnamed.advice
+    assert examine(parts).next == f"defectcam doctor {parts} --good-label NAME"
     named = examine(parts, good_label="A")
     assert named.worst == "ok"
     assert named.next.endswith("--good-label A")
@@ -149,6 +150,18 @@ def test_a_wrong_folder_gets_advice(parts: Path, tmp_path: Path) -> None:
     draw(loose, 2, seed=0)
     assert "sub-folder good/" in examine(loose).findings[0].advice
     assert "does not exist" in examine(tmp_path / "none").findings[0].message
+
+
+def test_an_empty_good_folder_is_to_be_filled(parts: Path) -> None:
+    shutil.rmtree(parts / "good")
+    (parts / "good").mkdir()
+    [finding] = examine(parts).findings
+    assert finding.advice == "good/ holds no images: put good images there"
+    assert "good_label" not in finding.message
+    assert examine(parts).next == f"mend the folder, then: defectcam doctor {parts}"
+    (parts / "good" / "1.heic").touch()
+    [finding] = examine(parts).findings
+    assert finding.advice == "good/ holds only skipped files: put good images there"
 
 
 def test_train_and_test_in_one_folder(parts: Path, tmp_path: Path) -> None:

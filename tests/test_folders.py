@@ -115,6 +115,10 @@ def test_good_may_be_named(tmp_path: Path) -> None:
         (["good/1.png", "bad/1.png"], "fine", "good_label='fine' is not among the labels: 'bad', "),
         (["train/1.png", "test/1.png"], None, r"test/ \(1 images\), train/ \(1 images\)"),
         (["train/a/1.png", "test/b/1.png"], None, "one of 'a', 'b'"),
+        (["good/1.txt", "bad/1.png"], None, "good/ holds no images: put good images there.$"),
+        (["OK/1.heic", "bad/1.png"], None, "OK/ holds only skipped files: put good images there.$"),
+        (["A/1.txt", "bad/1.png"], "A", "A/ holds no images: put good images there.$"),
+        (["train/good/1.txt", "test/b/1.png"], None, "train/good/ holds no images: put good"),
     ],
 )
 def test_other_layouts_are_refused_with_what_was_found(
@@ -176,7 +180,7 @@ def test_the_good_label_is_found(labels, expected) -> None:
         ([1], "one of 1"),
         ([True], "one of True"),
         ([0.0, 1.0], "one of 0.0, 1.0"),
-        (["0", "1"], "one of '0', '1'"),
+        (["0", "1"], "one of '0', '1'. Found without it is one name of good, ok"),
         ([], "there are none"),
     ],
 )
