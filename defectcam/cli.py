@@ -157,12 +157,14 @@ def _in_options(message: object) -> str:
 
 def _fit(args: argparse.Namespace) -> int:
     _refuse_existing(args.output, args.force)
+    _refuse_input(args.output, [args.config])
     names = [p.name for parameters in PARAMETERS.values() for p in parameters]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if args.config is not None:
         given = {**_configured(args.config), **given}
     from defectcam.folders import labelled_folder
 
+    _refuse_input(args.output, [given.get("weights")])
     labelled_folder(args.folder, given.get("good_label"))  # refuse a wrong folder early
     split = _train_and_test(args.folder)
     if split is not None and not args.quiet:
@@ -196,6 +198,8 @@ def _fit(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     table, table_format = _table_of(args)
+    if table is not None:
+        _refuse_input(table, [args.model, *args.images])
     paths = _list_images(args.images)
     clf = _load(args)
     _check_read_whole(clf, paths)
@@ -341,6 +345,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     _refuse_existing(args.output, args.force)
+    _refuse_input(args.output, [args.model, *args.images])
     may_have_labels = len(args.images) == 1 and os.path.isdir(args.images[0]) and not args.no_labels
     if not may_have_labels and (args.good_label is not None or args.masks is not None):
         raise _UsageError("--good-label and --masks need one folder with a sub-folder per class.")
@@ -412,6 +417,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _refuse_wrong_export(args: argparse.Namespace, target: Path) -> None:
     _refuse_existing(args.output, args.force)
+    _refuse_input(args.output, [args.model])
     if target.suffix == ".xml":
         _refuse_existing(os.fspath(target.with_suffix(".bin")), args.force)
     if args.measure is not None and args.int8 is None:
@@ -875,13 +881,46 @@ def _interruption_noticed() -> Iterator[list[str]]:
 
 
 def _refuse_existing(path: str, force: bool) -> None:
+    from defectcam.files import refuse_special
+    from defectcam.images import IMAGE_SUFFIXES
+
     target = Path(path)
+    _refuse_standard_output(path)
     if target.is_dir():
         raise _UsageError(f"{target} is a folder: give the name of a file.")
+    with _converted(OSError):
+        refuse_special(target)
+    if target.suffix.lower() in IMAGE_SUFFIXES:
+        raise _UsageError(f"{target} would be called as an image is: give another name.")
     if target.exists() and not force:
         raise _UsageError(f"{target} exists: give another name, or --force to overwrite it.")
     if not target.parent.is_dir():
         raise _UsageError(f"the folder {target.parent} does not exist: make it first.")
+
+
+@contextlib.contextmanager
+def _converted(*kinds: type[Exception]) -> Iterator[None]:
+    """Take all errors of these kinds for wrong usage."""
+    try:
+        yield
+    except kinds as error:
+        raise _UsageError(error) from error
+
+
+def _refuse_standard_output(path: str) -> None:
+    if path == "-":
+        raise _UsageError(
+            "-o - : files are written, not printed. `predict` without -o prints a table with "
+            "--format csv or jsonl, and each command prints JSON with --json. A file that is "
+            "called so is ./-"
+        )
+
+
+def _refuse_input(output: str, inputs: Sequence[str | os.PathLike[str] | None]) -> None:
+    """Refuse to replace what the same command reads, with --force too."""
+    target = os.path.realpath(output)
+    if any(target == os.path.realpath(path) for path in inputs if path is not None):
+        raise _UsageError(f"{output} is read by this command: give another name to write to.")
 
 
 def _refuse_existing_folder(
@@ -889,6 +928,7 @@ def _refuse_existing_folder(
     force: bool,
     advice: str = "give another folder, or --force to overwrite files in it.",
 ) -> None:
+    _refuse_standard_output(os.fspath(folder))
     if folder.exists() and not folder.is_dir():
         raise _UsageError(f"{folder} is a file: give a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not force:

@@ -418,6 +418,41 @@ def test_interrupted_fit(
         assert "`resume`" not in warning
 
 
+def test_what_a_command_reads_is_never_replaced(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    folder, own = shutil.copytree(parts, tmp_path / "parts"), tmp_path / "m"
+    shutil.copy(model, own)
+    image, other = folder / "good" / "000.png", folder / "good" / "001.png"
+    unnamed = shutil.copy(image, tmp_path / "unnamed")
+    before = {path: path.read_bytes() for path in (own, image, unnamed)}
+    for wrong in (
+        ["predict", own, image, "-o", image, "--format", "csv"],
+        ["predict", own, "--csv", image, other],
+        ["predict", own, unnamed, "--csv", unnamed],
+        ["predict", own, image, "--csv", own],
+        ["fit", folder, "-o", image, *TINY],
+        ["report", own, folder, "-o", own],
+        ["report", own, unnamed, "-o", unnamed],
+    ):
+        assert run(*wrong, "--force") == cli.USAGE, wrong
+        said = capsys.readouterr().err
+        assert "is read by this command" in said or "would be called as an image is" in said
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such devices there")
+def test_devices_and_standard_output_are_no_files(model: Path, parts: Path, capsys: Output) -> None:
+    for name, said in (("/dev/stdout", "a pipe or a device"), ("-", "without -o prints a table")):
+        for force in ([], ["--force"]):
+            for command in (["predict", model, parts], ["report", model, parts], ["fit", parts]):
+                options = ["--format", "csv"] if command[0] == "predict" else []
+                assert run(*command, "-o", name, *options, *force) == cli.USAGE
+                error = capsys.readouterr().err
+                assert said in error and "to overwrite" not in error
+    assert run("localize", model, parts, "-o", "-") == cli.USAGE
+
+
 # --- predict ----------------------------------------------------------------------------------
 
 
