@@ -394,6 +394,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         Height and width of the network's input.
     tile_ : (int, int) or None
         Height and width in pixels of the tiles that images are seen in.
+    interrupted_ : bool or None
+        Whether Ctrl-C ended the fit early, so that thresholds rest on what was finished. None where
+        a release that did not note it has saved the model.
     n_images_seen_ : int
         Images that were learned from, in all calls of `partial_fit` together.
     training_data_ : Fingerprint or None
@@ -499,8 +502,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
     network_: DefectCAMNetwork
     good_label_: Any
+    interrupted_: bool | None = None  # pickles of earlier releases have none
     n_images_seen_: int
-    training_data_: Fingerprint | None = None  # pickles of earlier releases have none
+    training_data_: Fingerprint | None = None  # likewise
     held_out_probability_: NDArray[np.float64]
     suspects_: NDArray[np.int64]
     drift_reference_: NDArray[np.float32]
@@ -976,6 +980,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         folds, trained = learned.folds, learned.trained
         interrupted = trained.result.interrupted
         self._set_network(learned.network, learned.preprocess, given.classes)
+        self.interrupted_ = bool(interrupted)
         self.n_images_seen_ = weighed.n_used
         self.history_ = trained.result.history
         self._calibrate(trained, given.targets, weighed.weights, calibrated=bool(folds))
@@ -1830,6 +1835,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "training_labels": {} if data is None else dict(data.labels),
             "training_data": None if data is None else data.digest,
             "epochs": len(self.history_["epoch"]),
+            "interrupted": self.interrupted_,
             "threshold": self.threshold_,
             "box_threshold": float(self.box_threshold),
             "heatmap": self._heat_model.kind,

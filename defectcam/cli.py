@@ -48,6 +48,9 @@ __all__ = ["main"]
 
 _RESULTS = "results.json"
 
+#: What entries of `DefectCAMClassifier.info` are called where people read them.
+_ROWS = {"epochs": "epochs, all folds"}
+
 #: What messages of the library say to callers from Python, and what they say here.
 _WORDS_OF_PYTHON = (
     (r"pass good_label=\.\.\.", "give --good-label NAME"),
@@ -1025,8 +1028,9 @@ def _print_report(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(report)
         return
-    width = max(map(len, report))
-    for name, value in report.items():
+    rows = {_ROWS.get(name, name): value for name, value in report.items()}
+    width = max(map(len, rows))
+    for name, value in rows.items():
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         elif isinstance(value, dict):

@@ -195,6 +195,10 @@ def _is_optional_number(value: Any) -> bool:
     return value is None or _is_number(value)
 
 
+def _is_optional_switch(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
 def _is_optional_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
@@ -268,6 +272,7 @@ _RULES = (
     _Rule("heat_model", "an object", _is_object),
     _Rule("familiarity_limit", "a number or null", _is_optional_number, is_optional=True),
     _Rule("tile_model", "an object or null", _is_optional_object, is_optional=True),
+    _Rule("interrupted", "true, false or null", _is_optional_switch, is_optional=True),
     _Rule("n_images_seen", "a whole number", _is_count, is_optional=True),
     _Rule("training_data", "a fingerprint or null", _is_fingerprint, is_optional=True),
     _Rule("history", "an object of lists", _is_table),

@@ -275,6 +275,7 @@ def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
         "heat_model": _encode(clf._heat_model, "the heatmap's model"),
         "familiarity_limit": clf._familiarity_limit,
         "tile_model": _encode(clf._tile_model, "the model of tiles"),
+        "interrupted": clf.interrupted_,
         "n_images_seen": clf.n_images_seen_,
         "training_data": data and data._asdict(),
         "history": {name: _encode(column, name) for name, column in clf.history_.items()},
@@ -447,6 +448,7 @@ def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -
     clf._drift_codebooks = _restore_drift_codebooks(tensors, next(network.parameters()).device)
     # Files of 0.1.0 lack it, when there was no other call than one `fit`.
     clf.n_images_seen_ = int(description.get("n_images_seen", len(clf.held_out_probability_)))
+    clf.interrupted_ = description.get("interrupted")
     data = description.get("training_data")
     clf.training_data_ = None if data is None else Fingerprint(data["digest"], data["labels"])
     clf.weights_source_ = description["weights_source"]

@@ -986,6 +986,7 @@ def test_info_can_be_written_as_json(fitted):
     assert info["training_labels"] == {"good": 8, "scratch": 6}
     assert info["training_data"] == fitted.training_data_.digest
     assert info["epochs"] == len(fitted.history_["epoch"])
+    assert info["interrupted"] is False
 
 
 # --- State --------------------------------------------------------------------------------------
@@ -1247,6 +1248,7 @@ def test_an_interrupt_later_leaves_it_usable_with_a_warning(
     with pytest.warns(UserWarning, match=f"interrupted after {n_finished} epochs"):
         classifier.fit(arrays, Y)
     assert len(classifier.history_["epoch"]) == n_finished
+    assert classifier.interrupted_ is classifier.info()["interrupted"] is True
     assert np.isfinite(classifier.predict_proba(arrays)).all()
     assert len(classifier.localize(arrays)) == 10
     if cv is not None:  # scores are centred on good images, which must not make these defective

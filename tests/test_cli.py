@@ -410,6 +410,10 @@ def test_interrupted_fit(
     assert (tmp_path / "m").exists() == bool(finished_epochs)
     if finished_epochs:
         assert "warning: Training was interrupted" in capsys.readouterr().err
+        assert run("info", tmp_path / "m") == 0
+        assert re.search(r"^interrupted +True$", capsys.readouterr().out, re.MULTILINE)
+        assert run("report", tmp_path / "m", parts, "-o", tmp_path / "r.html") == 0
+        assert "interrupted: thresholds rest on" in (tmp_path / "r.html").read_text()
         resume = ["--resume", tmp_path / "r", "--force"]
         calls.clear()
         assert run("fit", parts, "-o", tmp_path / "m", *TINY, *resume) == cli.INTERRUPTED
@@ -1009,7 +1013,10 @@ def test_info(model: Path, capsys: Output) -> None:
     assert info["bytes"] == model.stat().st_size
     assert info["written_with"]["defectcam"] == defectcam.__version__
     assert run("info", model) == 0
-    assert "good, scratch" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "good, scratch" in printed
+    assert re.search(r"^epochs, all folds +3$", printed, re.MULTILINE)  # of three trainings
+    assert re.search(r"^interrupted +False$", printed, re.MULTILINE)
     assert run("info", model.parent) == cli.BAD_DATA
 
 

@@ -394,6 +394,17 @@ def test_an_older_file_knows_no_suspects_and_finds_every_image_familiar(path: Pa
     assert load(path).suspects_.dtype == np.int64
 
 
+def test_a_file_says_whether_the_fit_was_interrupted(clf, path) -> None:
+    assert load(path).interrupted_ is clf.interrupted_ is False
+    rewrite(path, lambda description: description.update(interrupted=True))
+    assert load(path).interrupted_ is load(path).info()["interrupted"] is True
+    rewrite(path, lambda description: description.pop("interrupted"))  # of earlier releases
+    assert load(path).interrupted_ is None
+    rewrite(path, lambda description: description.update(interrupted="yes"))
+    with pytest.raises(ModelFileError, match="interrupted is 'yes', expected true, false or null"):
+        load(path)
+
+
 def test_an_older_file_does_not_know_its_training_data(path: Path) -> None:
     def without(description: dict[str, Any]) -> None:
         del description["training_data"]
