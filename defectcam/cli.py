@@ -384,6 +384,7 @@ def _export(args: argparse.Namespace) -> int:
     images = _list_images(args.verify) if args.verify else []
     from defectcam.export import (
         Int8LossError,
+        check_packages,
         check_suffix,
         export,
         read_description,
@@ -392,8 +393,9 @@ def _export(args: argparse.Namespace) -> int:
     from defectcam.files import temporary_folder
     from defectcam.persistence import load
 
-    with _usage_errors(ValueError):
+    with _usage_errors(ValueError, ImportError):
         check_suffix(target, is_int8=args.int8 is not None)
+        check_packages(target, is_int8=args.int8 is not None)
     clf = load(args.model, device="cpu")
     _check_read_whole(clf, images)
     with temporary_folder(target) as folder:

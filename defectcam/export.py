@@ -236,7 +236,7 @@ def to_openvino(
         raise ValueError(f"{written}: OpenVINO IR has the suffix .xml.")
     _check_target(written, overwrite, is_int8=False)
     description = read_description(source)
-    model = _import("onnx", f"{written}").load(source)
+    model = _import("onnx", f"{written}", "openvino").load(source)
     _write_openvino(written, _without_default_size(model), description)
 
 
@@ -351,15 +351,21 @@ def check_suffix(target: Path, *, is_int8: bool) -> None:
         raise ValueError(f"{target}: int8 is written to .onnx and .xml alone.")
 
 
+def check_packages(target: Path, *, is_int8: bool) -> None:
+    """Refuse to write a file for which a package is missing, by an `ImportError`."""
+    needed = {".onnx": ("onnx", "onnxscript"), ".xml": ("onnx", "onnxscript", "openvino")}
+    extra = "openvino" if target.suffix == ".xml" else "onnx"
+    for package in needed.get(target.suffix, ()):
+        _import(package, f"{target}", extra)
+    if is_int8:
+        _import("onnxruntime", "int8", extra)
+
+
 def _check_target(target: Path, overwrite: bool, is_int8: bool) -> None:
     check_suffix(target, is_int8=is_int8)
     for file in [target, *([target.with_suffix(".bin")] if target.suffix == ".xml" else [])]:
         check_target(file, overwrite)
-    needed = {".onnx": ("onnx", "onnxscript"), ".xml": ("onnx", "onnxscript", "openvino")}
-    for package in needed.get(target.suffix, ()):
-        _import(package, f"{target}")
-    if is_int8:
-        _import("onnxruntime", "int8")
+    check_packages(target, is_int8=is_int8)
 
 
 def _check_torch(target: Path) -> None:
@@ -371,11 +377,10 @@ def _check_torch(target: Path) -> None:
         )
 
 
-def _import(package: str, what: str) -> Any:
+def _import(package: str, what: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        extra = "openvino" if package == "openvino" else "onnx"
         message = _MISSING.format(what=what, package=package, extra=extra)
         raise ImportError(message) from error
 

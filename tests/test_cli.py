@@ -1324,3 +1324,24 @@ def test_thresholds_that_would_change_nothing_are_refused(
     given = [model] if command == "serve" else [model, parts, "-n", 1]
     assert run(command, *given, "--threshold", "1.0") == cli.USAGE
     assert "unrecognized arguments: --threshold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "extra"),
+    [("part.onnx", "onnx", "onnx"), ("part.xml", "onnx", "openvino"), ("a.xml", "openvino", None)],
+)
+def test_a_package_that_export_needs_is_told_before_the_model_is_loaded(
+    name: str,
+    missing: str,
+    extra: str | None,
+    model: Path,
+    tmp_path: Path,
+    capsys: Output,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr("defectcam.persistence.load", lambda *_, **__: pytest.fail("loaded"))
+    assert run("export", model, "-o", tmp_path / name) == cli.USAGE
+    advice = f"pip install 'defectcam[{extra or missing}]'"
+    said = f"{tmp_path / name} needs the package {missing}: {advice}."
+    assert said in capsys.readouterr().err
