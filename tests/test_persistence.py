@@ -600,3 +600,20 @@ def test_students_of_patches_are_loaded_whatever_strides_are_set_since(
     loaded = load(tmp_path / "model.safetensors")
     assert loaded.novelty_strides == strides
     np.testing.assert_array_equal(loaded.predict_proba(IMAGES), clf.predict_proba(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("part.onnx", "is an exported model: `defectcam serve` or defectcam.runtime.Inspector"),
+        ("part.XML", "is an exported model"),
+        ("part.pt2", "give the .safetensors file that it was made from"),
+        ("0137.png", "is no model file, but an image: give the file"),
+        ("out.csv", "is no model file, but a .csv file"),
+    ],
+)
+def test_files_of_other_kinds_are_told_by_their_suffix(name, says, tmp_path: Path) -> None:
+    for content in (b"", b"<?xml version='1.0'?><net>", b"PK" * 99):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelFileError, match=says):
+            load(tmp_path / name)
