@@ -147,6 +147,8 @@ OF_NETWORK = (
     "precision",
 )
 
+_DEFAULT_OVERLAP = 0.125
+
 
 class _Given(NamedTuple):
     """The images that a fit is given; arrays are of the rows that are fitted.
@@ -561,7 +563,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         max_boxes: int | None = None,
         merge_distance: float | None = None,
         tile: int | tuple[int, int] | str | None = None,
-        overlap: float | int = 0.125,
+        overlap: float | int = _DEFAULT_OVERLAP,
         warm_start: bool = False,
         replay_size: int | None = None,
         cache_size: int = 2**28,
@@ -732,6 +734,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             checkpoint = resume
         else:
             checkpoint = FitCheckpoint(resume)
+        if self.tile is None and self.overlap != _DEFAULT_OVERLAP:
+            warn_caller(
+                f"overlap={self.overlap!r} is about tiles, and images are seen whole: give tile "
+                "too."
+            )
         if self.tile is not None:
             from defectcam.tiled import fit_on_tiles  # tiles know the classifier, not the reverse
 
