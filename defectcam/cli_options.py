@@ -7,8 +7,10 @@ that ``--help`` is quick: what other modules know too is repeated here, and a te
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import defectcam
 
@@ -301,9 +303,45 @@ def _add_parameter(group: argparse._ArgumentGroup, parameter: _Parameter) -> Non
     group.add_argument(f"--{parameter.name.replace('_', '-')}", **options)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Complains with the usage of the command that is wrong, and names an option that was meant."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self._parser_of(parsed.command).error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        super().error(message + self._meant())
+
+    def _parser_of(self, command: str) -> argparse.ArgumentParser:
+        choices = (a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction))
+        parser: argparse.ArgumentParser = next(choices)[command]
+        return parser
+
+    def _meant(self) -> str:
+        """Name the options that those look like which the command does not have."""
+        meant = ""
+        for argument in self._given:
+            name = argument.partition("=")[0]
+            if argument == "--":
+                break
+            if name.startswith("--") and name not in self._option_string_actions:
+                near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+                meant += "".join(f"; did you mean {one} by {name}?" for one in near)
+        return meant
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser; what it parses has the command's name as ``command``."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="defectcam",
         description="Train on good and defective images, and see where the defect is. Progress "
         "goes to standard error, results to standard output.",

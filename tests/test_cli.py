@@ -227,6 +227,29 @@ def test_wrong_commands(arguments: list[str], capsys: Output) -> None:
 # --- fit --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("predict m x --threshhold 0.2", "did you mean --threshold by --threshhold?"),
+        ("predict m x --treshold=0.2", "did you mean --threshold by --treshold?"),
+        ("localize m x --outptu found", "did you mean --output by --outptu?"),
+        ("info m --jsno", "unrecognized arguments: --jsno; did you mean --json by --jsno?"),
+    ],
+)
+def test_a_mistyped_option_gets_the_commands_usage_and_a_near_name(
+    call: str, said: str, capsys: Output
+) -> None:
+    assert cli.main(call.split()) == cli.USAGE
+    error = capsys.readouterr().err
+    assert f"usage: defectcam {call.split()[0]} " in error
+    assert said in error
+
+
+def test_an_option_like_no_other_is_only_refused(capsys: Output) -> None:
+    assert run("info", "m", "--zzz") == cli.USAGE
+    assert capsys.readouterr().err.endswith("error: unrecognized arguments: --zzz\n")
+
+
 def test_fit_writes_the_model_of_the_api(model: Path, parts: Path) -> None:
     clf = load(model)
     api = DefectCAMClassifier(
