@@ -990,6 +990,7 @@ def test_pictures_that_are_not_read_are_told_in_one_line(
         ["localize", model, folder, "-o", tmp_path / "found"],
         ["annotate", model, folder, "--format", "coco", "-o", tmp_path / "drafts"],
         ["evaluate", model, folder],
+        ["split", folder, "-o", tmp_path / "split"],
     ]
     for call in calls:
         assert run(*call) == 0
