@@ -16,7 +16,7 @@ FIT_STEPS = {
     "epochs of the tails": ("training.py", "_epoch"),
     "score images after each tail": ("training.py", "scores"),
     "batch normalisation after each tail": ("training.py", "update_batch_norm"),
-    "students": ("classifier.py", "_self_train"),
+    "students": ("fitting.py", "_teach_students"),
     "thresholds and scales": ("classifier.py", "_calibrate"),
 }
 LOCALIZE_STEPS = {
@@ -25,7 +25,7 @@ LOCALIZE_STEPS = {
     "tail": ("network.py", "level_features"),
     "evidence": ("heads.py", "level_evidence"),
     "novelty": ("novelty.py", "forward"),
-    "fuse and scale the map": ("calibration.py", "grids"),
+    "fuse and scale the map": ("heat_model.py", "grids"),
     "map at the image's size": ("geometry.py", "restore"),
     "boxes": ("boxes.py", "find_boxes"),
 }

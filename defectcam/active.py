@@ -155,7 +155,8 @@ def choose_queries(
     Returns
     -------
     ndarray of shape (n,)
-        Indices, in the order in which they were drawn; the first is the most uncertain.
+        Indices, in the order in which they were drawn; the first is the most uncertain or
+        unfamiliar.
 
     References
     ----------

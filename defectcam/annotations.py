@@ -53,10 +53,9 @@ from defectcam.datasets import labelled_bunch, object_array
 from defectcam.exceptions import warn_caller
 from defectcam.files import staged_folder
 from defectcam.image_files import ImageFiles, relative_name
-from defectcam.images import ImageReadError, find_images
+from defectcam.images import ImageReadError, find_images, is_path
 from defectcam.results import Localization
 from defectcam.shapes import AnnotatedImage, Shape, box_around
-from defectcam.sources import is_path
 
 __all__ = ["FORMATS", "check_request", "import_annotations", "write_annotations"]
 

@@ -19,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from defectcam.coco import CocoMask, read_coco
+from defectcam.coco import CocoMask, read_coco, read_json
 from defectcam.image_files import ImageFiles, relative_name
 from defectcam.images import ImageReadError
 from defectcam.shapes import (
     AnnotatedImage,
     Shape,
+    add_part,
     box_around,
     ellipse,
+    label_text,
     mask_shape,
     numbers,
     polygon_shape,
@@ -205,7 +207,7 @@ def _labelme_shapes(shape: Shape, group: int, polygons: bool) -> list[dict[str, 
 
 def _labelme_image(file: Path, folder: Path, files: ImageFiles) -> AnnotatedImage:
     place = repr(str(file))
-    document = _mapping(_load(file), place)
+    document = _mapping(read_json(file), place)
     # Of the path only the name counts: the file lies where its image does, in some other folder.
     link = document.get("imagePath")
     if not isinstance(link, str):
@@ -219,24 +221,17 @@ def _labelme_image(file: Path, folder: Path, files: ImageFiles) -> AnnotatedImag
         at = f"{place}, shape {number},"
         entry = _mapping(entry, at)
         shape = _labelme_shape(entry, size, at)
-        key = (str(entry.get("group_id")), shape.label)
-        if entry.get("group_id") is None or not shape.outlines or key not in groups:
-            if shape.outlines:
-                groups[key] = len(shapes)
-            shapes.append(shape)
-        else:  # parts of one defect
-            outlines = (*shapes[groups[key]].outlines, *shape.outlines)
-            shapes[groups[key]] = polygon_shape(shape.label, outlines, size, at)
+        group = entry.get("group_id")
+        key = None if group is None else (str(group), shape.label)
+        add_part(shapes, groups, key, shape, size, at)
     flags = _mapping(document.get("flags") or {}, f"{place}, flags")
     label = next((str(name) for name, is_set in flags.items() if is_set is True), None)
     return AnnotatedImage(image, size, tuple(shapes), label)
 
 
 def _labelme_shape(entry: dict[str, Any], size: tuple[int, int], place: str) -> Shape:
-    label, kind = _label(entry.get("label"), place), entry.get("shape_type", "polygon")
-    points = numbers(entry.get("points"), place)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ImageReadError(f"{place} needs points as pairs [x, y].")
+    label, kind = label_text(entry.get("label"), place), entry.get("shape_type", "polygon")
+    points = _points(entry.get("points"), place)
     if kind == "polygon":
         return polygon_shape(label, [points], size, place)
     if kind == "rectangle" and len(points) in (2, 4):
@@ -298,7 +293,7 @@ def read_label_studio(path: Path, files: ImageFiles) -> tuple[list[AnnotatedImag
     """
     file = path / TASKS_FILE if path.is_dir() else path
     read, n_drafts = [], 0
-    for number, task in enumerate(_listed(_load(file), repr(str(file))), start=1):
+    for number, task in enumerate(_listed(read_json(file), repr(str(file))), start=1):
         place = f"{str(file)!r}, task {number},"
         task = _mapping(task, place)
         image = files.find(_task_name(task, place), place)
@@ -427,10 +422,7 @@ def _label_studio_shape(
     label = _first_label(value, kind, place)
     share = np.array([width, height]) / 100
     if kind == "polygonlabels":
-        points = numbers(value.get("points"), place)
-        if points.ndim != 2 or points.shape[1] != 2:
-            raise ImageReadError(f"{place} needs points as pairs [x, y].")
-        return polygon_shape(label, [points * share], size, place)
+        return polygon_shape(label, [_points(value.get("points"), place) * share], size, place)
     sides = ("radiusX", "radiusY") if kind == "ellipselabels" else ("width", "height")
     corner = numbers([value.get("x"), value.get("y")], place, ndim=1) * share
     extent = numbers([value.get(side) for side in sides], place, ndim=1) * share
@@ -444,17 +436,10 @@ def _label_studio_shape(
 
 def _first_label(value: dict[str, Any], kind: str, place: str) -> str:
     labels = _listed(value.get(kind), f"{place} {kind}")
-    return _label(labels[0] if labels else None, place)
+    return label_text(labels[0] if labels else None, place)
 
 
 # --- JSON -------------------------------------------------------------------------------------
-
-
-def _load(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ImageReadError(f"{str(file)!r} cannot be read as JSON: {error}") from error
 
 
 def _write(file: Path, document: Any) -> None:
@@ -474,7 +459,8 @@ def _listed(value: Any, place: str) -> list[Any]:
     return value
 
 
-def _label(text: Any, place: str) -> str:
-    if not isinstance(text, str) or not text.strip():
-        raise ImageReadError(f"{place} has no label.")
-    return text
+def _points(value: Any, place: str) -> NDArray[np.float64]:
+    points = numbers(value, place)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ImageReadError(f"{place} needs points as pairs [x, y].")
+    return points

@@ -23,8 +23,10 @@ from defectcam.images import ImageReadError
 from defectcam.shapes import (
     AnnotatedImage,
     Shape,
+    add_part,
     box_around,
     ellipse,
+    label_text,
     mask_shape,
     numbers,
     polygon_shape,
@@ -122,7 +124,7 @@ def _voc_image(file: Path, folder: Path, files: ImageFiles) -> AnnotatedImage:
         if right < left or bottom < top:
             raise ImageReadError(f"{at} has a box whose corners are exchanged: {corners}.")
         box = box_around([[left - 1, top - 1], [right, bottom]], size, at)
-        shapes.append(Shape(_label(thing.findtext("name"), at), box))
+        shapes.append(Shape(label_text(thing.findtext("name"), at), box))
     return AnnotatedImage(image, size, tuple(shapes))
 
 
@@ -171,16 +173,11 @@ def read_cvat(path: Path, files: ImageFiles) -> list[AnnotatedImage]:
             if element.tag == "tag":
                 continue
             shape = _cvat_shape(element, size, f"{place} {element.tag} {at},")
-            key = element.get("group_id", "0"), shape.label
-            if key[0] == "0" or not shape.outlines or key not in groups:
-                if shape.outlines:
-                    groups[key] = len(shapes)
-                shapes.append(shape)
-            else:  # parts of one defect
-                outlines = (*shapes[groups[key]].outlines, *shape.outlines)
-                shapes[groups[key]] = polygon_shape(shape.label, outlines, size, place)
+            group = element.get("group_id", "0")
+            key = None if group == "0" else (group, shape.label)
+            add_part(shapes, groups, key, shape, size, place)
         tag = entry.find("tag")
-        label = None if tag is None else _label(tag.get("label"), place)
+        label = None if tag is None else label_text(tag.get("label"), place)
         read.append(AnnotatedImage(image, size, tuple(shapes), label))
     return read
 
@@ -218,7 +215,7 @@ def _cvat_mask(shape: Shape, image: AnnotatedImage) -> dict[str, str]:
 
 
 def _cvat_shape(element: ET.Element, size: tuple[int, int], place: str) -> Shape:
-    label = _label(element.get("label"), place)
+    label = label_text(element.get("label"), place)
     if element.tag == "box":
         left, top, right, bottom = numbers([element.get(name) for name in _BOX_CORNERS], place)
         degrees = float(numbers(element.get("rotation", "0"), place))
@@ -282,12 +279,6 @@ def _add(parent: ET.Element, tag: str, text: Any) -> ET.Element:
     element = ET.SubElement(parent, tag)
     element.text = str(text)
     return element
-
-
-def _label(text: str | None, place: str) -> str:
-    if text is None or not text.strip():
-        raise ImageReadError(f"{place} has no label.")
-    return text
 
 
 def _pairs(pairs: list[list[str]], place: str) -> list[list[str]]:

@@ -23,7 +23,6 @@ __all__ = [
     "find_boxes",
     "find_boxes_at",
     "merge_and_trace",
-    "merge_boxes",
 ]
 
 #: How far down a region reaches, as a share of the least peak that regions must have.
@@ -246,10 +245,10 @@ def component_labels(heatmap: ArrayLike, threshold: float, **options: Any) -> ND
     return labels
 
 
-def merge_boxes(
+def merge_and_trace(
     boxes: NDArray[np.int64], scores: NDArray[np.float32], merge_distance: float | None
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Merge boxes that are near each other, found in different parts of one image.
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.intp]]:
+    """Merge boxes near each other, found in different parts of an image, and trace each of them.
 
     Parameters
     ----------
@@ -266,32 +265,6 @@ def merge_boxes(
         right.
     scores : float32 array of shape (m,)
         The highest score of what was merged.
-
-    Examples
-    --------
-    >>> boxes = np.array([[0, 0, 10, 10], [12, 0, 20, 10], [90, 90, 95, 95]])
-    >>> merge_boxes(boxes, np.array([1.0, 3.0, 2.0], dtype=np.float32), merge_distance=2)
-    (array([[ 0,  0, 20, 10],
-           [90, 90, 95, 95]]), array([3., 2.], dtype=float32))
-    """
-    merged, highest, _ = merge_and_trace(boxes, scores, merge_distance)
-    return merged, highest
-
-
-def merge_and_trace(
-    boxes: NDArray[np.int64], scores: NDArray[np.float32], merge_distance: float | None
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.intp]]:
-    """Merge boxes as `merge_boxes` does, and tell what became of each.
-
-    Parameters
-    ----------
-    boxes, scores, merge_distance
-        As in `merge_boxes`.
-
-    Returns
-    -------
-    boxes, scores
-        What `merge_boxes` returns.
     rows : int array of shape (n,)
         The row of the merged boxes that each given box is in.
 
@@ -299,8 +272,9 @@ def merge_and_trace(
     --------
     >>> boxes = np.array([[0, 0, 10, 10], [90, 90, 95, 95], [12, 0, 20, 10]])
     >>> scores = np.array([1.0, 2.0, 3.0], dtype=np.float32)
-    >>> merge_and_trace(boxes, scores, merge_distance=2)[2].tolist()
-    [0, 1, 0]
+    >>> merge_and_trace(boxes, scores, merge_distance=2)
+    (array([[ 0,  0, 20, 10],
+           [90, 90, 95, 95]]), array([3., 2.], dtype=float32), array([0, 1, 0]))
     """
     groups = np.arange(len(boxes))
     if merge_distance is not None:

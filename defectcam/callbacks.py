@@ -22,6 +22,9 @@ __all__ = ["Callback", "Checkpoint", "TimeLimit"]
 #: Methods that an object may have to be told.
 HOOKS = ("on_train_begin", "on_epoch_end", "on_train_end")
 
+#: What of an epoch's record, and so which columns of ``history_``, can be drawn as curves.
+CURVES = ("loss", "train_accuracy", "seconds")
+
 
 class Callback:
     """Base of callbacks, with hooks that do nothing. Objects with some of these methods do too.

@@ -70,6 +70,12 @@ def defect_evidence(evidence: Tensor, good: int) -> Tensor:
     return of_classes(evidence, defects) - evidence[:, good : good + 1]
 
 
+def defect_margin(logits: Tensor, good: int) -> Tensor:
+    """Log-odds of any defect class against the good one, shape ``(n,)``, of class scores."""
+    defects = [c for c in range(logits.shape[1]) if c != good]
+    return of_classes(logits, defects).logsumexp(1) - logits[:, good]
+
+
 def class_cam(evidence: Tensor, classes: Sequence[int]) -> Tensor:
     """Unsigned CAM as published: the evidence for the given classes alone, strongest per position.
 
@@ -113,14 +119,18 @@ def fuse(
     Tensor of shape (n, height', width')
     """
     grid = (novelty.shape[1], novelty.shape[2])
-    cam = F.interpolate(cam, size=grid, mode="bilinear", align_corners=False)
-    evidence = (F.softplus(2 * cam) ** (1 / cam.shape[1])).prod(1)
+    evidence = _geometric_mean(cam, grid)
     fused = evidence ** (1 - novelty_share) * F.softplus(2 * novelty) ** novelty_share
     if students is None:
         return fused
-    students = F.interpolate(students, size=grid, mode="bilinear", align_corners=False)
-    drawn = (F.softplus(2 * students) ** (1 / students.shape[1])).prod(1)
+    drawn = _geometric_mean(students, grid)
     return fused ** (1 - STUDENT_SHARE) * drawn**STUDENT_SHARE
+
+
+def _geometric_mean(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean of maps, shape ``(n, n_maps, h, w)``, made positive, on a grid."""
+    maps = F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
+    return (F.softplus(2 * maps) ** (1 / maps.shape[1])).prod(1)
 
 
 def min_max(maps: Tensor, size: tuple[int, int] | None = None) -> Tensor:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -31,11 +31,15 @@ __all__ = [
     "CheckpointError",
     "FitCheckpoint",
     "TrainingLoop",
+    "below",
     "digest_of",
     "digest_of_tensors",
     "digest_of_weights",
+    "numbered",
     "parameters_of_training",
 ]
+
+_T = TypeVar("_T")
 
 #: Version of the layout; only files of the same one are gone on from.
 LAYOUT = 2
@@ -110,14 +114,14 @@ class FitCheckpoint:
     history: dict[str, list[Any]] = field(default_factory=dict)
     choice: dict[str, Any] | None = None
     is_complete: bool = False
-    _identity: dict[str, Any] = field(default_factory=dict)
-    _fold: int = -1
-    _losses: list[float] = field(default_factory=list)
-    _is_done: bool = False
-    _loop: dict[str, Any] = field(default_factory=dict)
-    _tensors: dict[str, Tensor] = field(default_factory=dict)
-    _finished: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    _can_write: bool = True
+    _identity: dict[str, Any] = field(default_factory=dict, init=False)
+    _fold: int = field(default=-1, init=False)
+    _losses: list[float] = field(default_factory=list, init=False)
+    _is_done: bool = field(default=False, init=False)
+    _loop: dict[str, Any] = field(default_factory=dict, init=False)
+    _tensors: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _finished: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False)
+    _can_write: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         target = Path(self.path)
@@ -220,11 +224,8 @@ class FitCheckpoint:
         return list(self._losses), self._is_done
 
     def _restore(self, loop: TrainingLoop) -> None:
-        loop.network.load_state_dict(_below("now.", self._tensors), strict=False)
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _below("optimizer.", self._tensors).items():
-            number, _, key = name.partition(".")
-            states.setdefault(int(number), {})[key] = tensor
+        loop.network.load_state_dict(below("now.", self._tensors), strict=False)
+        states = numbered(below("optimizer.", self._tensors))
         groups = self._loop["groups"]
         loop.optimizer.load_state_dict({"state": states, "param_groups": groups})
         for parameter, state in loop.optimizer.state.items():
@@ -341,9 +342,7 @@ class FitCheckpoint:
         self.history, self.choice = description["history"], description["choice"]
         self._fold, self._losses = description["fold"], description["losses"]
         self._is_done, self._loop, self._tensors = description["is_done"], description, tensors
-        for name, tensor in _below("finished.", tensors).items():
-            fold, _, own = name.partition(".")
-            self._finished.setdefault(int(fold), {})[own] = tensor
+        self._finished = numbered(below("finished.", tensors))
 
     def _refusal(self, why: str) -> CheckpointError:
         return CheckpointError(
@@ -411,12 +410,22 @@ def _packed(description: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save(plain, {_KEY: text, _DIGEST: digest_of_tensors(text, plain)})
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, tensors: Mapping[str, _T]) -> dict[str, _T]:
+    """Pick the tensors, or what is known of them, whose names have a prefix, which they lose."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def numbered(tensors: Mapping[str, _T]) -> dict[int, dict[str, _T]]:
+    """Part tensors by the number that their names begin with, before a dot."""
+    parts: dict[int, dict[str, _T]] = {}
+    for name, tensor in tensors.items():
+        number, _, own = name.partition(".")
+        parts.setdefault(int(number), {})[own] = tensor
+    return parts
 
 
 def _device_of(network: nn.Module) -> torch.device:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import copy
-import dataclasses
 import os
 import platform
 from collections import Counter
@@ -31,35 +30,20 @@ from tqdm.auto import tqdm
 
 import defectcam
 from defectcam.active import Describer, choose_queries
-from defectcam.attribution import BOX_THRESHOLD, attribution_maps, check_method
-from defectcam.backbones import create_backbone
+from defectcam.architecture import OF_NETWORK, build_network
+from defectcam.attribution import check_method
 from defectcam.calibration import (
     DefectProbability,
-    HeatModel,
     check_threshold,
     choose_threshold,
     defect_scores,
     fit_defect_probability,
     fit_familiarity_limit,
-    fit_heat_model,
     fit_novelty_probability,
-    held_out_maps,
-    with_students,
 )
 from defectcam.callbacks import HOOKS, check_callbacks, told_to_stop, train_begins, train_ends
 from defectcam.checkpoints import FitCheckpoint, digest_of, digest_of_weights
-from defectcam.cross_fitting import (
-    FitResult,
-    Fold,
-    add_codebook,
-    judge_then_train,
-    result_of_good_only,
-    student_features_of,
-    train_with_folds,
-    training_folds,
-    training_folds_of_images,
-    update_codebook,
-)
+from defectcam.cross_fitting import FitResult, Fold, training_folds, training_folds_of_images
 from defectcam.diagnostics import (
     rank_suspects,
     warn_if_chance,
@@ -77,9 +61,10 @@ from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.feature_filling import fill_cache, preprocessed_batches
 from defectcam.feature_store import FeatureStore, fingerprint_of_features, folder_of_memory
 from defectcam.fingerprint import Fingerprint, fingerprint_of_rows
-from defectcam.fit_memory import codebook_maker, identity_of_training, learn_once
+from defectcam.fit_memory import identity_of_training, learn_once
+from defectcam.fitting import FitOptions, NetworkFit, TrainingSet, draw_seed
 from defectcam.geometry import Geometry
-from defectcam.heads import POOLINGS
+from defectcam.heads import INITS, POOLINGS
 from defectcam.images import (
     ImageReadError,
     check_readable,
@@ -93,31 +78,31 @@ from defectcam.incremental import (
     options_of_update,
     start_from,
 )
-from defectcam.inference import ScoredImages, described, evaluating, scored
+from defectcam.inference import ScoredImages
 from defectcam.isolation import isolated
 from defectcam.judging import Judge
 from defectcam.labels import Classes, as_labels
 from defectcam.network import DefectCAMNetwork, Description
 from defectcam.novelty import Codebook
 from defectcam.plain_labels import plain_label
-from defectcam.precision import PRECISIONS, resolve_device, resolve_precision
-from defectcam.preprocess import Preprocess, seen_again
+from defectcam.precision import PRECISIONS, resolve_device
+from defectcam.prediction import Predictor
+from defectcam.preprocess import Preprocess
 from defectcam.recipes import RECIPES
 from defectcam.replay import Keeper, ReplayMemory, judged_in_folds, new_records
 from defectcam.results import Localization, check_decision_threshold
 from defectcam.sample_weights import WeighedRows, class_weights, weigh_rows
-from defectcam.second_look import MAX_FACTOR, join_looks, size_of_second_look
+from defectcam.second_look import MAX_FACTOR, size_of_second_look
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
-from defectcam.student import draw_all, fit_students
 from defectcam.tile_model import TileModel
-from defectcam.training import TailTraining, TrainingOptions
+from defectcam.training import TrainingOptions
 from defectcam.validation import (
+    LEAST_IMAGE_SIZE,
     check_class_weight,
     check_device,
     check_image_size,
     refuse_booleans,
 )
-from defectcam.views import original_of, placed
 
 if TYPE_CHECKING:
     from defectcam.parity import Int8Loss
@@ -128,24 +113,6 @@ AUTO_EPOCHS = (8, 10)
 
 #: ``replay_size=None``: images that `partial_fit` keeps.
 AUTO_REPLAY_SIZE = 400
-
-#: Parameters that a network is made with; once there is one, setting them does not change it.
-OF_NETWORK = (
-    "backbone",
-    "weights",
-    "image_size",
-    "resize",
-    "normalisation",
-    "trainable_stages",
-    "evidence_stages",
-    "normalise_evidence",
-    "novelty_strides",
-    "pooling",
-    "pooling_fraction",
-    "head_init",
-    "heatmap",
-    "precision",
-)
 
 _DEFAULT_OVERLAP = 0.125
 
@@ -388,7 +355,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     preprocess_ : Preprocess
         Makes its input: ``clf.network_(clf.preprocess_.batch([image]))``, the image RGB uint8.
     history_ : dict of list
-        A table of the training: fold, epoch, loss, train_accuracy, seconds.
+        A table of the training: fold, epoch, loss, train_accuracy, seconds. Accuracy is of the
+        images as they are trained on, each batch before its step; with ``deep_supervision`` by the
+        mean of the levels' scores, where ``predict`` judges by the score of their sum.
     threshold_ : float
         Probability of a defect, from 0 to 1, at and above which an image is called defective. It
         may be set anew; what is no probability is refused when it is used.
@@ -438,7 +407,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012  scikit-learn's protocol
         "backbone": [str],
         "weights": [str, os.PathLike, None],
-        "image_size": [Interval(Integral, 16, None, closed="left"), tuple, list],
+        "image_size": [Interval(Integral, LEAST_IMAGE_SIZE, None, closed="left"), tuple, list],
         "resize": [StrOptions({"stretch", "pad"})],
         "normalisation": [StrOptions({"backbone", "unit"})],
         "trainable_stages": [Interval(Real, 0, None, closed="left")],
@@ -448,7 +417,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         "codebook_size": [Interval(Integral, 1, None, closed="left")],
         "pooling": [StrOptions(set(POOLINGS))],
         "pooling_fraction": [Interval(Real, 0, 1, closed="right")],
-        "head_init": [StrOptions({"normal", "linear"})],
+        "head_init": [StrOptions(set(INITS))],
         "target": [StrOptions({"anomaly", "type"})],
         "good_label": [str, bool, Integral, None],
         "class_weight": [
@@ -875,7 +844,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
     def _seed(self, checkpoint: FitCheckpoint | None) -> int:
         """Draw the seed of a fit, or take the one of the fit that is gone on with."""
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        seed = draw_seed(self.random_state)
         return seed if checkpoint is None or checkpoint.seed is None else checkpoint.seed
 
     def _given(
@@ -908,7 +877,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
         check_readable(paths_of(sources), n_workers=self.n_jobs)
         if not given.are_only_good:
-            self._class_weights(classes, given.targets, weighed.weights)  # refuse a wrong one early
+            # Refuse a wrong one early.
+            class_weights(
+                self.class_weight, classes.labels, classes.good, given.targets, weighed.weights
+            )
         return given
 
     def _learn(
@@ -920,56 +892,62 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         checkpoint: FitCheckpoint | None,
     ) -> _Learned:
         """Build a network and train it on the images; the fitted attributes stay as they are."""
-        classes, targets, weights = given.classes, given.targets, given.weighed.weights
+        classes = given.classes
         network, preprocess = self._build_network(len(classes.labels), classes.good)
-        previous = self._previous_network(checkpoint)
-        is_warm = previous is not None and self._warm_start(network, classes, previous)
-        start = None
-        if checkpoint is not None:
-            start = _Start(digest_of_weights(network), previous if is_warm else None)
-            checkpoint.expect(weights=start.weights)
+        start, is_warm = self._begin_from(network, classes, checkpoint)
         views = VIEWS["none" if given.are_only_good and not n_kept else self.augmentation]
-        with self._feature_cache(len(targets), views, network) as cache:
+        with self._feature_cache(len(given.targets), views, network) as cache:
             rows = given.weighed.rows
             thumbnails = self._fill(cache, network, preprocess, given.items, rows, hashes)
+            images = TrainingSet(cache, classes, given.targets, given.weighed.weights)
             folds = self._folds(given, thumbnails, seed)
             keeper = None
             if n_kept:
-                records = new_records(given.labels, targets, weights, thumbnails, seed)
+                records = new_records(
+                    given.labels, images.targets, images.weights, thumbnails, seed
+                )
                 judged = judged_in_folds(records, folds)
                 keeper = Keeper(cache, judged, given.is_defect, n_kept)
-            train = partial(
-                self._train,
+            course = Course(folds, is_warm=is_warm)
+            fit = self._network_fit(
                 network,
-                cache,
-                classes=classes,
-                targets=targets,
-                weights=weights,
-                course=Course(folds, is_warm=is_warm),
-                seed=seed,
-                input_size=preprocess.image_size,
+                images,
+                course,
+                seed,
                 heatmap=self.heatmap,
+                input_size=preprocess.image_size,
                 checkpoint=checkpoint,
             )
-            # Callbacks wait for epochs, and tiles for the folds' tails.
-            is_plain = self.callbacks is None and not given.are_tiles and checkpoint is None
-            if is_plain and folder_of_memory(self.memory) is not None:
-                identity = identity_of_training(
-                    network,
-                    self.get_params(deep=False),
-                    self._features_fingerprint(network, preprocess, cache),
-                    seed=seed,
-                    is_warm=is_warm,
-                    images=hashes,
-                    labels=given.labels.tolist(),
-                    classes=classes.labels.tolist(),
-                    good=classes.good,
-                    weights=weights.tolist(),
-                )
-                network, trained = learn_once(self.memory, identity, network, train)
-            else:
-                trained = train()
+            network, trained = self._run(fit, course, given, hashes, preprocess)
         return _Learned(start, network, preprocess, folds, keeper, trained)
+
+    def _run(
+        self,
+        fit: NetworkFit,
+        course: Course,
+        given: _Given,
+        hashes: list[str],
+        preprocess: Preprocess,
+    ) -> tuple[DefectCAMNetwork, Trained]:
+        """Run a fit, or recall it where `memory` has it: the fitted network is then another one."""
+        # Callbacks wait for epochs, and tiles for the folds' tails.
+        is_plain = self.callbacks is None and not given.are_tiles and fit.checkpoint is None
+        if not is_plain or folder_of_memory(self.memory) is None:
+            return fit.network, fit.run(course)
+        images = fit.images
+        identity = identity_of_training(
+            fit.network,
+            self.get_params(deep=False),
+            self._features_fingerprint(fit.network, preprocess, images.cache),
+            seed=fit.seed,
+            is_warm=course.is_warm,
+            images=hashes,
+            labels=given.labels.tolist(),
+            classes=images.classes.labels.tolist(),
+            good=images.classes.good,
+            weights=images.weights.tolist(),
+        )
+        return learn_once(self.memory, identity, fit.network, partial(fit.run, course))
 
     def _folds(self, given: _Given, thumbnails: list[NDArray[np.uint8]], seed: int) -> list[Fold]:
         """Split the images so that copies, and tiles of one image, stay together."""
@@ -1023,114 +1001,6 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         check_callbacks(self.callbacks)
         folder_of_memory(self.memory)
 
-    def _train(
-        self,
-        network: DefectCAMNetwork,
-        cache: FeatureCache,
-        classes: Classes,
-        targets: NDArray[np.int64],
-        weights: NDArray[np.float64],
-        course: Course,
-        seed: int,
-        input_size: tuple[int, int],
-        heatmap: str,
-        checkpoint: FitCheckpoint | None = None,
-    ) -> Trained:
-        """Learn codebook, tail, head and map from all cached images."""
-        is_good, folds = targets == classes.good, course.folds
-        novelty, codebooks = self._learn_codebook(network, cache, is_good, course, seed)
-        if is_good.all():
-            result = result_of_good_only(network, cache)
-        else:
-            options = self._options_of(course, len(targets))
-            with self._epoch_bar((1 + len(folds)) * options.max_epochs) as bar:
-                training = self._tail_training(
-                    network, cache, classes, targets, weights, options, seed, bar
-                )
-                result = self._run_course(training, course, checkpoint, bar)
-        heat_model = fit_heat_model(
-            heatmap,
-            classes.good,
-            result.cams,
-            novelty,
-            result.typical_cams,
-            ~is_good,
-            input_size,
-        )
-        network.students = torch.nn.ModuleList()
-        is_taught = self.self_training and not is_good.all() and heat_model.kind == "fused"
-        if is_taught and novelty is not None:
-            heat_model = _self_train(
-                network, cache, folds, heat_model, result, novelty, ~is_good, seed
-            )
-        return Trained(result, novelty, codebooks, heat_model)
-
-    def _learn_codebook(
-        self,
-        network: DefectCAMNetwork,
-        cache: FeatureCache,
-        is_good: NDArray[np.bool_],
-        course: Course,
-        seed: int,
-    ) -> tuple[torch.Tensor | None, list[Codebook]]:
-        """Learn what good patches look like; held-out novelty maps, and the folds' codebooks."""
-        if not network.novelty_levels:
-            return None, []
-        if course.judges_first:
-            return update_codebook(network, cache, is_good, course.known, self.codebook_size, seed)
-        make = codebook_maker(self.memory)
-        return add_codebook(network, cache, is_good, course.folds, self.codebook_size, seed, make)
-
-    def _options_of(self, course: Course, n_images: int) -> TrainingOptions:
-        """How a fit or an update trains: one of few new images replays many more."""
-        if not course.is_update:
-            return self._training_options(self._max_epochs(n_images))
-        n_images = max(n_images, self.n_images_seen_)
-        return options_of_update(self._training_options(self._max_epochs(n_images)))
-
-    def _run_course(
-        self,
-        training: TailTraining,
-        course: Course,
-        checkpoint: FitCheckpoint | None,
-        bar: tqdm,
-    ) -> FitResult:
-        """Train the folds' tails and the final one, from where there is something to go on from."""
-        if course.is_update:
-            training.history = {name: list(column) for name, column in self.history_.items()}
-            training.first_fold = 1 + int(max(training.history["fold"], default=-1))
-        if checkpoint is not None:
-            training.checkpoint, training.history = checkpoint, checkpoint.history
-            bar.update(len(training.history.get("epoch", ())))
-        if course.holds_out and (course.is_update or course.is_warm):
-            training.uncentre_scores()
-        if course.judges_first:
-            return judge_then_train(training, course.known)
-        return train_with_folds(training, course.folds)
-
-    def _tail_training(
-        self,
-        network: DefectCAMNetwork,
-        cache: FeatureCache,
-        classes: Classes,
-        targets: NDArray[np.int64],
-        weights: NDArray[np.float64],
-        options: TrainingOptions,
-        seed: int,
-        bar: tqdm,
-    ) -> TailTraining:
-        return TailTraining(
-            network=network,
-            cache=cache,
-            targets=torch.as_tensor(targets),
-            good=classes.good,
-            class_weight=self._class_weights(classes, targets, weights),
-            sample_weight=torch.as_tensor(weights, dtype=torch.float32),
-            options=options,
-            seed=seed,
-            on_epoch=lambda record: self._on_epoch(record, bar),
-        )
-
     def _begin(
         self,
         checkpoint: FitCheckpoint,
@@ -1146,6 +1016,18 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             images=digest_of(hashes),
             labels=digest_of([repr(labels.tolist()), weights]),
         )
+
+    def _begin_from(
+        self, network: DefectCAMNetwork, classes: Classes, checkpoint: FitCheckpoint | None
+    ) -> tuple[_Start | None, bool]:
+        """Give a new network the weights to start from; tell them, and if they are earlier ones."""
+        previous = self._previous_network(checkpoint)
+        is_warm = previous is not None and self._warm_start(network, classes, previous)
+        if checkpoint is None:
+            return None, is_warm
+        start = _Start(digest_of_weights(network), previous if is_warm else None)
+        checkpoint.expect(weights=start.weights)
+        return start, is_warm
 
     def _previous_network(self, checkpoint: FitCheckpoint | None) -> DefectCAMNetwork | None:
         """Return what a warm start begins from: the present network, as a rule.
@@ -1194,33 +1076,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             )
 
     def _build_network(self, n_classes: int, good: int) -> tuple[DefectCAMNetwork, Preprocess]:
-        backbone = create_backbone(self.backbone, self.weights)
-        unit = self.normalisation == "unit"
-        preprocess = Preprocess(
-            self.image_size,
-            mean=(0.0, 0.0, 0.0) if unit else backbone.mean,
-            std=(1.0, 1.0, 1.0) if unit else backbone.std,
-            resize=self.resize,
-        )
-        needs_novelty = self.heatmap == "fused" or self.pooling == "novelty_top_k"
-        network = DefectCAMNetwork(
-            backbone,
-            head_options={
-                "n_classes": n_classes,
-                "normalise": self.normalise_evidence,
-                "pooling": self.pooling,
-                "fraction": self.pooling_fraction,
-                "reference": None if self.pooling == "average" else good,
-                "init": self.head_init,
-            },
-            trainable_stages=self.trainable_stages,
-            evidence_stages=self.evidence_stages,
-            novelty_strides=self.novelty_strides if needs_novelty else (),
-        )
-        device = resolve_device(self.device)
-        network.to(device, torch.float32).to(memory_format=torch.channels_last)
-        network.set_dtype(resolve_precision(self.precision, device))
-        return network.eval(), preprocess.to(device)
+        return build_network(self.get_params(deep=False), n_classes, good)
 
     def _set_network(
         self, network: DefectCAMNetwork, preprocess: Preprocess, classes: Classes
@@ -1299,14 +1155,48 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         ).astype(np.float32)
         self._drift_codebooks = list(trained.codebooks)
 
-    def _training_options(self, max_epochs: int) -> TrainingOptions:
-        return TrainingOptions(
+    def _network_fit(
+        self,
+        network: DefectCAMNetwork,
+        images: TrainingSet,
+        course: Course,
+        seed: int,
+        *,
+        heatmap: str,
+        input_size: tuple[int, int],
+        checkpoint: FitCheckpoint | None = None,
+    ) -> NetworkFit:
+        """Make ready what `course` asks for, with the present parameters."""
+        return NetworkFit(
+            network=network,
+            images=images,
+            options=FitOptions(
+                training=self._training_options(course, len(images.targets)),
+                class_weight=self.class_weight,
+                codebook_size=self.codebook_size,
+                heatmap=heatmap,
+                self_training=self.self_training,
+                memory=self.memory,
+                verbose=self.verbose,
+            ),
+            input_size=input_size,
+            seed=seed,
+            on_epoch=self._on_epoch,
+            history=self.history_ if course.is_update else {},
+            checkpoint=checkpoint,
+        )
+
+    def _training_options(self, course: Course, n_images: int) -> TrainingOptions:
+        """How a fit or an update trains: one of few new images replays many more."""
+        if course.is_update:
+            n_images = max(n_images, self.n_images_seen_)
+        options = TrainingOptions(
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             head_learning_rate=self.head_learning_rate,
             weight_decay=self.weight_decay,
             schedule=self.schedule,
-            max_epochs=max_epochs,
+            max_epochs=self._max_epochs(n_images),
             batch_size=self.batch_size,
             label_smoothing=self.label_smoothing,
             deep_supervision=self.deep_supervision,
@@ -1314,25 +1204,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             stop_at_train_accuracy=self.stop_at_train_accuracy,
             patience=self.n_iter_no_change if self.early_stopping else None,
         )
+        return options_of_update(options) if course.is_update else options
 
-    def _class_weights(
-        self, classes: Classes, targets: NDArray[np.int64], weights: NDArray[np.float64]
-    ) -> torch.Tensor:
-        found = class_weights(self.class_weight, classes.labels, classes.good, targets, weights)
-        return torch.as_tensor(found, dtype=torch.float32)
-
-    def _on_epoch(self, record: dict[str, Any], bar: tqdm) -> bool:
-        bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{record['train_accuracy']:.3f}")
-        bar.update()
+    def _on_epoch(self, record: dict[str, Any]) -> bool:
         return told_to_stop(self.callbacks, self, record)
 
     def _max_epochs(self, n_images: int) -> int:
         if self.max_epochs != "auto":
             return int(self.max_epochs)
         return int(np.clip(round(AUTO_IMAGES_SEEN / n_images), *AUTO_EPOCHS))
-
-    def _epoch_bar(self, n_epochs: int) -> tqdm:
-        return tqdm(total=n_epochs, desc="training", unit="epoch", disable=not self.verbose)
 
     def _feature_cache(
         self, n_images: int, views: Sequence[tuple[int, ...]], network: DefectCAMNetwork
@@ -1694,7 +1574,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             check_method(method)
         stream = X if is_stream(X) else as_sources(X).items
         if tile is not None or self._tile_model is not None:
-            from defectcam.tiled import localize_in_tiles
+            from defectcam.tiled_inference import localize_in_tiles
 
             yield from localize_in_tiles(self, stream, method, tile, overlap)
             return
@@ -1710,9 +1590,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
                 yield item
 
         for batch in self._forward(remembered()):
-            n = len(batch.geometries)
-            found = self._localizations(batch, items[:n], looks_again=method is None)
-            yield from found if method is None else self._attributed(batch, found, method)
+            n, predictor = len(batch.geometries), self._predictor
+            second_size = self._second_size if method is None else None
+            found = predictor.localize(batch, items[:n], second_size)
+            yield from found if method is None else predictor.attribute(batch, found, method)
             del items[:n]
 
     def evidence(self, X: Any) -> NDArray[np.float32]:
@@ -1916,7 +1797,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         check_decision_threshold("threshold_", self.threshold_)
         if self._tile_model is None:
             return self._forward(_many(X))
-        from defectcam.tiled import score_in_tiles
+        from defectcam.tiled_inference import score_in_tiles
 
         return score_in_tiles(self, _many(X))
 
@@ -1936,12 +1817,25 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _forward(self, items: Iterable[Any]) -> Iterator[ScoredImages]:
         """Run the network over images."""
         check_is_fitted(self)
-        return scored(self.network_, self._batches(items, self._preprocess))
+        return self._predictor.forward(items)
 
     def _described(self, items: Iterable[Any]) -> Iterator[tuple[ScoredImages, Description]]:
         """Run the network over images and hand out its features too."""
         check_is_fitted(self)
-        return described(self.network_, self._batches(items, self._preprocess))
+        return self._predictor.described(items)
+
+    @property
+    def _predictor(self) -> Predictor:
+        """What judges images, with the present thresholds and settings of boxes."""
+        return Predictor(
+            self.network_,
+            self._preprocess,
+            self._judge,
+            self._heat_model,
+            self._result_settings(),
+            self.batch_size,
+            self.n_jobs,
+        )
 
     @property
     def _judge(self) -> Judge:
@@ -1976,97 +1870,12 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             rows.append(np.column_stack((self._judge.defect_probabilities(batch), described)))
         return np.concatenate(rows).astype(np.float32)
 
-    def _localizations(
-        self, batch: ScoredImages, items: Sequence[Any], *, looks_again: bool
-    ) -> Iterator[Localization]:
-        probabilities = self._judge.defect_probabilities(batch)
-        labels = self._judge.labels(batch)
-        defect_types = self._judge.defect_types(batch)
-        is_defect = labels != self.good_label_
-        firsts = self._heat_model.grids(batch.levels, batch.novelty, batch.students).numpy()
-        grids, rows = list(firsts), np.flatnonzero(is_defect)
-        size = self._second_size if looks_again else None
-        if size is not None and len(rows):
-            for row, second in zip(rows, self._second_grids(batch, rows, size), strict=True):
-                grids[row] = join_looks(firsts[row], second)
-        settings = self._result_settings()
-        spread = settings["point_spread"]  # in cells of the first look
-        types, type_grids = None, None
-        if len(self.defect_labels_) > 1:
-            types = self.defect_labels_
-            type_grids = self._heat_model.type_grids(batch.levels).numpy()
-        unfamiliar = self._judge.is_unfamiliar(batch)
-        for i, item in enumerate(items):
-            yield Localization(
-                label=labels[i],
-                probability=probabilities[i],
-                is_defect=is_defect[i],
-                grid=grids[i],
-                geometry=placed(batch.geometries[i], item),
-                **settings | {"point_spread": spread * grids[i].shape[0] / firsts.shape[1]},
-                source=original_of(item),
-                defect_label=defect_types[i],
-                type_grids=None if type_grids is None else type_grids[i],
-                defect_labels=types,
-                unfamiliar=unfamiliar[i],
-            )
-
     @property
     def _second_size(self) -> tuple[int, int] | None:
         """At what size defective images are seen again; None: they are not."""
         if self.second_look is None or self._heat_model.kind != "fused":
             return None
         return size_of_second_look(self.image_size_, self.second_look)
-
-    def _second_grids(
-        self, batch: ScoredImages, rows: NDArray[np.intp], size: tuple[int, int]
-    ) -> NDArray[np.float32]:
-        """Look at some images of a batch again; their maps, mirrored back."""
-        pixels = seen_again(batch.pixels[torch.as_tensor(rows)], size)
-        again = next(scored(self.network_, [(pixels, [])]))
-        grids = self._heat_model.grids(again.levels, again.novelty, again.students)
-        return grids.flip(2).numpy()
-
-    def _attributed(
-        self, batch: ScoredImages, found: Iterable[Localization], method: str
-    ) -> Iterator[Localization]:
-        """Put another method's maps in the place of the classifier's own."""
-        defects = self._judge.likely_defects(batch).tolist()
-        with evaluating(self.network_):
-            maps = attribution_maps(
-                self.network_, batch.pixels, method, defects, self._classes.good
-            )
-        for one, grid in zip(found, maps, strict=True):
-            yield dataclasses.replace(
-                one,
-                grid=grid,
-                threshold=BOX_THRESHOLD,
-                peak_fraction=0.0,
-                tighten=False,
-                type_grids=None,  # they would explain the classifier's own map
-                defect_labels=None,
-            )
-
-
-def _self_train(
-    network: DefectCAMNetwork,
-    cache: FeatureCache,
-    folds: Sequence[Fold],
-    heat_model: HeatModel,
-    result: FitResult,
-    novelty: torch.Tensor,
-    is_defect: NDArray[np.bool_],
-    seed: int,
-) -> HeatModel:
-    """Give the network students of the held-out maps, and the map's model their share."""
-    features_of = student_features_of(network, cache, folds, result.tails)
-    maps = held_out_maps(heat_model, result.cams, novelty, result.typical_cams)
-    students = fit_students(features_of, network.student_depths, maps, is_defect, seed)
-    network.students = torch.nn.ModuleList(students)
-    if not students:
-        return heat_model
-    drawn = draw_all(students, features_of, cache.n_images)
-    return with_students(heat_model, result.cams, novelty, drawn, result.typical_cams, is_defect)
 
 
 def _fit_probability(

@@ -38,6 +38,7 @@ from defectcam.cli_options import (
     USAGE,
     make_parser,
 )
+from defectcam.exceptions import DataError
 
 if TYPE_CHECKING:
     from defectcam.classifier import DefectCAMClassifier
@@ -130,20 +131,7 @@ def _usage_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def _is_about_data(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return True
-    from defectcam.images import ImageReadError
-
-    if isinstance(error, ImageReadError):
-        return True
-    from defectcam.runtime import ExportedModelError
-
-    if isinstance(error, ExportedModelError):  # before what follows: there may be no torch
-        return True
-    from defectcam.persistence import ModelFileError
-    from defectcam.watch import ResultsFileError
-
-    return isinstance(error, (ModelFileError, ResultsFileError))
+    return isinstance(error, (OSError, DataError))
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -334,8 +322,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     folder = _tested(args.folder)
     if args.good_label is not None or not folder.is_dir():
         labelled_folder(folder, args.good_label)  # refuse a wrong folder before loading a model
-    if args.masks is not None and not Path(args.masks).is_dir():
-        raise _UsageError(f"--masks {args.masks}: there is no such folder.")
+    _refuse_missing_folder("masks", args)
     clf = _load(args)
     clf.set_params(verbose=_verbosity(args))
     report = evaluate(clf, folder, masks=args.masks, good_label=args.good_label)
@@ -352,8 +339,7 @@ def _report(args: argparse.Namespace) -> int:
     may_have_labels = len(args.images) == 1 and os.path.isdir(args.images[0]) and not args.no_labels
     if not may_have_labels and (args.good_label is not None or args.masks is not None):
         raise _UsageError("--good-label and --masks need one folder with a sub-folder per class.")
-    if args.masks is not None and not Path(args.masks).is_dir():
-        raise _UsageError(f"--masks {args.masks}: there is no such folder.")
+    _refuse_missing_folder("masks", args)
     clf = _load(args)
     clf.set_params(verbose=_verbosity(args))
     from defectcam.report import write_report
@@ -423,19 +409,16 @@ def _export(args: argparse.Namespace) -> int:
 def _refuse_wrong_export(args: argparse.Namespace, target: Path) -> None:
     _refuse_existing(args.output, args.force)
     _refuse_input(args.output, [args.model])
-    if target.suffix == ".xml":
+    if target.suffix.lower() == ".xml":
         _refuse_existing(os.fspath(target.with_suffix(".bin")), args.force)
     if args.measure is not None and args.int8 is None:
         raise _UsageError("--measure says what --int8 costs: give --int8 too.")
     if args.verify and args.int8:
         raise _UsageError("--verify compares float32, and --int8 reports its own loss: give one.")
     for option in ("int8", "measure"):
-        folder = getattr(args, option)
-        if folder is None:
-            continue
-        if not Path(folder).is_dir():
-            raise _UsageError(f"--{option} {folder}: there is no such folder.")
-        _find_images([folder])  # refuse an empty one early
+        folder = _refuse_missing_folder(option, args)
+        if folder is not None:
+            _find_images([folder])  # refuse an empty one early
 
 
 def _print_parity(parity: Parity, args: argparse.Namespace) -> bool:
@@ -746,11 +729,10 @@ def _list_images(arguments: Sequence[str], without: Path | None = None) -> list[
     Files that may be read in parts are left to `_check_read_whole`, which knows the model. Images
     below `without` are skipped where it lies in one of the folders: those are overlays.
     """
-    from defectcam.images import check_readable
-    from defectcam.large_images import is_read_in_parts
+    from defectcam.large_images import check_readable_whole
 
     paths = _find_images(arguments, without)
-    check_readable(path for path in paths if not is_read_in_parts(path))
+    check_readable_whole(paths)
     return paths
 
 
@@ -815,6 +797,14 @@ def _names_below(paths: Sequence[str], arguments: Sequence[str]) -> list[Path]:
     ]
     base = os.path.commonpath(folders)
     return [Path(os.path.relpath(os.path.abspath(path), base)) for path in paths]
+
+
+def _refuse_missing_folder(option: str, args: argparse.Namespace) -> str | None:
+    """Return the folder that an option names, if it was given, once it is known to be there."""
+    folder: str | None = getattr(args, option)
+    if folder is not None and not Path(folder).is_dir():
+        raise _UsageError(f"--{option} {folder}: there is no such folder.")
+    return folder
 
 
 def _refuse_wrong_tiles(args: argparse.Namespace, clf: DefectCAMClassifier) -> None:

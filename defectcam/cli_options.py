@@ -479,7 +479,7 @@ def _add_evaluate(evaluate: Any) -> None:
         metavar="DIR",
         help="masks as DIR/<type>/<stem>_mask.png (default: ground_truth in or beside FOLDER)",
     )
-    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    _add_json(evaluate)
     _add_loading(evaluate)
 
 
@@ -506,7 +506,7 @@ def _add_report(report: Any) -> None:
 
 def _add_info(info: Any) -> None:
     info.add_argument("model", metavar="MODEL", help="a file that fit has written")
-    info.add_argument("--json", action="store_true", help="print JSON")
+    _add_json(info)
 
 
 def _add_watch(watch: Any) -> None:
@@ -548,7 +548,7 @@ def _add_watch(watch: Any) -> None:
             default=default,
             help=f"{text} (default: {default:g})",
         )
-    watch.add_argument("--json", action="store_true", help="print JSON")
+    _add_json(watch)
     _add_loading(watch)
 
 
@@ -556,7 +556,7 @@ def _add_query(query: Any) -> None:
     query.add_argument("model", metavar="MODEL", help="a file that fit has written")
     query.add_argument("images", metavar="IMAGES", nargs="+", help="image files and folders")
     query.add_argument("-n", metavar="N", type=int, required=True, help="how many")
-    query.add_argument("--json", action="store_true", help="print JSON")
+    _add_json(query)
     _add_machine(query)
     query.set_defaults(
         threshold=None, box_threshold=None, second_look=None
@@ -596,14 +596,14 @@ def _add_split(split: Any) -> None:
         "for what is before the first underscore (default: each image is a part)",
     )
     split.add_argument("--good-label", metavar="NAME", help="sub-folder of good parts")
-    split.add_argument("--json", action="store_true", help="print JSON")
+    _add_json(split)
 
 
 def _add_doctor(doctor: Any) -> None:
     doctor.add_argument("folder", metavar="FOLDER", nargs="?", help="as for fit")
     doctor.add_argument("--good-label", metavar="NAME", help="sub-folder of good parts")
     doctor.add_argument("--n-jobs", metavar="N", type=_threads, help="threads that read images")
-    doctor.add_argument("--json", action="store_true", help="print JSON")
+    _add_json(doctor)
 
 
 def _add_init(init: Any) -> None:
@@ -620,7 +620,7 @@ def _add_init(init: Any) -> None:
 
 def _add_completion(completion: Any) -> None:
     completion.add_argument("shell", choices=("bash", "zsh"))
-    completion.add_argument("--json", action="store_true", help="print JSON")
+    _add_json(completion)
 
 
 def _add_recipe(parser: Any) -> None:
@@ -663,9 +663,13 @@ def _add_export(parser: Any) -> None:
     _add_output_options(parser)
 
 
+def _add_json(parser: Any) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 def _add_output_options(parser: Any) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_json(parser)
 
 
 def _add_images(parser: Any) -> None:
@@ -777,7 +781,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "info": ("Print what a model file contains.", _add_info),
     "serve": ("Answer requests over HTTP (extra: serve).", _add_service),
     "watch": ("Judge images as they arrive in a folder, until stopped.", _add_watch),
-    "query": ("Choose the images to label next, most useful first.", _add_query),
+    "query": ("Choose the images to label next.", _add_query),
     "split": ("Split a folder into training and test images, by type.", _add_split),
     "doctor": ("Examine the installation and a folder of images.", _add_doctor),
     "init": ("Write all parameters, explained, to a file for fit --config.", _add_init),

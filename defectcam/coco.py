@@ -93,10 +93,12 @@ class CocoImage:
     @property
     def type(self) -> str | None:
         """Category of the largest box; None where there are no boxes."""
-        if not len(self.boxes):
-            return None
-        areas = np.prod(self.boxes[:, 2:] - self.boxes[:, :2], axis=1)
-        return str(self.box_types[areas.argmax()])
+        return str(self.box_types[largest(self.boxes)]) if len(self.boxes) else None
+
+
+def largest(boxes: NDArray[np.int64]) -> int:
+    """Return the row of the largest box, the first of several."""
+    return int(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).argmax())
 
 
 def run_lengths(mask: ArrayLike) -> list[int]:
@@ -120,6 +122,25 @@ def run_lengths(mask: ArrayLike) -> list[int]:
     changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     lengths = np.diff(np.concatenate([[0], changes, [pixels.size]])).tolist()
     return [0, *lengths] if pixels.size and pixels[0] else lengths
+
+
+def as_run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Give a mask as COCO's files do, as one of the segmentations that `CocoMask` takes."""
+    return {"size": list(mask.shape), "counts": run_lengths(mask)}
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a file, or complain of it by its name.
+
+    Raises
+    ------
+    ImageReadError
+        If it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ImageReadError(f"{os.fspath(path)!r} cannot be read as JSON: {error}") from error
 
 
 def read_coco(path: str | os.PathLike[str], ignored_category: str | None = None) -> list[CocoImage]:
@@ -175,10 +196,7 @@ def read_coco(path: str | os.PathLike[str], ignored_category: str | None = None)
 
 def _content(path: str | os.PathLike[str]) -> dict[str, Any]:
     expected = ("images", "annotations", "categories")
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ImageReadError(f"{os.fspath(path)!r} cannot be read as JSON: {error}") from error
+    content = read_json(path)
     if isinstance(content, dict) and all(isinstance(content.get(key), list) for key in expected):
         return content
     what = f"a {type(content).__name__}"

@@ -6,6 +6,7 @@ reads no file, knows no label names, and decides no threshold.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -179,7 +180,9 @@ class HeldOut(NamedTuple):
         return HeldOut(self.logits[chosen], self.cams[chosen], novelty)
 
 
-def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult:
+def train_with_folds(
+    training: TailTraining, folds: Sequence[Fold], novelty: Tensor | None = None
+) -> FitResult:
     """Train a tail on everything, and from the same start one per fold, which scores what it lacks.
 
     Networks differ by a constant, and one that has seen more is surer: each network's scores and
@@ -194,6 +197,9 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
         and records; the others count from 1.
     folds : sequence of (train rows, held-out rows)
         Empty: the scores are those of the training images themselves, as they are.
+    novelty : Tensor of shape (n_images, height, width), optional
+        Held-out maps, as `add_codebook` returns them: a head that pools by novelty scores held-out
+        images by these, since the cache's are from a codebook that has seen them.
     """
     network, cache = training.network, training.cache
     everything = np.arange(cache.n_images)
@@ -219,7 +225,8 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
         if training.interrupted:
             break
         tails.append(copy_tail(network))
-        scores = training.centre_scores(train_rows)
+        with _novelty_of(cache, held_out_rows, novelty):
+            scores = training.centre_scores(train_rows)
         biases.append(network.head.bias.detach().clone())
         distances.append(scores.class_distance)
         held_out.append(
@@ -231,13 +238,24 @@ def train_with_folds(training: TailTraining, folds: Sequence[Fold]) -> FitResult
     if len(tails) < len(folds):  # an interrupt left rows that no tail has scored
         return _result(training, scores.logits, scores.centred_cams(everything), scores)
     if all(distance > 0 for distance in (scores.class_distance, *distances)):  # all have learned
-        factor = float(np.mean(distances)) / scores.class_distance
-        network.head.scale_(factor)
-        scores = scores.scaled(factor)
+        scores = training.keep_apart(scores, float(np.mean(distances)))
     rows, all_logits, all_cams = zip(*held_out, strict=True)
     order = np.argsort(np.concatenate(rows))
     result = _result(training, torch.cat(all_logits)[order], torch.cat(all_cams)[order], scores)
     return result._replace(tails=tuple(tails), biases=tuple(biases))
+
+
+@contextlib.contextmanager
+def _novelty_of(cache: FeatureCache, rows: NDArray[np.intp], maps: Tensor | None) -> Iterator[None]:
+    """Let the cache have other novelty maps of some rows for a while."""
+    usual = cache.novelty
+    if usual is not None and maps is not None:
+        places = torch.as_tensor(rows)
+        cache.novelty = usual.index_copy(0, places.to(usual.device), maps[places].to(usual.device))
+    try:
+        yield
+    finally:
+        cache.novelty = usual
 
 
 def _result(training: TailTraining, logits: Tensor, cams: Tensor, final: CachedScores) -> FitResult:
@@ -245,7 +263,9 @@ def _result(training: TailTraining, logits: Tensor, cams: Tensor, final: CachedS
     return FitResult(logits, cams, final.typical_cams, training.history, training.interrupted)
 
 
-def judge_then_train(training: TailTraining, known: HeldOut | None) -> FitResult:
+def judge_then_train(
+    training: TailTraining, known: HeldOut | None, novelty: Tensor | None = None
+) -> FitResult:
     """Judge new images with the present network, then train it on all (test, then train).
 
     As in `train_with_folds`, scores and maps are shifted to have median 0 on the good images that
@@ -259,6 +279,8 @@ def judge_then_train(training: TailTraining, known: HeldOut | None) -> FitResult
         Its network has learned from the last images of its cache and from none of the others.
     known : HeldOut or None
         What was said of the last images when they were new; None: all are new.
+    novelty : Tensor of shape (n_images, height, width), optional
+        As `update_codebook` returns it: new images are judged by the maps of the present codebook.
 
     References
     ----------
@@ -268,7 +290,8 @@ def judge_then_train(training: TailTraining, known: HeldOut | None) -> FitResult
     everything = np.arange(training.cache.n_images)
     n_new = len(everything) - (0 if known is None else len(known.logits))
     new, learned = everything[:n_new], everything[n_new:]
-    before = training.scores(learned if training.has_good(learned) else everything)
+    with _novelty_of(training.cache, new, novelty):
+        before = training.scores(learned if training.has_good(learned) else everything)
     logits, cams = before.logits[new].clone(), before.centred_cams(new)
     logits[:, training.good] += before.typical_margin
     if known is not None:
@@ -276,9 +299,7 @@ def judge_then_train(training: TailTraining, known: HeldOut | None) -> FitResult
     training.run_and_measure(everything, fold=0)
     scores = training.centre_scores(everything)
     if before.class_distance > 0 and scores.class_distance > 0:  # else one class may be missing
-        factor = before.class_distance / scores.class_distance
-        training.network.head.scale_(factor)
-        scores = scores.scaled(factor)
+        scores = training.keep_apart(scores, before.class_distance)
     return _result(training, logits, cams, scores)
 
 

@@ -23,8 +23,8 @@ from defectcam.exceptions import (
     SuspectLabelsWarning,
     warn_caller,
 )
+from defectcam.images import is_path
 from defectcam.plain_labels import plain_label
-from defectcam.sources import is_path
 from defectcam.views import original_of
 
 #: Defective images below which figures that rest on them are called uncertain.

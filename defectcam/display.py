@@ -10,16 +10,18 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-__all__ = ["as_base64", "encode_picture", "middle_of_scale", "overlay"]
+__all__ = ["as_base64", "encode_picture", "middle_of_scale", "overlay", "shrunk"]
 
-# Full colour is reached at this many times the threshold; the threshold is half-way.
-_FULL_COLOUR = 2.0
+#: The colour scale of heat ends at this many times the threshold, which is half-way.
+FULL_COLOUR = 2.0
+
 # Sky blue of the Okabe-Ito palette: seen by colour-blind people, and absent from the heat colours.
 _BOX_COLOUR = (86, 180, 233)
 _EDGE_COLOUR = (0, 0, 0)
@@ -38,6 +40,25 @@ def middle_of_scale(box_threshold: float) -> float:
         Above which boxes are drawn. What is 0 or less is no middle of a scale from 0.
     """
     return box_threshold if box_threshold > 0 else 1.0
+
+
+def shrunk(pixels: NDArray[Any], side: int) -> NDArray[Any]:
+    """Shrink a picture, or a map, so that the longer side has at most so many pixels.
+
+    Parameters
+    ----------
+    pixels : array of shape (H, W) or (H, W, 3)
+    side : int
+
+    Returns
+    -------
+    array
+        Each pixel the mean of those that it stands for.
+    """
+    height, width = pixels.shape[:2]
+    share = min(1.0, side / max(height, width))
+    size = (max(1, round(width * share)), max(1, round(height * share)))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
 
 
 def overlay(
@@ -99,7 +120,7 @@ def overlay(
     heat = np.asarray(heatmap, dtype=np.float32)
     _check_picture(image, heat, threshold, alpha)
     heat = np.maximum(heat / threshold, 0.0)
-    levels = (np.minimum(heat / _FULL_COLOUR, 1.0) * 255).round().astype(np.uint8)
+    levels = (np.minimum(heat / FULL_COLOUR, 1.0) * 255).round().astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, colormap), cv2.COLOR_BGR2RGB)
     opacity = (alpha * np.minimum(heat, 1.0))[..., np.newaxis]
     picture = (image + opacity * (colours.astype(np.float32) - image)).round().astype(np.uint8)

@@ -32,6 +32,7 @@ from defectcam.folders import (
     unused_classes,
 )
 from defectcam.images import ImageReadError, find_images, read_image, skipped_text
+from defectcam.threads import ordered_map
 
 __all__ = ["SEVERITIES", "Examination", "Finding", "examine"]
 
@@ -310,7 +311,7 @@ def _layout(root: str, paths: Sequence[str], types: Sequence[str], good: str) ->
         unused = unused_classes(root, skipped)
         message, _, advice = skipped_text(skipped).partition(": ")
         yield Finding("warning", "layout", f"{message}.", advice, skipped)
-    yield from _balance(n_good, n_bad, counts, unused)
+    yield from _balance(n_good, n_bad, unused)
     rare = sorted(kind for kind, n in counts.items() if n == 1 and len(counts) > 1)
     if rare:
         yield Finding(
@@ -322,9 +323,7 @@ def _layout(root: str, paths: Sequence[str], types: Sequence[str], good: str) ->
         )
 
 
-def _balance(
-    n_good: int, n_bad: int, counts: Counter[str], unused: Sequence[str]
-) -> Iterator[Finding]:
+def _balance(n_good: int, n_bad: int, unused: Sequence[str]) -> Iterator[Finding]:
     """Look at the numbers of images, where there are sub-folders with nothing but skipped files."""
     check = "class balance"
     if unused:
@@ -394,9 +393,7 @@ def _read(
     n_jobs: int | None,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] | None,
 ) -> list[_Image]:
-    workers = min(joblib.cpu_count(), 8) if n_jobs is None else n_jobs
-    parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
-    read = parallel(joblib.delayed(_look_at)(*item) for item in zip(paths, types, strict=True))
+    read = ordered_map(lambda item: _look_at(*item), zip(paths, types, strict=True), n_jobs)
     return list(progress(read, len(paths)) if progress else read)
 
 

@@ -119,17 +119,8 @@ class Drift:
 
     def to_dict(self) -> dict[str, Any]:
         """Give all of it as plain numbers, strings and lists, ready for JSON."""
-        return {
-            "drifted": self.drifted,
-            "p_value": self.p_value,
-            "alpha": self.alpha,
-            "tests": [test._asdict() for test in self.tests],
-            "n_images": self.n_images,
-            "n_reference": self.n_reference,
-            "defective": self.defective,
-            "defective_reference": self.defective_reference,
-            "examples": list(self.examples),
-        }
+        tests = [test._asdict() for test in self.tests]
+        return {**vars(self), "tests": tests, "examples": list(self.examples)}
 
     def __str__(self) -> str:
         verdict = "The line has changed" if self.drifted else "No change to be seen"
@@ -241,20 +232,9 @@ def measure_drift(
             continue
         for column, statistic in enumerate(STATISTICS[: new.shape[1] - 1], start=1):
             values, known = new[rows, column], reference[reference_rows, column]
-            low, typical, high = np.quantile(known, [0.25, 0.5, 0.75])
-            spread = max(float(high - low), float(np.finfo(np.float32).eps))
-            shift = float(np.median(values) - typical) / spread
-            is_evidence = statistic == STATISTICS[0]
-            distance, p_value = _tolerant_test(
-                values,
-                known,
-                typical,
-                spread,
-                EVIDENCE_SHIFTS if is_evidence else SHIFTS,
-                EVIDENCE_FACTORS if is_evidence else FACTORS,
-            )
-            tests.append(DriftTest(statistic, called, float(distance), shift, float(p_value)))
-            outliers.append(rows[np.argsort(-np.abs(values - typical), kind="stable")])
+            test, outlying = _compared(statistic, called, values, known)
+            tests.append(test)
+            outliers.append(rows[outlying])
     if not tests:
         raise ValueError(
             f"{len(new)} images are too few to be compared with {len(reference)} of training: at "
@@ -274,6 +254,26 @@ def measure_drift(
         defective_reference=float(was_bad.mean()),
         examples=tuple(outliers[order[0]][:n_examples].tolist()),
     )
+
+
+def _compared(
+    statistic: str, called: str, values: NDArray[np.float32], known: NDArray[np.float32]
+) -> tuple[DriftTest, NDArray[np.intp]]:
+    """Compare one statistic; with the order of the new values, those that stand out most first."""
+    low, typical, high = np.quantile(known, [0.25, 0.5, 0.75])
+    spread = max(float(high - low), float(np.finfo(np.float32).eps))
+    shift = float(np.median(values) - typical) / spread
+    is_evidence = statistic == STATISTICS[0]
+    distance, p_value = _tolerant_test(
+        values,
+        known,
+        typical,
+        spread,
+        EVIDENCE_SHIFTS if is_evidence else SHIFTS,
+        EVIDENCE_FACTORS if is_evidence else FACTORS,
+    )
+    test = DriftTest(statistic, called, float(distance), shift, float(p_value))
+    return test, np.argsort(-np.abs(values - typical), kind="stable")
 
 
 def _tolerant_test(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from defectcam.images import read_reduced_images
+from defectcam.images import is_path, read_reduced_images
 from defectcam.sources import as_sources
 
 __all__ = ["duplicate_groups", "duplicate_pairs", "find_near_duplicates", "thumbnail"]
@@ -136,7 +136,7 @@ def duplicate_groups(pairs: NDArray[np.int64], n_images: int) -> NDArray[np.int6
 def _thumbnails_of(X: Any, n_jobs: int | None) -> list[NDArray[np.uint8]]:
     sources = as_sources(X)
     if sources.single:
-        name = os.fspath(X) if isinstance(X, (str, os.PathLike)) else "an image in memory"
+        name = os.fspath(X) if is_path(X) else "an image in memory"
         raise ValueError(f"Expected a folder or a sequence of images, got one image: {name}.")
     images = read_reduced_images(sources.items, _READ_AT, n_workers=n_jobs)
     return [thumbnail(image) for image, _ in images]

@@ -33,9 +33,9 @@ from tqdm.auto import tqdm
 
 from defectcam.exceptions import warn_caller
 from defectcam.folders import find_good_label, find_masks, mask_folder, mask_name
-from defectcam.images import ImageReadError, check_readable, read_marked
+from defectcam.images import ImageReadError, check_readable, is_path, read_marked
 from defectcam.labels import as_labels
-from defectcam.large_images import is_read_in_parts
+from defectcam.large_images import check_readable_whole
 from defectcam.metrics import (
     PixelCounts,
     box_precision_recall_f1,
@@ -48,7 +48,7 @@ from defectcam.metrics import (
 )
 from defectcam.plain_labels import plain_label
 from defectcam.results import Localization
-from defectcam.sources import Sources, is_path, labelled_sources, paths_of
+from defectcam.sources import Sources, labelled_sources, paths_of
 from defectcam.views import original_of
 
 __all__ = ["Evaluation", "Judged", "evaluate"]
@@ -550,11 +550,8 @@ def read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] |
 
 def check_files(clf: Any, sources: Sources) -> None:
     """Refuse files that are no images, all at once and before the work."""
-    paths = paths_of(sources)
-    if getattr(clf, "tile_", None) is not None:
-        # Pillow refuses headers of huge files, which tiles are read of in parts.
-        paths = [path for path in paths if not is_read_in_parts(path)]
-    check_readable(paths, n_workers=clf.n_jobs)
+    check = check_readable if getattr(clf, "tile_", None) is None else check_readable_whole
+    check(paths_of(sources), n_workers=clf.n_jobs)
 
 
 def image_name(item: Any, index: int) -> str | int:

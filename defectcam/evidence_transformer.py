@@ -14,14 +14,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags
 from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from defectcam.architecture import build_network
 from defectcam.calibration import calm_novelty, defect_scores
 from defectcam.cam import defect_evidence
 from defectcam.classifier import DefectCAMClassifier
+from defectcam.fitting import draw_seed
 from defectcam.inference import evaluating
 from defectcam.isolation import isolated
 from defectcam.network import NetworkOutput
@@ -224,9 +226,9 @@ def _prepare(classifier: DefectCAMClassifier) -> None:
     """Give an unfitted classifier its network, pre-trained but untrained."""
     classifier._validate_params()
     classifier._check_parameters()
-    seed = int(check_random_state(classifier.random_state).randint(np.iinfo(np.int32).max))
-    with isolated(seed, resolve_device(classifier.device)):
-        classifier.network_, classifier._preprocess = classifier._build_network(2, good=0)
+    with isolated(draw_seed(classifier.random_state), resolve_device(classifier.device)):
+        parameters = classifier.get_params(deep=False)
+        classifier.network_, classifier._preprocess = build_network(parameters, 2, good=0)
 
 
 def _pooled(level_features: Sequence[Tensor], patches: Tensor | None) -> dict[str, Tensor]:

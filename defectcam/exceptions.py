@@ -1,7 +1,8 @@
-"""Warnings about the images that were given, each with a category of its own.
+"""What complaints have in common: the categories of warnings, and the base of errors about files.
 
-Owns their names and the line of the caller's that they are attributed to. Depends on nothing else
-in the package; what a warning says is written where it is found out.
+Owns the names of the warnings about the images that were given, the line of the caller's
+that they are attributed to, and `DataError`. Depends on nothing else in the package; what a warning
+or an error says is written where it is found out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import warnings
 
 __all__ = [
     "ChanceLevelWarning",
+    "DataError",
     "FewDefectsWarning",
     "NearDuplicateWarning",
     "OnlyGoodImagesWarning",
@@ -20,6 +22,14 @@ __all__ = [
 ]
 
 _PASSED_THROUGH = ("defectcam", "sklearn")
+
+
+class DataError(ValueError):
+    """A file or an array that cannot be used, while the call itself was right.
+
+    The base of `defectcam.images.ImageReadError`, `defectcam.persistence.ModelFileError`,
+    `defectcam.runtime.ExportedModelError` and the like.
+    """
 
 
 class OnlyGoodImagesWarning(UserWarning):

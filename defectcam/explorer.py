@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix
 
 from defectcam import display
+from defectcam.images import is_path
 from defectcam.results import Localization
 from defectcam.review import Labelled, labelled_images, review_order, verdicts
-from defectcam.sources import is_path
 from defectcam.transformers import localize
 
 __all__ = ["Explorer", "explore"]
@@ -84,7 +83,8 @@ class Explorer:
     Attributes
     ----------
     threshold : float
-        The decision threshold, where the slider stands now. Setting it moves the slider;
+        The decision threshold, where the slider stands now; until it is moved, the classifier's
+        to the last digit, although a browser shows the nearest step. Setting it moves the slider;
         a ValueError says from where to where it goes.
     box_threshold : float
         The heatmap's threshold for boxes, likewise.
@@ -113,20 +113,20 @@ class Explorer:
     @property
     def threshold(self) -> float:
         """The decision threshold, where its slider stands."""
-        return float(self._threshold.value)
+        return self._exact["threshold"]
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        _move(self._threshold, "threshold", value)
+        self._move("threshold", value)
 
     @property
     def box_threshold(self) -> float:
         """The heatmap's threshold for boxes, where its slider stands."""
-        return float(self._box_threshold.value)
+        return self._exact["box_threshold"]
 
     @box_threshold.setter
     def box_threshold(self, value: float) -> None:
-        _move(self._box_threshold, "box_threshold", value)
+        self._move("box_threshold", value)
 
     def _build(self, widgets: Any) -> None:
         first = self._found[0]
@@ -166,13 +166,40 @@ class Explorer:
         controls = [self._threshold, self._box_threshold]
         if n_pages > 1:
             controls.append(self._page)
-        for control in controls:
-            control.observe(self._update, "value")
+        self._sliders = {"threshold": self._threshold, "box_threshold": self._box_threshold}
+        self._exact = {name: float(slider.value) for name, slider in self._sliders.items()}
+        for slider in self._sliders.values():
+            slider.observe(self._follow, "value")
+        self._page.observe(self._update, "value")
         self._cells = cells
         self.widget = widgets.VBox([*controls, self._counts, widgets.Box(cells, layout=flow)])
 
+    def _follow(self, change: Any) -> None:
+        """Take a slider's new value, unless it is the present one at the nearest of its steps.
+
+        A browser that shows a slider moves it there and sends that back; a learned threshold lies
+        between the steps, and images between it and the step would be called something else.
+        """
+        slider = change["owner"]
+        name = next(name for name, one in self._sliders.items() if one is slider)
+        steps = round((self._exact[name] - slider.min) / slider.step)
+        if abs(slider.min + steps * slider.step - change["new"]) < slider.step / 1000:
+            return
+        self._exact[name] = float(change["new"])
+        self._update()
+
+    def _move(self, name: str, value: float) -> None:
+        """Set a slider; by itself it takes its end for what lies beyond."""
+        slider = self._sliders[name]
+        if not (isinstance(value, Real) and slider.min <= value <= slider.max):
+            raise ValueError(
+                f"{name} must be from {slider.min:g} to {slider.max:g}, got {value!r}."
+            )
+        self._exact[name] = slider.value = float(value)
+        self._update()
+
     def _update(self, change: Any = None) -> None:
-        """Follow the sliders."""
+        """Follow the thresholds and the page."""
         self.is_defect = self._probability >= self.threshold
         truth = self._data.is_defect
         self.confusion_matrix: NDArray[np.int64] | None = None
@@ -226,18 +253,12 @@ class Explorer:
             # The colours keep their scale: only boxes follow the slider.
             middle = display.middle_of_scale(self._found[index].threshold)
             picture = found.overlay(threshold=middle)
-            self._drawn[key] = display.encode_picture(_reduced(picture), ".png")
+            small = display.shrunk(picture, _PICTURE_SIDE)
+            self._drawn[key] = display.encode_picture(small, ".png")
         return self._drawn[key]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return self.widget._repr_mimebundle_(**kwargs)
-
-
-def _move(slider: Any, name: str, value: float) -> None:
-    """Set a slider; by itself it takes its end for what lies beyond."""
-    if not (isinstance(value, Real) and slider.min <= value <= slider.max):
-        raise ValueError(f"{name} must be from {slider.min:g} to {slider.max:g}, got {value!r}.")
-    slider.value = float(value)
 
 
 def _widgets(caller: str) -> Any:
@@ -252,10 +273,3 @@ def _widgets(caller: str) -> Any:
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "undefined"
-
-
-def _reduced(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width = picture.shape[:2]
-    scale = min(1.0, _PICTURE_SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8)

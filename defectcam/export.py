@@ -31,12 +31,12 @@ from defectcam.classifier import DefectCAMClassifier
 from defectcam.exceptions import warn_caller
 from defectcam.files import check_target, temporary_folder, write_atomically
 from defectcam.graph import Decision, DeployedNetwork
-from defectcam.images import read_reduced
+from defectcam.images import is_path, read_reduced
 from defectcam.parity import Int8Loss, Parity, TorchProgram, measure_int8_loss, verify
 from defectcam.results import check_decision_threshold
 from defectcam.review import Labelled, labelled_images
-from defectcam.runtime import METADATA_KEY, SCHEMA_VERSION, Inspector
-from defectcam.sources import as_sources, is_path
+from defectcam.runtime import METADATA_KEY, SCHEMA_VERSION, Inspector, graph_inputs
+from defectcam.sources import as_sources, spread
 
 __all__ = [
     "LEAST_TORCH",
@@ -154,7 +154,7 @@ def export(
     _check_target(target, overwrite, is_int8=int8 is not None)
     module = deployed(clf)
     description = describe(clf, module, "float32" if int8 is None else "int8")
-    if target.suffix == ".pt2":
+    if _suffix(target) == ".pt2":
         write_atomically(target, _as_pt2(_traced(module), description))
         return None
     _check_torch(target)
@@ -164,13 +164,14 @@ def export(
     loss = None
     if measured is not None:
         images = as_sources(int8).items
-        model = _quantised(model, _chosen(images), clf, is_padded=module.takes_original_size)
+        chosen = spread(images, MAX_CALIBRATION_IMAGES)
+        model = _quantised(model, chosen, clf, is_padded=module.takes_original_size)
         with tempfile.TemporaryDirectory() as folder:
             trial = Path(folder, "int8.onnx")
             trial.write_bytes(model.SerializeToString())
             loss = measure_int8_loss(clf, Inspector(trial), measured)
         _refuse_large(loss, max_auroc_loss, max_probability_change)
-    if target.suffix == ".onnx":
+    if _suffix(target) == ".onnx":
         write_atomically(target, _with_default_size(model).SerializeToString())
     else:
         _write_openvino(target, model, description)
@@ -200,8 +201,8 @@ def verify_file(clf: DefectCAMClassifier, path: str | os.PathLike[str], X: Any) 
         A table to print, with one row per engine.
     """
     file = Path(path)
-    engines = {_engine_name(file.suffix): _inspector(file)}
-    if file.suffix != ".onnx" or importlib.util.find_spec("openvino") is None:
+    engines = {_engine_name(_suffix(file)): _inspector(file)}
+    if _suffix(file) != ".onnx" or importlib.util.find_spec("openvino") is None:
         return verify(clf, engines, X)
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder, "model.xml")
@@ -232,7 +233,7 @@ def to_openvino(
         If the source is not such a file.
     """
     written = Path(target)
-    if written.suffix != ".xml":
+    if _suffix(written) != ".xml":
         raise ValueError(f"{written}: OpenVINO IR has the suffix .xml.")
     _check_target(written, overwrite, is_int8=False)
     description = read_description(source)
@@ -240,8 +241,13 @@ def to_openvino(
     _write_openvino(written, _without_default_size(model), description)
 
 
+def _suffix(file: Path) -> str:
+    """Return what a file's name says of its kind, in small letters: capitals mean the same."""
+    return file.suffix.lower()
+
+
 def _inspector(file: Path) -> Inspector:
-    return (TorchProgram if file.suffix == ".pt2" else Inspector)(file)
+    return (TorchProgram if _suffix(file) == ".pt2" else Inspector)(file)
 
 
 def _engine_name(suffix: str) -> str:
@@ -344,18 +350,18 @@ def _check_exportable(clf: Any) -> None:
 
 def check_suffix(target: Path, *, is_int8: bool) -> None:
     """Refuse a file's name that does not say what to write, or says what int8 cannot be."""
-    if target.suffix not in SUFFIXES:
+    if _suffix(target) not in SUFFIXES:
         known = ", ".join(f"{suffix} ({what})" for suffix, what in SUFFIXES.items())
         raise ValueError(f"{target}: the suffix must say what to write: {known}.")
-    if target.suffix == ".pt2" and is_int8:
+    if _suffix(target) == ".pt2" and is_int8:
         raise ValueError(f"{target}: int8 is written to .onnx and .xml alone.")
 
 
 def check_packages(target: Path, *, is_int8: bool) -> None:
     """Refuse to write a file for which a package is missing, by an `ImportError`."""
     needed = {".onnx": ("onnx", "onnxscript"), ".xml": ("onnx", "onnxscript", "openvino")}
-    extra = "openvino" if target.suffix == ".xml" else "onnx"
-    for package in needed.get(target.suffix, ()):
+    extra = "openvino" if _suffix(target) == ".xml" else "onnx"
+    for package in needed.get(_suffix(target), ()):
         _import(package, f"{target}", extra)
     if is_int8:
         _import("onnxruntime", "int8", extra)
@@ -363,7 +369,7 @@ def check_packages(target: Path, *, is_int8: bool) -> None:
 
 def _check_target(target: Path, overwrite: bool, is_int8: bool) -> None:
     check_suffix(target, is_int8=is_int8)
-    for file in [target, *([target.with_suffix(".bin")] if target.suffix == ".xml" else [])]:
+    for file in [target, *([target.with_suffix(".bin")] if _suffix(target) == ".xml" else [])]:
         check_target(file, overwrite)
     check_packages(target, is_int8=is_int8)
 
@@ -371,7 +377,7 @@ def _check_target(target: Path, overwrite: bool, is_int8: bool) -> None:
 def _check_torch(target: Path) -> None:
     if tuple(map(int, torch.__version__.split(".")[:2])) < LEAST_TORCH:
         raise ExportError(
-            f"{target}: {SUFFIXES[target.suffix]} is written by torch {LEAST_TORCH[0]}."
+            f"{target}: {SUFFIXES[_suffix(target)]} is written by torch {LEAST_TORCH[0]}."
             f"{LEAST_TORCH[1]} and later, this is {torch.__version__}: "
             "pip install --upgrade torch torchvision."
         )
@@ -529,12 +535,6 @@ def _write_openvino(target: Path, model: Any, description: dict[str, Any]) -> No
 # --- int8 -------------------------------------------------------------------------------------
 
 
-def _chosen(images: list[Any]) -> list[Any]:
-    """Images spread evenly over those given."""
-    n = min(len(images), MAX_CALIBRATION_IMAGES)
-    return [images[i] for i in np.linspace(0, len(images) - 1, n).round().astype(int)]
-
-
 #: Channels of the images.
 _N_COLOURS = 3
 
@@ -645,28 +645,16 @@ class _Calibration:
     """Gives the images to ONNX Runtime one by one, as its `CalibrationDataReader` does."""
 
     def __init__(self, images: list[Any], image_size: tuple[int, int], is_padded: bool) -> None:
-        self._feeds = self._read(images, image_size, is_padded)
-
-    @staticmethod
-    def _read(
-        images: list[Any], image_size: tuple[int, int], is_padded: bool
-    ) -> Iterator[dict[str, NDArray[Any]]]:
-        for image in images:
-            pixels, size = read_reduced(image, image_size)
-            feed: dict[str, NDArray[Any]] = {"pixels": pixels[np.newaxis]}
-            if is_padded:
-                feed["original_size"] = np.asarray(size, dtype=np.int64)
-            yield feed
-
-    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
-        return self._feeds
-
-    def __next__(self) -> dict[str, NDArray[Any]]:
-        return next(self._feeds)
+        self._images = iter(images)
+        self._image_size = image_size
+        self._is_padded = is_padded
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         """Return the next image's inputs; None after the last."""
-        return next(self._feeds, None)
+        for image in self._images:
+            pixels, size = read_reduced(image, self._image_size)
+            return graph_inputs(pixels[np.newaxis], size if self._is_padded else None)
+        return None
 
 
 def _refuse_large(loss: Int8Loss, max_auroc_loss: float, max_probability_change: float) -> None:

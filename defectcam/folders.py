@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from defectcam.images import ImageReadError, find_images, find_skipped, skipped_text
+from defectcam.plain_labels import plain_label
 
 __all__ = [
     "GOOD_NAMES",
@@ -328,10 +329,7 @@ def _is_good_name(name: str) -> bool:
 
 def _unique(labels: ArrayLike) -> list[Any]:
     """Return each label once, in order where they can be ordered, as plain Python values."""
-    values: list[Hashable] = [
-        value.item() if isinstance(value, np.generic) else value
-        for value in np.asarray(labels).ravel().tolist()
-    ]
+    values: list[Hashable] = [plain_label(value) for value in np.asarray(labels).ravel().tolist()]
     # By type too: True and 1 are equal, but not the same label.
     typed = ((type(value), value) for value in values)
     plain = [value for _, value in dict.fromkeys(typed)]

@@ -33,11 +33,12 @@ import stat
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from defectcam.exceptions import DataError
 from defectcam.threads import ordered_map
 
 __all__ = [
@@ -90,8 +91,13 @@ _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
 
 
-class ImageReadError(ValueError):
+class ImageReadError(DataError):
     """An image that cannot be used: the message names it, says what is wrong and what to do."""
+
+
+def is_path(source: Any) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether a source is a file or a folder, by its type alone."""
+    return isinstance(source, (str, os.PathLike))
 
 
 def read_image(source: ImageSource) -> np.ndarray:
@@ -133,7 +139,7 @@ def read_image(source: ImageSource) -> np.ndarray:
     >>> read_image(np.array([[0, 65535]], dtype=np.uint16))[0, :, 0].tolist()
     [0, 255]
     """
-    if isinstance(source, (str, os.PathLike)):
+    if is_path(source):
         return _read_file(source, min_size=None)[0]
     if isinstance(source, Image.Image):
         return _read_pillow(source)
@@ -209,7 +215,7 @@ def read_images(
         At the first image, in order, that cannot be read. The threads have ended by then, as they
         have when the generator is closed early.
     """
-    return ordered_map(_read_numbered, enumerate(_not_one_path(sources)), n_workers)
+    return _map_in_threads(read_image, sources, n_workers)
 
 
 def read_reduced(
@@ -245,7 +251,7 @@ def read_reduced(
     ImageReadError, TypeError
         As `read_image`.
     """
-    if isinstance(source, (str, os.PathLike)):
+    if is_path(source):
         return _read_file(source, min_size=min_size)
     image = read_image(source)
     return _shorten_strip(image, min_size), (image.shape[0], image.shape[1])
@@ -275,7 +281,7 @@ def read_hashed(
     ImageReadError, TypeError
         As `read_image`.
     """
-    if isinstance(source, (str, os.PathLike)):
+    if is_path(source):
         with _complaining_of(source), open_file(source) as file:
             content = file.read()
             return *_decoded(io.BytesIO(content), min_size), _hash_of_file(io.BytesIO(content))
@@ -391,11 +397,7 @@ def content_hashes(
     ImageReadError, TypeError
         As `read_images`; a file that can be opened but not decoded passes here.
     """
-
-    def of_numbered(item: tuple[int, ImageSource]) -> str:
-        return _numbered(item, _content_hash)
-
-    return ordered_map(of_numbered, enumerate(_not_one_path(sources)), n_workers)
+    return _map_in_threads(_content_hash, sources, n_workers)
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[str]:
@@ -499,7 +501,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     ImageReadError
         If the file does not exist or is no image.
     """
-    try:
+    with _complaining_of(path):
         with open_file(path) as file, Image.open(file) as image:
             width, height = image.size
             is_on_its_side = _orientation(image) > 4
@@ -508,24 +510,17 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         # Pillow turns TIFF files itself; its releases differ in whether the size is turned before.
         height, width = read_image(path).shape[:2]
         return height, width
-    except MemoryError:
-        raise
-    except Exception as error:  # as in `_read_file`
-        raise ImageReadError(f"{os.fspath(path)!r} {_what_is_wrong(path, error)}") from error
 
 
 # Files and Pillow images
 
 
 def _content_hash(source: ImageSource) -> str:
-    if not isinstance(source, (str, os.PathLike)):
-        is_array = isinstance(source, np.ndarray) or hasattr(source, "__array__")
-        return _hash_of_pixels(as_array(source) if is_array else read_image(source))
-    try:
-        with open_file(source) as file:
+    if is_path(source):
+        with _complaining_of(source), open_file(source) as file:
             return _hash_of_file(file)
-    except (OSError, ValueError) as error:  # the latter of names that no file can have
-        raise ImageReadError(f"{os.fspath(source)!r} {_what_is_wrong(source, error)}") from error
+    is_array = isinstance(source, np.ndarray) or hasattr(source, "__array__")
+    return _hash_of_pixels(as_array(source) if is_array else read_image(source))
 
 
 def _hash_of_file(file: BinaryIO) -> str:
@@ -665,19 +660,14 @@ def read_marked(path: str | os.PathLike[str]) -> np.ndarray:
     ImageReadError
         If the file is missing, a folder, empty, truncated or no image.
     """
-    try:
-        with open_file(path) as file, Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            if len(upright.getbands()) == 1 and upright.mode != "P":
-                return np.asarray(upright).astype(bool)
-            if upright.has_transparency_data:
-                colours = np.asarray(upright.convert("RGBA"))
-                return (colours[..., :3].max(axis=2) > 0) & (colours[..., 3] > 0)
-            return np.asarray(upright.convert("RGB")).max(axis=2) > 0
-    except MemoryError:
-        raise
-    except Exception as error:  # as in `_read_file`
-        raise ImageReadError(f"{os.fspath(path)!r} {_what_is_wrong(path, error)}") from error
+    with _complaining_of(path), open_file(path) as file, Image.open(file) as image:
+        upright = ImageOps.exif_transpose(image)
+        if len(upright.getbands()) == 1 and upright.mode != "P":
+            return np.asarray(upright).astype(bool)
+        if upright.has_transparency_data:
+            colours = np.asarray(upright.convert("RGBA"))
+            return (colours[..., :3].max(axis=2) > 0) & (colours[..., 3] > 0)
+        return np.asarray(upright.convert("RGB")).max(axis=2) > 0
 
 
 def _read_pillow(image: Image.Image) -> np.ndarray:
@@ -745,9 +735,9 @@ def _what_is_wrong(path: str | os.PathLike[str], error: Exception) -> str:
     )
 
 
-def _first_bytes(path: str | os.PathLike[str], count: int = 12) -> bytes:
+def _first_bytes(path: str | os.PathLike[str]) -> bytes:
     with open_file(path) as file:
-        return file.read(count)
+        return file.read(12)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -911,15 +901,22 @@ def _on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _not_one_path(sources: Iterable[_Item]) -> Iterable[_Item]:
-    if isinstance(sources, (str, os.PathLike)):
+    if is_path(sources):
         raise TypeError(
             f"Several images expected, got one path: pass a list, [{os.fspath(sources)!r}]."
         )
     return sources
 
 
-def _read_numbered(item: tuple[int, ImageSource]) -> np.ndarray:
-    return _numbered(item, read_image)
+def _map_in_threads(
+    read: Callable[[ImageSource], _T], sources: Iterable[ImageSource], n_workers: int | None
+) -> Generator[_T, None, None]:
+    """Read each source, in order; complaints name one that has no file name by its place."""
+
+    def numbered(item: tuple[int, ImageSource]) -> _T:
+        return _numbered(item, read)
+
+    return ordered_map(numbered, enumerate(_not_one_path(sources)), n_workers)
 
 
 def _numbered(item: tuple[int, ImageSource], read: Callable[[ImageSource], _T]) -> _T:
@@ -928,7 +925,7 @@ def _numbered(item: tuple[int, ImageSource], read: Callable[[ImageSource], _T]) 
     try:
         return read(source)
     except (ImageReadError, TypeError) as error:  # the latter of what is no image at all
-        if isinstance(source, (str, os.PathLike)):
+        if is_path(source):
             raise
         kind = ImageReadError if isinstance(error, ImageReadError) else TypeError
         raise kind(f"Image at index {index}: {error}") from error

@@ -184,4 +184,4 @@ def _kind(label: Any) -> str:
     """Name of a label's type, the same for Python's and NumPy's."""
     if isinstance(label, (np.ndarray, list, tuple)):
         return "array"
-    return type(label.item() if isinstance(label, np.generic) else label).__name__
+    return type(plain_label(label)).__name__

@@ -11,16 +11,30 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectcam.images import ImageReadError, as_array, open_file, read_image
+from defectcam.images import (
+    ImageReadError,
+    as_array,
+    check_readable,
+    is_path,
+    open_file,
+    read_image,
+)
 
-__all__ = ["PixelRows", "is_read_in_parts", "open_rows", "read_shrunk", "read_tiles"]
+__all__ = [
+    "PixelRows",
+    "check_readable_whole",
+    "is_read_in_parts",
+    "open_rows",
+    "read_shrunk",
+    "read_tiles",
+]
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -153,7 +167,7 @@ def open_rows(source: Any) -> Iterator[PixelRows]:
         is_masked = isinstance(source, np.ma.MaskedArray)  # a part would lose its mask
         yield _ArrayRows(as_array(source) if is_masked else source)
         return
-    if _may_be_tiff(source):
+    if is_read_in_parts(source):
         with _open_tiff(source) as rows:
             yield _ArrayRows(read_image(source)) if rows is None else rows
         return
@@ -162,14 +176,28 @@ def open_rows(source: Any) -> Iterator[PixelRows]:
 
 def is_read_in_parts(source: Any) -> bool:
     """Whether a source is a file that `open_rows` may read without decoding it whole."""
-    return _may_be_tiff(source)
-
-
-def _may_be_tiff(source: Any) -> bool:
-    if not isinstance(source, (str, os.PathLike)):
-        return False
-    is_tiff = os.fspath(source).lower().endswith(_TIFF_SUFFIXES)
+    is_tiff = is_path(source) and os.fspath(source).lower().endswith(_TIFF_SUFFIXES)
     return is_tiff and importlib.util.find_spec("tifffile") is not None
+
+
+def check_readable_whole(
+    paths: Iterable[str | os.PathLike[str]], *, n_workers: int | None = None
+) -> None:
+    """Refuse files that are no usable images, as `images.check_readable` does, but for some.
+
+    Those that may be read in parts are let through: Pillow refuses the headers of huge ones.
+
+    Parameters
+    ----------
+    paths : iterable of str or PathLike
+    n_workers : int, optional
+
+    Raises
+    ------
+    ImageReadError
+        Naming the files.
+    """
+    check_readable((path for path in paths if not is_read_in_parts(path)), n_workers=n_workers)
 
 
 @contextlib.contextmanager
@@ -194,11 +222,10 @@ def _open_tiff(path: Any) -> Iterator[PixelRows | None]:
 def _is_plain(page: Any) -> bool:
     """Whether a page is RGB or grey as `images` knows them, upright and compressed simply."""
     orientation = page.tags.get("Orientation")
-    n_channels, kinds = page.samplesperpixel, [tag.name for tag in [page.photometric]]
     is_wide = page.dtype is not None and page.dtype.kind == "u" and page.bitspersample in (8, 16)
     return (
         is_wide
-        and (kinds, n_channels) in ((["MINISBLACK"], 1), (["RGB"], 3))
+        and (page.photometric.name, page.samplesperpixel) in (("MINISBLACK", 1), ("RGB", 3))
         and page.planarconfig == 1
         and page.imagedepth == 1
         and page.compression in _PLAIN_COMPRESSIONS

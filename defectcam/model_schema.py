@@ -134,6 +134,10 @@ def _is_probability(value: Any) -> bool:
     return _is_number(value) and 0 <= value <= 1
 
 
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_version(value: Any) -> bool:
     return _is_count(value) and value >= 1
 
@@ -176,10 +180,10 @@ def _are_labels(value: Any) -> bool:
 
 
 def _is_class_table(value: Any) -> bool:
-    return isinstance(value, dict) and not _longest(value.get("dtype"), value.get("labels"))
+    return isinstance(value, dict) and not _take_too_much(value.get("dtype"), value.get("labels"))
 
 
-def _longest(dtype: Any, labels: Any) -> bool:
+def _take_too_much(dtype: Any, labels: Any) -> bool:
     """Whether labels of this type would take more memory than any real ones."""
     match = _LABEL_DTYPE.fullmatch(dtype) if isinstance(dtype, str) else None
     if match is None or match[1] is None or not isinstance(labels, Sequence):
@@ -191,20 +195,8 @@ def _is_label_dtype(value: Any) -> bool:
     return isinstance(value, str) and _LABEL_DTYPE.fullmatch(value) is not None
 
 
-def _is_optional_number(value: Any) -> bool:
-    return value is None or _is_number(value)
-
-
-def _is_optional_switch(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
-
-
-def _is_optional_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _is_optional_object(value: Any) -> bool:
-    return value is None or _is_object(value)
+def _or_null(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or holds(value)
 
 
 def _listed(value: Any) -> Any:
@@ -235,8 +227,6 @@ def _is_coefficient(value: Any) -> bool:
 
 
 def _is_fingerprint(value: Any) -> bool:
-    if value is None:
-        return True
     if not isinstance(value, dict) or set(value) != {"digest", "labels"}:
         return False
     digest, labels = value["digest"], value["labels"]
@@ -257,7 +247,7 @@ _RULES = (
     _Rule("network.backbone", "a name", _is_text),
     _Rule("built_with", "an object", _is_object, is_optional=True),
     _Rule("novelty_levels", "a list of whole numbers", _are_levels),
-    _Rule("weights_source", "text or null", _is_optional_text),
+    _Rule("weights_source", "text or null", _or_null(_is_text)),
     _Rule("preprocessing", "an object", _is_object),
     _Rule("preprocessing.image_size", f"a height and a width up to {MAX_SIDE}", _is_size),
     _Rule("preprocessing.mean", "three numbers", _are_numbers),
@@ -270,11 +260,11 @@ _RULES = (
     _Rule("threshold", "a probability, from 0 to 1", _is_probability),
     _Rule("defect_probability", "an object", _is_object),
     _Rule("heat_model", "an object", _is_object),
-    _Rule("familiarity_limit", "a number or null", _is_optional_number, is_optional=True),
-    _Rule("tile_model", "an object or null", _is_optional_object, is_optional=True),
-    _Rule("interrupted", "true, false or null", _is_optional_switch, is_optional=True),
+    _Rule("familiarity_limit", "a number or null", _or_null(_is_number), is_optional=True),
+    _Rule("tile_model", "an object or null", _or_null(_is_object), is_optional=True),
+    _Rule("interrupted", "true, false or null", _or_null(_is_switch), is_optional=True),
     _Rule("n_images_seen", "a whole number", _is_count, is_optional=True),
-    _Rule("training_data", "a fingerprint or null", _is_fingerprint, is_optional=True),
+    _Rule("training_data", "a fingerprint or null", _or_null(_is_fingerprint), is_optional=True),
     _Rule("history", "an object of lists", _is_table),
 )
 

@@ -119,15 +119,7 @@ class DefectCAMNetwork(nn.Module):
         _check_stages("trainable_stages", trainable_stages, 0, n_stages)
         _check_stages("evidence_stages", evidence_stages, 1, n_stages)
         self.trainable_stages = trainable_stages
-        n_trained = math.ceil(trainable_stages)
-        n_frozen = n_stages - n_trained
-        levels = list(range(n_stages))
-        if n_trained != trainable_stages:
-            whole = len(backbone.stages)
-            backbone = cut_stage(backbone, n_frozen, n_trained - trainable_stages)
-            n_cut = len(backbone.stages) - whole  # 0 where the stage is a single block
-            levels = [level + n_cut * (level >= n_frozen) for level in levels]
-            n_frozen += n_cut
+        backbone, n_frozen, levels = _cut_before_trained(backbone, trainable_stages)
         stages = [cast(nn.Sequential, stage) for stage in backbone.stages]
         self.trunk = nn.ModuleList(fold_batch_norm(stage) for stage in stages[:n_frozen])
         # A tail that opens with a pooling would make the cache hold what it then throws away.
@@ -328,6 +320,29 @@ class DefectCAMNetwork(nn.Module):
         pixels : Tensor of shape (n, 3, height, width)
         """
         return self.infer(pixels).logits
+
+
+def _cut_before_trained(
+    backbone: Backbone, trainable_stages: float
+) -> tuple[Backbone, int, list[int]]:
+    """Cut the stage of which the last layers train.
+
+    Returns
+    -------
+    backbone : Backbone
+    n_frozen : int
+        How many of its first stages are frozen.
+    levels : list of int
+        With which of its stages each of the given backbone's ends.
+    """
+    n_stages, n_trained = len(backbone.stages), math.ceil(trainable_stages)
+    n_frozen, levels = n_stages - n_trained, list(range(n_stages))
+    if n_trained == trainable_stages:
+        return backbone, n_frozen, levels
+    backbone = cut_stage(backbone, n_frozen, n_trained - trainable_stages)
+    n_cut = len(backbone.stages) - n_stages  # 0 where the stage is a single block
+    levels = [level + n_cut * (level >= n_frozen) for level in levels]
+    return backbone, n_frozen + n_cut, levels
 
 
 def _depthwise_kernels(tail: nn.Module) -> Iterator[Tensor]:

@@ -26,6 +26,9 @@ MIN_PATCHES_PER_CENTRE = 8
 #: Patches among which the first centres are looked for, per centre.
 INIT_PATCHES_PER_CENTRE = 6
 
+#: Patches that k-means learns from, or compares with all centres, in one go.
+_PATCHES_AT_ONCE = 4096
+
 #: Passes of k-means over the patches when a codebook is updated.
 UPDATE_PASSES = 5
 
@@ -163,12 +166,12 @@ class Codebook(nn.Module):
                 "reassignment_ratio": 0.0,
             }
         kmeans = MiniBatchKMeans(
-            n_centres, batch_size=4096, n_init=1, random_state=rng, **options
+            n_centres, batch_size=_PATCHES_AT_ONCE, n_init=1, random_state=rng, **options
         ).fit(scaled)
         codebook = cls(patches.shape[1], n_centres)
         codebook.scale.copy_(torch.from_numpy(scale))
         codebook.centres.copy_(torch.from_numpy(kmeans.cluster_centers_))
-        parts = gen_batches(len(scaled), 4096)  # the distances to all centres take much memory
+        parts = gen_batches(len(scaled), _PATCHES_AT_ONCE)
         distances = np.concatenate([kmeans.transform(scaled[part]).min(axis=1) for part in parts])
         typical, limit = np.quantile(distances, [0.5, GOOD_PATCH_QUANTILE])
         codebook.typical.fill_(float(typical))

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import safetensors
@@ -30,8 +30,9 @@ from torch import Tensor, nn
 import defectcam
 from defectcam.backbones import count_parameters
 from defectcam.calibration import DefectProbability, HeatModel
-from defectcam.checkpoints import digest_of_tensors
+from defectcam.checkpoints import below, digest_of_tensors, numbered
 from defectcam.classifier import DefectCAMClassifier
+from defectcam.exceptions import DataError
 from defectcam.files import check_target, write_atomically
 from defectcam.fingerprint import Fingerprint
 from defectcam.images import IMAGE_SUFFIXES
@@ -40,9 +41,10 @@ from defectcam.labels import Classes
 from defectcam.model_schema import MAX_HEADER, check_description, parse_json
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook
-from defectcam.precision import resolve_device
+from defectcam.plain_labels import plain_label
 from defectcam.preprocess import Preprocess
 from defectcam.tile_model import TileModel
+from defectcam.validation import check_device
 
 __all__ = ["SCHEMA_VERSION", "ModelFileError", "load", "read_digest", "read_metadata", "save"]
 
@@ -74,7 +76,6 @@ _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 #: Parameters of a network that may be made whatever the file holds, some 40 MB.
 MANY_PARAMETERS = 10_000_000
 
-_T = TypeVar("_T")
 #: Types of tensors, by their names in the files.
 _DTYPES = {
     "F64": torch.float64,
@@ -94,7 +95,7 @@ class _Shape(NamedTuple):
         return f"{str(self.dtype).removeprefix('torch.')} of shape {self.shape}"
 
 
-class ModelFileError(ValueError):
+class ModelFileError(DataError):
     """A file is not a classifier that this release can read."""
 
 
@@ -156,8 +157,8 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> DefectCA
     ValueError
         If this machine does not have the `device`.
     """
-    if device is not None and not _is_usable(device):
-        raise ValueError(f"device={device!r} cannot be used on this machine; 'auto' always can.")
+    if device is not None:
+        check_device(device)
     with _opened(path) as file:
         description = _description_of(path, file)
         # Weights made in the caller's inference mode could have no gradients, now or later.
@@ -316,8 +317,7 @@ def _network_parameters(clf: DefectCAMClassifier) -> dict[str, Any]:
 
 def _encode(value: Any, what: str) -> Any:
     """Turn a value into what JSON can say; `_decode` is the way back."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = plain_label(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -424,23 +424,17 @@ def _known_parameters(encoded: dict[str, Any]) -> dict[str, Any]:
     return {name: _decode(Any, value) for name, value in encoded.items()}
 
 
-def _is_usable(device: str) -> bool:
-    try:
-        torch.empty(0, device=resolve_device(device))
-    except (RuntimeError, AssertionError):  # the latter from builds without CUDA
-        return False
-    return True
-
-
 def _device_here(saved: str) -> str:
-    if _is_usable(saved):
-        return saved
-    warnings.warn(
-        f"The model was saved with device={saved!r}, which cannot be used on this machine: now "
-        "'auto'.",
-        stacklevel=3,
-    )
-    return "auto"
+    try:
+        check_device(saved)
+    except ValueError:
+        warnings.warn(
+            f"The model was saved with device={saved!r}, which cannot be used on this machine: now "
+            "'auto'.",
+            stacklevel=3,
+        )
+        return "auto"
+    return saved
 
 
 def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -> None:
@@ -451,7 +445,7 @@ def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -
     network = _make_network(clf, description, classes, shapes)
     tensors = _read_tensors(file, shapes, network)
     _refuse_damage(file, tensors)
-    network.load_state_dict(_of_network(tensors))
+    network.load_state_dict(below(_NETWORK, tensors))
     if description["weights_source"] is not None:
         network.keep_depthwise_kernels()
     network.eval()
@@ -483,17 +477,9 @@ def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -
 def _restore_classes(encoded: dict[str, Any]) -> Classes:
     dtype, good = np.dtype(encoded["dtype"]), encoded["good"]
     labels = np.array(encoded["labels"], dtype=dtype)
-    if dtype.kind not in "bUiu" or labels.ndim != 1 or not 0 <= good < len(labels) >= 2:
+    if good >= len(labels):
         raise ValueError(f"classes of dtype {dtype}, {labels.tolist()}, good one {good}.")
     return Classes(labels, int(good))
-
-
-def _of_network(tensors: dict[str, _T]) -> dict[str, _T]:
-    return {
-        name.removeprefix(_NETWORK): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(_NETWORK)
-    }
 
 
 def _shapes_of(file: Any) -> dict[str, _Shape]:
@@ -526,7 +512,7 @@ def _make_network(
     shapes: dict[str, _Shape],
 ) -> DefectCAMNetwork:
     """Make the network that the file describes, with random weights."""
-    state = _of_network(shapes)
+    state = below(_NETWORK, shapes)
     builder = DefectCAMClassifier(**clf.get_params(deep=False))
     built_with = _known_parameters(description.get("built_with", {}))
     if "novelty_strides" in built_with:
@@ -639,13 +625,8 @@ def _refuse_misfits(clf: DefectCAMClassifier, description: dict[str, Any]) -> No
 
 def _restore_drift_codebooks(tensors: dict[str, Tensor], device: torch.device) -> list[Codebook]:
     """Make the folds' codebooks again; files of 0.1.0 have none."""
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(_DRIFT):
-            number, _, own = name.removeprefix(_DRIFT).partition(".")
-            states.setdefault(int(number), {})[own] = tensor
     codebooks = []
-    for _, state in sorted(states.items()):
+    for _, state in sorted(numbered(below(_DRIFT, tensors)).items()):
         n_centres, n_channels = state["centres"].shape
         codebook = Codebook(n_channels, n_centres)
         codebook.load_state_dict(state)

@@ -16,16 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from defectcam.display import as_base64, middle_of_scale
+from defectcam.display import FULL_COLOUR, as_base64, middle_of_scale, shrunk
 from defectcam.images import read_reduced
 from defectcam.large_images import read_shrunk
 from defectcam.results import Localization
 from defectcam.tiled_results import TiledLocalization
 
 __all__ = ["Album", "Portrait", "box_stops", "encode_map"]
-
-#: Full colour stands for this many times the limit, as in `display.overlay`.
-FULL_COLOUR = 2.0
 
 _PICTURE_SIDE = 640  # pixels of the longer side
 _MAP_SIDE = 96  # the network's grid is coarser
@@ -140,7 +137,7 @@ class Album:
         heat = found.heatmap / scale
         portrait = Portrait(
             picture=as_base64(_encode_picture(image, self._most_bytes)),
-            heat=encode_map(_reduced(heat, _MAP_SIDE) / FULL_COLOUR),
+            heat=encode_map(shrunk(heat, _MAP_SIDE) / FULL_COLOUR),
             size=found.image_size,
             peak=round(float(heat.max()), 3),
             boxes=_boxes_by_stop(found, self._stops),
@@ -241,20 +238,12 @@ def _encode_picture(image: NDArray[np.uint8], most_bytes: int) -> bytes:
     side = min(_PICTURE_SIDE, max(image.shape))
     while True:
         buffer = io.BytesIO()
-        Image.fromarray(_reduced(image, side)).save(buffer, format="WEBP", quality=_QUALITY)
+        Image.fromarray(shrunk(image, side)).save(buffer, format="WEBP", quality=_QUALITY)
         data = buffer.getvalue()
         if len(data) <= most_bytes or side <= _LEAST_SIDE:
             return data
         # Bytes grow a little slower than pixels.
         side = max(_LEAST_SIDE, int(0.95 * side * (most_bytes / len(data)) ** 0.5))
-
-
-def _reduced(pixels: NDArray[Any], side: int) -> NDArray[Any]:
-    """Shrink so that the longer side has at most so many pixels."""
-    height, width = pixels.shape[:2]
-    share = min(1.0, side / max(height, width))
-    size = (max(1, round(width * share)), max(1, round(height * share)))
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
 
 
 def _stretched(pixels: NDArray[Any], side: int) -> NDArray[Any]:

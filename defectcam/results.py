@@ -22,20 +22,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from defectcam import display
 from defectcam.annotations_json import coco_document
-from defectcam.boxes import component_labels, component_mask, find_boxes, find_boxes_at
+from defectcam.boxes import component_labels, find_boxes, find_boxes_at
 from defectcam.files import check_target, write_atomically
 from defectcam.geometry import Geometry
-from defectcam.images import read_image
+from defectcam.images import is_path, read_image
 from defectcam.placement import PlacedGeometry
 from defectcam.plain_labels import ANOMALY, plain_label
 from defectcam.shapes import AnnotatedImage, outlined
-from defectcam.sources import is_path
 
 __all__ = ["Localization", "check_decision_threshold"]
 
 _NOTEBOOK_SIDE = 640  # pixels of the longer side of the picture shown in a notebook
 _NOTEBOOK_BOXES = 10
-_GOOD_LIMIT = 1.0  # of a map on its scale: what good parts stay below
+
+#: Of a map on its scale, what good parts stay below: evidence above it is that of a known type.
+GOOD_LIMIT = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -196,7 +197,7 @@ class Localization:
     def heatmap(self) -> NDArray[np.float32]:
         """The map at the original image's size, read-only float32 of shape (H, W)."""
         # Not kept, nor is the image: a list of thousands of results must fit in memory.
-        return _read_only(self.geometry.restore(self.grid))
+        return read_only(self.geometry.restore(self.grid))
 
     @property
     def boxes(self) -> NDArray[np.int64]:
@@ -228,12 +229,8 @@ class Localization:
                 "defectcam.display.overlay(image, found.heatmap, found.boxes) instead."
             )
         image = read_image(self.source)
-        if image.shape[:2] != self.image_size:
-            raise ValueError(
-                f"{self._source_name} has size (H, W) = {image.shape[:2]} now, but had "
-                f"{self.image_size} when it was localized; localize it again."
-            )
-        return _read_only(image)
+        self._check_size(image.shape[:2])
+        return read_only(image)
 
     def type_heatmap(self, label: Any) -> NDArray[np.float32]:
         """Give the map of one defect type, at the original image's size.
@@ -264,7 +261,7 @@ class Localization:
         strongest = own = self.geometry.restore(self.type_grids[labels.index(label)])
         for grid in self.type_grids:
             strongest = np.maximum(strongest, self.geometry.restore(grid))
-        return _read_only(self.heatmap - (strongest - own))
+        return read_only(self.heatmap - (strongest - own))
 
     def with_threshold(
         self,
@@ -333,9 +330,7 @@ class Localization:
         mask : bool array of shape (H, W)
             All False for a good image.
         """
-        if not self.is_defect:
-            return np.zeros(self.image_size, dtype=bool)
-        return component_mask(self.heatmap, self.threshold, **self._box_options)
+        return self.component_labels() > 0
 
     def component_labels(self) -> NDArray[np.int32]:
         """Mark the pixels of each box's regions with the box's number.
@@ -565,12 +560,8 @@ class Localization:
             picture = self.overlay()
         except (OSError, ValueError) as error:  # showing a result must not fail with its file
             return f"<p>No picture: {html.escape(str(error))}</p>"
-        height, width = picture.shape[:2]
-        scale = _NOTEBOOK_SIDE / max(height, width)
-        if scale < 1:
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
-        data = display.as_base64(display.encode_picture(picture, ".png"))
+        small = display.shrunk(picture, _NOTEBOOK_SIDE)
+        data = display.as_base64(display.encode_picture(small, ".png"))
         return f"<img alt='heatmap and boxes' src='data:image/png;base64,{data}'/>"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -589,7 +580,7 @@ class Localization:
             boxes, scores = find_boxes(self.heatmap, self.threshold, **self._box_options)
         else:
             boxes, scores = np.empty((0, 4), dtype=np.int64), np.empty(0, dtype=np.float32)
-        return _read_only(boxes), _read_only(scores)
+        return read_only(boxes), read_only(scores)
 
     @cached_property
     def _box_labels(self) -> list[Any]:
@@ -606,9 +597,13 @@ class Localization:
                 mean[number] = marked.mean()
                 highest[number] = max(highest[number], marked.max())
         labels = [self.defect_labels[index] for index in means.argmax(axis=0)]
+        return self._known_labels(labels, highest)
+
+    def _known_labels(self, labels: list[Any], highest: NDArray[np.float64]) -> list[Any]:
+        """Call what no type explains, by the highest evidence of any, an anomaly."""
         if not isinstance(self.good_label, str):
             return labels  # a string among numbers would be no label
-        is_known = highest > _GOOD_LIMIT
+        is_known = highest > GOOD_LIMIT
         return [label if known else ANOMALY for label, known in zip(labels, is_known, strict=True)]
 
     def _boxes_text(self) -> str:
@@ -639,6 +634,14 @@ class Localization:
         """Of the map at the original size, across and down."""
         width, height = self.geometry.cell_size((self.grid.shape[0], self.grid.shape[1]))
         return self.point_spread * width, self.point_spread * height
+
+    def _check_size(self, size: tuple[int, ...]) -> None:
+        """Refuse a source that is another image by now."""
+        if size != self.image_size:
+            raise ValueError(
+                f"{self._source_name} has size (H, W) = {size} now, but had {self.image_size} when "
+                "it was localized; localize it again."
+            )
 
     @property
     def _source_name(self) -> str:
@@ -678,7 +681,7 @@ def _checked_grid(name: str, grid: ArrayLike, axes: tuple[str, ...]) -> NDArray[
     return checked
 
 
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
     """Return a read-only view: the array itself may be the caller's."""
     view = array.view()
     view.setflags(write=False)

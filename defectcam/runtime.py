@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from defectcam.exceptions import DataError
 from defectcam.geometry import Geometry
 from defectcam.images import read_reduced_images
 from defectcam.results import Localization
@@ -42,7 +43,7 @@ _PRECISIONS = ("float32", "bfloat16")
 _ANSWERS = ("probability", "class_probability", "unfamiliar", "grid")
 
 
-class ExportedModelError(ValueError):
+class ExportedModelError(DataError):
     """A file is not an exported model that this release can run."""
 
 
@@ -289,6 +290,16 @@ class _Answers(NamedTuple):
     finer: float = 1.0  # cells of the grid for each of the first look's, along an axis
 
 
+def graph_inputs(
+    pixels: NDArray[np.uint8], original_size: tuple[int, int] | None
+) -> dict[str, NDArray[Any]]:
+    """Name a graph's inputs: pixels of shape ``(n, H, W, 3)`` and, where it pads, their size."""
+    inputs: dict[str, NDArray[Any]] = {"pixels": pixels}
+    if original_size is not None:
+        inputs["original_size"] = np.asarray(original_size, dtype=np.int64)
+    return inputs
+
+
 class _OnnxRuntime:
     """Runs a graph on ONNX Runtime."""
 
@@ -323,9 +334,7 @@ class _OnnxRuntime:
         pixels: NDArray[np.uint8],
         original_size: tuple[int, int] | None,
     ) -> list[NDArray[Any]]:
-        inputs: dict[str, NDArray[Any]] = {"pixels": pixels}
-        if original_size is not None:
-            inputs["original_size"] = np.asarray(original_size, dtype=np.int64)
+        inputs = graph_inputs(pixels, original_size)
         return self._session.run(list(names), inputs, self._run_options)
 
     def of_many(self, n_threads: int) -> Engine:
@@ -372,9 +381,7 @@ class _OpenVino:
         pixels: NDArray[np.uint8],
         original_size: tuple[int, int] | None,
     ) -> list[NDArray[Any]]:
-        inputs: dict[str, NDArray[Any]] = {"pixels": pixels}
-        if original_size is not None:
-            inputs["original_size"] = np.asarray(original_size, dtype=np.int64)
+        inputs = graph_inputs(pixels, original_size)
         with self._compiled_for(tuple(names), pixels.shape).request() as request:
             request.infer(inputs, share_inputs=True)
             # Copied: the request's buffers are used again.

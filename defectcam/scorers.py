@@ -25,28 +25,51 @@ __all__ = [
 ]
 
 
-def _defect_recall(y_true: ArrayLike, y_pred: ArrayLike, **kwargs: Any) -> float:
-    return _rate(defect_recall_score, y_true, y_pred, **kwargs)
+# scikit-learn looks for `sample_weight` among a function's parameters, and takes them from there.
 
 
-def _escape_rate(y_true: ArrayLike, y_pred: ArrayLike, **kwargs: Any) -> float:
-    return _rate(escape_rate, y_true, y_pred, **kwargs)
+def _defect_recall(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    classes: ArrayLike = (),
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    return _rate(defect_recall_score, y_true, y_pred, classes, sample_weight)
 
 
-def _overkill_rate(y_true: ArrayLike, y_pred: ArrayLike, **kwargs: Any) -> float:
-    return _rate(overkill_rate, y_true, y_pred, **kwargs)
+def _escape_rate(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    classes: ArrayLike = (),
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    return _rate(escape_rate, y_true, y_pred, classes, sample_weight)
+
+
+def _overkill_rate(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    classes: ArrayLike = (),
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    return _rate(overkill_rate, y_true, y_pred, classes, sample_weight)
 
 
 def _rate(
     metric: Callable[..., float],
     y_true: ArrayLike,
     y_pred: ArrayLike,
-    classes: ArrayLike = (),
-    **kwargs: Any,
+    classes: ArrayLike,
+    sample_weight: ArrayLike | None,
 ) -> float:
     labels = [np.unique(y_true), np.unique(y_pred), np.asarray(classes)]
     good = find_good_label(np.concatenate([known for known in labels if len(known)]))
-    return metric(np.asarray(y_true) != good, np.asarray(y_pred) != good, pos_label=True, **kwargs)
+    return metric(
+        np.asarray(y_true) != good,
+        np.asarray(y_pred) != good,
+        pos_label=True,
+        sample_weight=sample_weight,
+    )
 
 
 class _RateScorer(type(make_scorer(_defect_recall))):  # type: ignore[misc]

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from defectcam.coco import CocoMask, run_lengths
+from defectcam.coco import CocoMask, as_run_lengths, largest
 from defectcam.images import ImageReadError
 
 __all__ = ["AnnotatedImage", "Shape", "box_around", "mask_outlines", "outlined"]
@@ -31,6 +31,10 @@ _NO_EXTENT = 5e-4  # pixels; a box that is no wider, or a polygon, is a line
 
 _LARGEST_NUMBER = 1e9  # of what files may hold; with more, arithmetic could overflow
 _FARTHEST = 1e6  # pixels from the image's corner to that of a polygon
+
+_ELLIPSE_CORNERS = 72
+
+_LONGEST_SHOWN = 60  # characters of what a file holds, in complaints about it
 
 Box = tuple[int, int, int, int]
 Outline = NDArray[np.float64]  # of shape (n, 2), x and y of the corners
@@ -109,8 +113,7 @@ class AnnotatedImage:
         """Label of the largest box, else of the image."""
         if not self.shapes:
             return self.label
-        areas = np.prod(self.boxes[:, 2:] - self.boxes[:, :2], axis=1)
-        return self.shapes[int(areas.argmax())].label
+        return self.shapes[largest(self.boxes)].label
 
 
 def outlined(
@@ -151,7 +154,7 @@ def outlined(
         if has_holes:
             whole = np.zeros(size, bool)
             whole[top:bottom, left:right] = part
-            counts = {"size": list(size), "counts": run_lengths(whole)}
+            counts = as_run_lengths(whole)
         moved = tuple(outline + np.array([left, top]) for outline in outlines)
         shapes.append(Shape(str(label), (left, top, right, bottom), moved, counts, score))
     return tuple(shapes)
@@ -308,8 +311,7 @@ def mask_shape(
     whole = np.zeros(size, bool)
     whole[top : top + height, left : left + width] = part
     x, y, w, h = cv2.boundingRect(whole.view(np.uint8))
-    counts = {"size": list(size), "counts": run_lengths(whole)}
-    return Shape(label, (x, y, x + w, y + h), run_lengths=counts)
+    return Shape(label, (x, y, x + w, y + h), run_lengths=as_run_lengths(whole))
 
 
 def rotated(corner: ArrayLike, extent: ArrayLike, degrees: float) -> Outline:
@@ -322,9 +324,9 @@ def rotated(corner: ArrayLike, extent: ArrayLike, degrees: float) -> Outline:
     return np.array([start, start + along, start + along + down, start + down])
 
 
-def ellipse(centre: ArrayLike, radii: ArrayLike, degrees: float = 0.0, n: int = 72) -> Outline:
+def ellipse(centre: ArrayLike, radii: ArrayLike, degrees: float = 0.0) -> Outline:
     """Return corners on an ellipse, turned clockwise about its centre."""
-    turns = np.linspace(0, 2 * np.pi, n, endpoint=False)
+    turns = np.linspace(0, 2 * np.pi, _ELLIPSE_CORNERS, endpoint=False)
     along, across = np.array(radii, float)
     x, y = along * np.cos(turns), across * np.sin(turns)
     angle = math.radians(degrees)
@@ -344,9 +346,50 @@ def numbers(values: Any, place: str, ndim: int | None = None) -> NDArray[np.floa
     return array
 
 
-def _short(value: Any, length: int = 60) -> str:
+def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= length else f"{text[:length]}..."
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def label_text(text: Any, place: str) -> str:
+    """Return a label that was read from a file, or say where there is none."""
+    if not isinstance(text, str) or not text.strip():
+        raise ImageReadError(f"{place} has no label.")
+    return text
+
+
+def add_part(
+    shapes: list[Shape],
+    places: dict[Any, int],
+    key: Any,
+    shape: Shape,
+    size: tuple[int, int],
+    place: str,
+) -> None:
+    """Append a shape read from a file, or join it to that of its key: they are parts of one defect.
+
+    Parameters
+    ----------
+    shapes : list of Shape
+        Those before; added to.
+    places : dict
+        Where the shapes of the keys so far are; added to.
+    key : hashable or None
+        None: the shape is a defect of its own. So is one without outlines.
+    shape : Shape
+    size : (int, int)
+        Height and width of the image.
+    place : str
+        For the error, if there is one.
+    """
+    if key is None or not shape.outlines:
+        shapes.append(shape)
+    elif key not in places:
+        places[key] = len(shapes)
+        shapes.append(shape)
+    else:
+        outlines = (*shapes[places[key]].outlines, *shape.outlines)
+        shapes[places[key]] = polygon_shape(shape.label, outlines, size, place)
 
 
 def _without_straight(corners: NDArray[Any]) -> Outline:

@@ -21,7 +21,14 @@ from defectcam.dataset_images import (
 )
 from defectcam.exceptions import SkippedFilesWarning, warn_caller
 from defectcam.folders import labelled_folder, skipped_files, unused_classes
-from defectcam.images import ImageReadError, as_array, find_images, find_skipped, skipped_text
+from defectcam.images import (
+    ImageReadError,
+    as_array,
+    find_images,
+    find_skipped,
+    is_path,
+    skipped_text,
+)
 from defectcam.views import ImageView, original_of
 
 
@@ -173,16 +180,17 @@ def paths_of(sources: Sources) -> list[Any]:
     return [item for item in map(original_of, sources.items) if is_path(item)]
 
 
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Choose at most so many items, evenly spaced over all."""
+    chosen = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return [items[index] for index in chosen]
+
+
 def is_stream(X: Any) -> bool:
     """Whether images can be taken from ``X`` one after the other without `as_sources`."""
     if isinstance(X, (Image.Image, DatasetImage, ImageView)) or (_is_array(X) and _is_one_image(X)):
         return False  # going through it would give its rows
     return not (is_path(X) or _is_table(X) or _is_arrow(X)) and dataset_images(X) is None
-
-
-def is_path(X: Any) -> bool:
-    """Whether a source is a file or a folder, by its type alone."""
-    return isinstance(X, (str, os.PathLike))
 
 
 def _is_table(X: Any) -> bool:

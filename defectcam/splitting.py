@@ -121,9 +121,13 @@ def write_split(split: Split, folder: Path, form: str, final: Path | None = None
 
     Raises
     ------
+    ValueError
+        If there is no such form.
     OSError
         If a file cannot be written, or the file system knows no links.
     """
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {FORMS}, got {form!r}.")
     if form == "lists":
         for side, rows in split.rows.items():
             table = _as_csv(rows, (final or folder).resolve())

@@ -44,8 +44,8 @@ from pathlib import Path
 from typing import Any
 
 from defectcam.files import check_target, write_atomically
+from defectcam.images import is_path
 from defectcam.results import Localization
-from defectcam.sources import is_path
 
 __all__ = [
     "COLUMNS",

@@ -11,15 +11,12 @@ import os
 from collections.abc import Sized
 from typing import Any
 
-from defectcam.callbacks import Callback
-from defectcam.images import check_readable
-from defectcam.large_images import is_read_in_parts
-from defectcam.sources import as_sources, is_path, paths_of
+from defectcam.callbacks import CURVES, Callback
+from defectcam.images import is_path
+from defectcam.large_images import check_readable_whole
+from defectcam.sources import as_sources, paths_of
 
 __all__ = ["TensorBoard"]
-
-#: Columns of ``history_`` that become curves.
-CURVES = ("loss", "train_accuracy", "seconds")
 
 
 class TensorBoard(Callback):
@@ -94,9 +91,7 @@ class TensorBoard(Callback):
 def _check_images(images: Any) -> None:
     """Refuse files that could not be read after the training; what is taken once is left alone."""
     if is_path(images) or (isinstance(images, Sized) and len(images)):
-        paths = paths_of(as_sources(images))
-        # Pillow refuses headers of huge files, which may be read in parts.
-        check_readable(path for path in paths if not is_read_in_parts(path))
+        check_readable_whole(paths_of(as_sources(images)))
 
 
 def _table(values: dict[str, Any]) -> str:

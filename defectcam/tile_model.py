@@ -112,7 +112,8 @@ def fit_tile_model(
     """
     n_tiles = float(np.median([len(scores) for scores in log_odds]))
     good = [scores for scores, bad in zip(log_odds, is_defect, strict=True) if not bad]
-    model = TileModel(tile, overlap, n_tiles, _tail_rate(np.concatenate(good)), _identity())
+    as_it_is = DefectProbability((1.0,), 0.0)
+    model = TileModel(tile, overlap, n_tiles, _tail_rate(np.concatenate(good)), as_it_is)
     highest = np.array(
         [model.log_odds(np.max(scores, keepdims=True), len(scores))[0] for scores in log_odds]
     )
@@ -120,19 +121,10 @@ def fit_tile_model(
         probability = fit_defect_probability(highest[:, np.newaxis], is_defect, sample_weight)
     else:
         # Its limit was made for peaks of novelty; the worst tile of an image is such a peak.
-        _, slope, intercept = _of_good_only(highest)
-        probability = DefectProbability((slope,), intercept)
+        fitted = fit_novelty_probability(np.column_stack([np.zeros_like(highest), highest]))
+        probability = DefectProbability(fitted.coefficients[1:], fitted.intercept)
     model = model._replace(probability=probability)
     return model, probability.log_odds(highest[:, np.newaxis])
-
-
-def _identity() -> DefectProbability:
-    return DefectProbability((1.0,), 0.0)
-
-
-def _of_good_only(highest: NDArray[np.float64]) -> tuple[float, float, float]:
-    fitted = fit_novelty_probability(np.column_stack([np.zeros_like(highest), highest]))
-    return (*fitted.coefficients, fitted.intercept)  # type: ignore[return-value]
 
 
 def _tail_rate(scores: NDArray[np.float64]) -> float:

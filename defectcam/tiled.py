@@ -1,8 +1,8 @@
-"""Large images in tiles: training on tiles of weakly labelled images, localising in bounded memory.
+"""Large images in tiles: training on tiles of weakly labelled images.
 
 Owns the order of the steps, and which tiles of a training image are learned from. It knows the
-classifier, whose methods judge each tile; where tiles lie is `tiles`' matter, reading them
-`large_images`', and what their scores say of the image `tile_model`'s.
+classifier, which is fitted to them; localising in tiles is `tiled_inference`'s matter, and what the
+scores of tiles say of the image `tile_model`'s.
 
 The label of a large image says little about one of its tiles: those of a good image are good, but
 of a defective one nearly all are good too, and which are not, nobody has said. Learned from are,
@@ -18,46 +18,50 @@ the network of the fold that has not seen the image, and learned from anew.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from defectcam.architecture import build_network
 from defectcam.calibration import choose_threshold
 from defectcam.callbacks import time_limits, train_begins, train_ends
 from defectcam.checkpoints import FitCheckpoint
 from defectcam.classifier import DefectCAMClassifier
 from defectcam.cross_fitting import held_out_networks
 from defectcam.diagnostics import rank_suspects, warn_if_chance
-from defectcam.exceptions import warn_caller
 from defectcam.fingerprint import fingerprint_of_rows
-from defectcam.images import ImageReadError
 from defectcam.incremental import Trained, first_classes
-from defectcam.inference import ScoredImages
 from defectcam.isolation import isolated
 from defectcam.labels import as_labels
-from defectcam.large_images import PixelRows, open_rows, read_tiles
+from defectcam.large_images import read_tiles
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import MAX_CODEBOOK_PATCHES, Codebook, novelty_peak
 from defectcam.precision import resolve_device
+from defectcam.prediction import Predictor
 from defectcam.sample_weights import weigh_rows
-from defectcam.sources import is_path, labelled_sources
-from defectcam.tile_model import TileModel, fit_tile_model, uncalibrated
-from defectcam.tiled_results import TiledLocalization
+from defectcam.sources import labelled_sources
+from defectcam.tile_model import fit_tile_model
+from defectcam.tiled_inference import (
+    UNFAMILIAR_SHARE,  # noqa: F401  defined here once
+    Worst,
+    batch_of,
+    cells_of,
+    judged_tiles,
+    localize_in_tiles,
+    refuse_padding,
+    rows_of,
+    score_in_tiles,
+    tiles_of,
+)
 from defectcam.tiles import TileGrid, as_overlap, as_tile, choose_tile
-from defectcam.views import ImageView, original_of
 
 __all__ = ["fit_on_tiles", "localize_in_tiles", "score_in_tiles"]
 
@@ -73,234 +77,6 @@ DEFECT_TILES_PER_IMAGE = 4
 
 #: Tiles per good image that the codebooks for choosing are made of.
 CODEBOOK_TILES_PER_IMAGE = 12
-
-#: Share of tiles unlike all training images from which the image is called so.
-UNFAMILIAR_SHARE = 0.5
-
-
-class _Tiler:
-    """How a classifier's images are cut; the grids it makes follow each image's size."""
-
-    def __init__(self, clf: DefectCAMClassifier, tile: Any = None, overlap: Any = None) -> None:
-        self.clf, self.fitted = clf, clf._tile_model
-        self.tile = tile
-        self.overlap = clf.overlap if overlap is None else overlap
-        self.fitted_overlap: tuple[int, int] | None = None  # in pixels
-        if self.fitted is not None and tile is None:
-            self.tile = self.fitted.tile
-            self.fitted_overlap = self.fitted.overlap if overlap is None else None
-        if self.tile != "auto":
-            self.tile = as_tile(self.tile)
-            self._check(self.tile)
-        if clf._heat_model.kind == "min_max_cam":
-            raise ValueError(
-                "heatmap='min_max_cam' scales each tile by its own minimum and maximum, so tiles "
-                "cannot be joined: use 'fused' or 'cam'."
-            )
-        if self.fitted is None:
-            warn_caller(
-                "The classifier was not fitted on tiles: the probability of an image is that of "
-                "its most suspicious tile, so large good images are often called defective. Fit "
-                "with tile=... to learn from large images what that tile means."
-            )
-        elif self.tile != self.fitted.tile:
-            warn_caller(
-                f"tile={tile!r}: the classifier was fitted on tiles of {self.fitted.tile} pixels, "
-                "and its probabilities and map hold for those."
-            )
-        elif self._overlap_of(self.tile) != self.fitted.overlap:
-            warn_caller(
-                f"overlap={self.overlap!r}: the classifier was fitted on tiles that overlap by "
-                f"{self.fitted.overlap} pixels, and its probabilities hold for those."
-            )
-        self.cells = _cells_of(clf)
-
-    def grid(self, size: tuple[int, int]) -> TileGrid:
-        """Return the tiles of an image of this height and width."""
-        tile = self.tile
-        if tile == "auto":
-            tile = choose_tile(size, self.clf.image_size_, self.overlap)
-        return TileGrid(size, tile, self._overlap_of(tile), self.cells)
-
-    def model(self, grid: TileGrid) -> TileModel:
-        """Return what the scores of these tiles say of the image."""
-        return self.fitted or uncalibrated(grid.tile, grid.overlap)
-
-    def _overlap_of(self, tile: tuple[int, int]) -> tuple[int, int]:
-        return self.fitted_overlap or as_overlap(self.overlap, tile)
-
-    def _check(self, tile: tuple[int, int]) -> None:
-        self._overlap_of(tile)
-        _refuse_padding(self.clf._preprocess, tile)
-
-
-def _cells_of(clf: DefectCAMClassifier) -> tuple[int, int]:
-    """Height and width of a tile's map, which only the network knows."""
-    batch = next(clf._forward([np.zeros((*clf.image_size_, 3), dtype=np.uint8)]))
-    maps = clf._heat_model.grids(batch.levels, batch.novelty, batch.students)
-    return maps.shape[1], maps.shape[2]
-
-
-def _refuse_padding(preprocess: Any, tile: tuple[int, int]) -> None:
-    if preprocess.geometry(tile).content != (0, 0, *preprocess.image_size):
-        raise ValueError(
-            f"tile={tile}: with resize='pad' a tile must have the shape of the network's input, "
-            f"{preprocess.image_size}, enlarged."
-        )
-
-
-# --- Prediction -------------------------------------------------------------------------------
-
-
-def localize_in_tiles(
-    clf: DefectCAMClassifier,
-    items: Iterable[Any],
-    method: str | None = None,
-    tile: Any = None,
-    overlap: Any = None,
-) -> Iterator[TiledLocalization]:
-    """Do what `DefectCAMClassifier.localize_iter` says, on tiles.
-
-    One row of tiles is in memory at a time, of images that are read in parts; others are decoded
-    whole, as `defectcam.large_images.open_rows` says.
-
-    Parameters
-    ----------
-    clf : DefectCAMClassifier
-        Fitted, on tiles or not.
-    items : iterable of image sources
-    method : str or None
-        None or ``"cam"``.
-    tile, overlap
-        As `DefectCAMClassifier.localize` takes them.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is wrong, or an image is seen through steps that crop or warp it.
-    """
-    if method not in (None, "cam"):
-        raise ValueError(f"method={method!r} does not work on tiles: leave it out, or tile=None.")
-    tiler = _Tiler(clf, tile, overlap)
-    for index, item in enumerate(items):
-        with _rows_of(index, item) as rows:
-            found = _localize(tiler, rows, item)
-        yield found
-
-
-def score_in_tiles(clf: DefectCAMClassifier, items: Iterable[Any]) -> Iterator[ScoredImages]:
-    """Score whole images by their tiles; each batch is about one image and has no maps."""
-    tiler = _Tiler(clf)
-    for index, item in enumerate(items):
-        with _rows_of(index, item) as rows:
-            grid = tiler.grid(rows.size)
-            worst = _Worst()
-            for _, batch in _judged(clf, rows, grid):
-                worst.look_at(clf._judge.log_odds(batch), batch)
-        log_odds = tiler.model(grid).log_odds(worst.as_array(), grid.n_tiles)
-        yield _batch_of(worst.logits[None], log_odds)
-
-
-class _Worst:
-    """The most suspicious tile so far."""
-
-    log_odds = -np.inf
-    logits: Tensor
-
-    def look_at(self, log_odds: NDArray[np.float64], batch: ScoredImages) -> None:
-        index = int(log_odds.argmax())
-        if log_odds[index] > self.log_odds:
-            self.log_odds, self.logits = float(log_odds[index]), batch.logits[index]
-
-    def as_array(self) -> NDArray[np.float64]:
-        """Its log-odds, shape ``(1,)``."""
-        return np.array([self.log_odds])
-
-
-def _batch_of(logits: Tensor, log_odds: NDArray[np.float64]) -> ScoredImages:
-    """Sum up images that were seen in tiles, as far as labels and probabilities need it."""
-    return ScoredImages(logits, torch.empty(0), None, None, [], torch.empty(0), log_odds)
-
-
-def _judged(
-    clf: DefectCAMClassifier, rows: PixelRows, grid: TileGrid
-) -> Iterator[tuple[list[tuple[int, int]], ScoredImages]]:
-    """Run the network over the tiles of an image; each batch with its tiles' rows and columns."""
-    places = iter(grid)
-    for batch in clf._forward(_tiles_of(rows, grid)):
-        yield list(islice(places, len(batch.geometries))), batch
-
-
-def _tiles_of(rows: PixelRows, grid: TileGrid) -> Iterator[NDArray[np.uint8]]:
-    for i in range(grid.n_rows):
-        yield from read_tiles(rows, [grid.box(i, j) for j in range(grid.n_columns)])
-
-
-def _localize(tiler: _Tiler, rows: PixelRows, item: Any) -> TiledLocalization:
-    clf, grid = tiler.clf, tiler.grid(rows.size)
-    model, worst, n_unfamiliar = tiler.model(grid), _Worst(), 0
-    heat = np.zeros(grid.shape, dtype=np.float32)
-    # In double precision, as the image's own: rounded, the worst tile could fall short of it.
-    highest = np.full(grid.shape, -np.inf)
-    types = clf.defect_labels_ if len(clf.defect_labels_) > 1 else None
-    type_heat = None if types is None else np.zeros((len(types), *grid.shape), dtype=np.float32)
-    for places, batch in _judged(clf, rows, grid):
-        log_odds = clf._judge.log_odds(batch)
-        worst.look_at(log_odds, batch)
-        n_unfamiliar += int(clf._judge.is_unfamiliar(batch).sum())
-        maps = clf._heat_model.grids(batch.levels, batch.novelty, batch.students).numpy()
-        of_image = model.log_odds(log_odds, grid.n_tiles)
-        for place, values, value in zip(places, maps, of_image, strict=True):
-            grid.add(heat, *place, values)
-            grid.raise_to(highest, *place, value)
-        if type_heat is not None:
-            type_maps = clf._heat_model.type_grids(batch.levels)
-            type_maps = F.interpolate(type_maps, size=grid.cells, mode="bilinear")
-            for place, values in zip(places, type_maps.numpy(), strict=True):
-                grid.add(type_heat, *place, values)
-    batch = _batch_of(worst.logits[None], model.log_odds(worst.as_array(), grid.n_tiles))
-    probability = float(clf._judge.defect_probabilities(batch)[0])
-    label = clf._judge.labels(batch)[0]
-    return TiledLocalization(
-        label=label,
-        probability=probability,
-        is_defect=label != clf.good_label_,
-        grid=heat,
-        geometry=grid.geometry,
-        **clf._result_settings(),
-        source=original_of(item),
-        defect_label=clf._judge.defect_types(batch)[0],
-        type_grids=type_heat,
-        defect_labels=types,
-        unfamiliar=n_unfamiliar >= UNFAMILIAR_SHARE * grid.n_tiles,
-        probability_grid=expit(highest),
-        tile=grid.tile,
-    )
-
-
-@contextlib.contextmanager
-def _rows_of(index: int, source: Any) -> Iterator[PixelRows]:
-    """Open an image to read its rows, where they are those of the original image."""
-    with _named(index, source), open_rows(source) as rows:
-        if isinstance(source, ImageView) and source.placements:
-            raise ValueError(
-                "tiles cannot follow steps that crop or warp an image: crop first, and pass arrays."
-            )
-        yield rows
-
-
-@contextlib.contextmanager
-def _named(index: int, source: Any) -> Iterator[None]:
-    """Name an image that has no file name by its place, in complaints about it."""
-    try:
-        yield
-    except ImageReadError as error:
-        if is_path(source):
-            raise
-        raise ImageReadError(f"Image at index {index}: {error}") from error
-
-
-# --- Training ---------------------------------------------------------------------------------
 
 
 class _Chosen(NamedTuple):
@@ -440,7 +216,8 @@ def _choose_again(
     if not learned.held_out:  # what was chosen scores highest because it was
         return grid_of, chosen
     scores, _ = _judge(images, learned)
-    return _grids(clf, learned.tile, _cells_of(learned.clf)), _choose_tiles(scores, images, seed)
+    grid_of = _grids(clf, learned.tile, cells_of(learned.clf._predictor))
+    return grid_of, _choose_tiles(scores, images, seed)
 
 
 def _learn(
@@ -494,7 +271,7 @@ def _tile_of_training(clf: DefectCAMClassifier, images: _TrainingImages) -> tupl
         return as_tile(clf.tile)
     sizes = []
     for index in images.used.tolist():
-        with _rows_of(index, images.items[index]) as rows:
+        with rows_of(index, images.items[index]) as rows:
             sizes.append(rows.size)
     height, width = np.broadcast_to(np.asarray(clf.image_size), 2).tolist()
     largest = max(sizes, key=lambda size: size[0] * size[1])
@@ -514,8 +291,8 @@ def _novelty(
     seed: int,
 ) -> _OfTiles:
     """Novelty of all tiles, against codebooks that have not seen the image."""
-    network, preprocess = clf._build_network(2, 0)
-    _refuse_padding(preprocess, grid_of((1, 1)).tile)
+    network, preprocess = build_network(clf.get_params(deep=False), 2, 0)
+    refuse_padding(preprocess, grid_of((1, 1)).tile)
     if not network.novelty_levels:
         raise ValueError(
             "tile needs novelty, to find the tiles of defective images that show the defect: use "
@@ -602,7 +379,7 @@ class _Scan:
         sample = []
         for index in indices:
             item = self.images.items[index]
-            with _rows_of(index, item) as rows:
+            with rows_of(index, item) as rows:
                 grid = self.grid_of(rows.size)
                 n = min(CODEBOOK_TILES_PER_IMAGE, grid.n_tiles)
                 places = sorted(rng.choice(grid.n_tiles, n, replace=False).tolist())
@@ -620,9 +397,9 @@ class _Scan:
         """Return the peak of novelty of each tile, the mean over the codebooks."""
         item = self.images.items[index]
         peaks = []
-        with _rows_of(index, item) as rows:
+        with rows_of(index, item) as rows:
             grid = self.grid_of(rows.size)
-            for patches in self._patches(_tiles_of(rows, grid)):
+            for patches in self._patches(tiles_of(rows, grid)):
                 with torch.inference_mode():
                     maps = torch.stack([codebook(patches) for codebook in codebooks]).mean(0)
                     peaks.append(novelty_peak(maps).double().cpu().numpy())
@@ -648,7 +425,7 @@ def _cut(
     tiles = np.memmap(folder / "tiles", dtype=np.uint8, mode="w+", shape=shape)
     for index in dict.fromkeys(one.image for one in chosen):
         item = images.items[index]
-        with _rows_of(index, item) as rows:
+        with rows_of(index, item) as rows:
             grid = grid_of(rows.size)
             for place, one in enumerate(chosen):
                 if one.image == index:
@@ -663,19 +440,19 @@ def _judge(images: _TrainingImages, learned: _Learned) -> tuple[_OfTiles, list[T
     Without folds all networks are the final one. It has seen few of the tiles.
     """
     clf = learned.clf
-    grid_of = _grids(clf, learned.tile, _cells_of(clf))
-    judges: dict[int, DefectCAMClassifier] = {}
+    predictor = clf._predictor
+    grid_of = _grids(clf, learned.tile, cells_of(predictor))
+    predictors: dict[int, Predictor] = {}
     networks = held_out_networks(clf.network_, learned.trained.result, learned.trained.codebooks)
     for tested, network in zip(learned.held_out, networks, strict=False):
-        judge = copy.copy(clf)
-        judge.network_ = network
-        judges |= dict.fromkeys(tested.tolist(), judge)
+        predictors |= dict.fromkeys(tested.tolist(), predictor._replace(network=network))
     log_odds, logits = [], []
     with tqdm(
         total=len(images.used), desc="held-out tiles", unit="image", disable=not clf.verbose
     ) as bar:
         for index in images.used.tolist():
-            scores, worst = _scores(judges.get(index, clf), images.items[index], index, grid_of)
+            unseen = predictors.get(index, predictor)
+            scores, worst = _scores(unseen, images.items[index], index, grid_of)
             log_odds.append(scores)
             logits.append(worst.logits)
             bar.update()
@@ -688,8 +465,8 @@ def _calibrate(images: _TrainingImages, learned: _Learned) -> None:
     log_odds, logits = _judge(images, learned)
     overlap = as_overlap(clf.overlap, tile)
     model, of_images = fit_tile_model(tile, overlap, log_odds, images.is_defect, images.weights)
-    batch = _batch_of(torch.stack(logits), of_images)
-    probability = clf._judge.defect_probabilities(batch)
+    judge, batch = clf._predictor.judge, batch_of(torch.stack(logits), of_images)
+    probability = judge.defect_probabilities(batch)
     is_half = clf.threshold == "balanced" and not images.is_defect.any()
     clf.threshold_ = choose_threshold(
         0.5 if is_half else clf.threshold, images.is_defect, probability, images.weights
@@ -700,8 +477,8 @@ def _calibrate(images: _TrainingImages, learned: _Learned) -> None:
     clf.n_images_seen_ = len(images.used)
     clf.held_out_probability_ = np.full(len(images.items), np.nan)
     clf.held_out_probability_[images.used] = probability
-    targets = clf._classes.encode(images.labels[images.used])
-    own = np.take_along_axis(clf._judge.probabilities(batch), targets[:, None], 1)[:, 0]
+    targets = judge.classes.encode(images.labels[images.used])
+    own = np.take_along_axis(judge.probabilities(batch), targets[:, None], 1)[:, 0]
     clf.suspects_ = images.used[rank_suspects(own)].astype(np.int64)
     is_held_out = bool(learned.held_out) and not learned.trained.result.interrupted
     if is_held_out and images.is_defect.any():
@@ -709,15 +486,15 @@ def _calibrate(images: _TrainingImages, learned: _Learned) -> None:
 
 
 def _scores(
-    judge: DefectCAMClassifier,
+    predictor: Predictor,
     item: Any,
     index: int,
     grid_of: _GridOf,
-) -> tuple[NDArray[np.float64], _Worst]:
+) -> tuple[NDArray[np.float64], Worst]:
     """Log-odds of a defect in each tile of an image, as the network judges tiles."""
-    found, worst = [], _Worst()
-    with _rows_of(index, item) as rows:
-        for _, batch in _judged(judge, rows, grid_of(rows.size)):
-            found.append(judge._judge.log_odds(batch))
+    found, worst = [], Worst()
+    with rows_of(index, item) as rows:
+        for _, batch in judged_tiles(predictor, rows, grid_of(rows.size)):
+            found.append(predictor.judge.log_odds(batch))
             worst.look_at(found[-1], batch)
     return np.concatenate(found), worst

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from defectcam import display
 from defectcam.boxes import component_labels, find_boxes_at, merge_and_trace
 from defectcam.geometry import Geometry
-from defectcam.labels import ANOMALY
 from defectcam.large_images import open_rows, read_shrunk
-from defectcam.results import Localization
+from defectcam.results import Localization, read_only
 
 __all__ = ["TiledLocalization"]
 
@@ -32,9 +31,6 @@ LARGEST_PART = 2**24
 
 #: Pixels of the longer side of a picture of a large image.
 PICTURE_SIDE = 4096
-
-#: Share of a type's scale above which its evidence is known.
-_GOOD_LIMIT = 1.0
 
 
 class _Part(NamedTuple):
@@ -152,22 +148,19 @@ class TiledLocalization(Localization):
         with open_rows(self.source) as rows:
             self._check_size(rows.size)
             image = rows.read(0, rows.size[0])
-        image = image.view()
-        image.setflags(write=False)
-        return image
+        return read_only(image)
 
     def mask(self) -> NDArray[np.bool_]:
-        """Mark the pixels in the boxes where the heatmap is above the threshold.
+        """Mark the pixels of the regions that have a box.
 
         Returns
         -------
         mask : bool array of shape (H, W)
             All False for a good image.
         """
-        height, width = self.image_size
-        mask = np.zeros((height, width), dtype=bool)
-        for left, top, right, bottom in self.boxes.tolist():
-            mask[top:bottom, left:right] |= self._marked((left, top, right, bottom))
+        mask = np.zeros(self.image_size, dtype=bool)  # a quarter of what numbers would take
+        for place, numbers in self._regions():
+            mask[place] |= numbers > 0
         return mask
 
     def component_labels(self) -> NDArray[np.int32]:
@@ -179,18 +172,8 @@ class TiledLocalization(Localization):
             0 outside, ``1 + i`` in the regions of ``boxes[i]``: regions never overlap, boxes may.
         """
         labels = np.zeros(self.image_size, dtype=np.int32)
-        if not self.is_defect:
-            return labels
-        for (part, shrink), numbers in zip(self._parts(), self._found.numbers, strict=True):
-            options = self._options_of_parts(shrink)
-            own = component_labels(part.heat, self.threshold, **options)
-            own = np.concatenate([[0], numbers]).astype(np.int32)[own]
-            own = own.repeat(shrink, axis=0).repeat(shrink, axis=1)
-            place = labels[part.top * shrink :, part.left * shrink :]
-            place = place[: own.shape[0], : own.shape[1]]
-            # Rectangles of parts may overlap, and a shrunk one may end beyond the image.
-            own = own[: place.shape[0], : place.shape[1]]
-            np.copyto(place, own, where=own > 0)
+        for place, numbers in self._regions():
+            np.copyto(labels[place], numbers, where=numbers > 0)
         return labels
 
     def overlay(
@@ -265,13 +248,6 @@ class TiledLocalization(Localization):
         assert isinstance(self.geometry, Geometry)
         return self.geometry
 
-    def _check_size(self, size: tuple[int, int]) -> None:
-        if size != self.image_size:
-            raise ValueError(
-                f"{self._source_name} has size (H, W) = {size} now, but had {self.image_size} when "
-                "it was localized; localize it again."
-            )
-
     @property
     def _boxes_and_scores(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         return self._found.boxes, self._found.scores
@@ -303,11 +279,26 @@ class TiledLocalization(Localization):
             np.concatenate(boxes), np.concatenate(scores), self.merge_distance
         )
         merged, highest = merged[: self.max_boxes], highest[: self.max_boxes]
-        for array in (merged, highest):
-            array.setflags(write=False)
         numbers = np.where(rows < len(merged), rows + 1, 0).astype(np.int32)
         ends = np.cumsum([len(peaks) for peaks in scores])
-        return _Found(merged, highest, np.split(numbers, ends[:-1])[1:])
+        return _Found(read_only(merged), read_only(highest), np.split(numbers, ends[:-1])[1:])
+
+    def _regions(self) -> Iterator[tuple[tuple[slice, slice], NDArray[np.int32]]]:
+        """Go through the places of the parts, which may overlap, and their pixels' box numbers."""
+        height, width = self.image_size
+        for part, shrink, numbers in self._numbered_parts():
+            own = numbers.repeat(shrink, axis=0).repeat(shrink, axis=1)
+            top, left = part.top * shrink, part.left * shrink
+            own = own[: height - top, : width - left]  # a shrunk part may end beyond the image
+            yield (slice(top, top + own.shape[0]), slice(left, left + own.shape[1])), own
+
+    def _numbered_parts(self) -> Iterator[tuple[_Part, int, NDArray[np.int32]]]:
+        """Go through the parts, how much they are shrunk, and their pixels' box numbers."""
+        if not self.is_defect:
+            return
+        for (part, shrink), numbers in zip(self._parts(), self._found.numbers, strict=True):
+            own = component_labels(part.heat, self.threshold, **self._options_of_parts(shrink))
+            yield part, shrink, np.concatenate([[0], numbers]).astype(np.int32)[own]
 
     def _options_of_parts(self, shrink: int) -> dict[str, Any]:
         """Return how regions are found in parts, whose boxes are merged and counted later."""
@@ -364,24 +355,20 @@ class TiledLocalization(Localization):
         centres = (2 * np.asarray(pixels, dtype=np.int64) + 1) * (per_pixel // common)
         return np.minimum(centres // (denominator // common), n - 1)
 
-    def _marked(self, box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-        """Mark the pixels of a box that are above the threshold."""
-        heat = self._geometry.restore(self.grid, box)
-        marked = heat > self.threshold
-        # A box of a shrunk map may hold no pixel's centre that passes: then all of it counts.
-        return marked if marked.any() else np.ones_like(marked)
-
     @cached_property
     def _box_labels(self) -> list[Any]:
-        if self.type_grids is None or self.defect_labels is None:
+        if self.type_grids is None or self.defect_labels is None or len(self.boxes) == 0:
             return [self.defect_label] * len(self.boxes)
-        labels = []
-        for box in self.boxes.tolist():
-            marked = self._marked(tuple(box))
-            evidence = [
-                self._geometry.restore(grid, tuple(box))[marked] for grid in self.type_grids
-            ]
-            label = self.defect_labels[int(np.argmax([values.mean() for values in evidence]))]
-            is_known = max(float(values.max()) for values in evidence) > _GOOD_LIMIT
-            labels.append(label if is_known or not isinstance(self.good_label, str) else ANOMALY)
-        return labels
+        sums = np.zeros((len(self.type_grids), 1 + len(self.boxes)))
+        highest = np.full(1 + len(self.boxes), -np.inf)
+        for part, shrink, numbers in self._numbered_parts():
+            geometry = dataclasses.replace(self._geometry, original_size=self._shrunk_size(shrink))
+            height, width = numbers.shape
+            window = (part.left, part.top, part.left + width, part.top + height)
+            marked = numbers > 0
+            for grid, of_type in zip(self.type_grids, sums, strict=True):
+                evidence = geometry.restore(grid, window)[marked]
+                of_type += np.bincount(numbers[marked], evidence, minlength=len(of_type))
+                np.maximum.at(highest, numbers[marked], evidence)
+        labels = [self.defect_labels[index] for index in sums[:, 1:].argmax(axis=0)]
+        return self._known_labels(labels, highest[1:])

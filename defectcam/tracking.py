@@ -16,22 +16,18 @@ from typing import Any
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
+from defectcam.callbacks import CURVES
 from defectcam.distributed import Localizer
 from defectcam.evaluation import Evaluation
+from defectcam.model_schema import NOT_IN_FILES
 from defectcam.persistence import read_metadata
 from defectcam.report import make_report
 from defectcam.tables import COLUMNS
 
 __all__ = ["log_evaluation", "log_model", "log_training"]
 
-#: Columns of ``history_`` that become metrics.
-CURVES = ("loss", "train_accuracy", "seconds")
-
 #: Most characters of a parameter's value that MLflow takes.
 MOST_CHARACTERS = 6000
-
-#: Parameters that are code, or a folder of this machine.
-_LEFT_OUT = ("callbacks", "memory")
 
 
 def log_training(clf: Any) -> None:
@@ -53,7 +49,7 @@ def log_training(clf: Any) -> None:
     """
     check_is_fitted(clf)
     mlflow = _mlflow()
-    given = {n: v for n, v in clf.get_params(deep=False).items() if n not in _LEFT_OUT}
+    given = {n: v for n, v in clf.get_params(deep=False).items() if n not in NOT_IN_FILES}
     mlflow.log_params({name: str(value)[:MOST_CHARACTERS] for name, value in given.items()})
     history = clf.history_
     for row, (fold, epoch) in enumerate(zip(history["fold"], history["epoch"], strict=True)):

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from defectcam.cam import signed_cams
+from defectcam.cam import defect_margin, signed_cams
 from defectcam.checkpoints import FitCheckpoint, TrainingLoop
 from defectcam.exceptions import warn_caller
 from defectcam.feature_cache import FeatureCache
@@ -25,6 +26,9 @@ from defectcam.network import DefectCAMNetwork
 
 #: Cached images that go through the tail together when nothing is trained.
 CACHE_BATCH = 32
+
+#: Scores are multiplied by at most so many times what two classes would need, to keep a distance.
+MOST_FACTOR = 1024
 
 History = dict[str, list[float]]
 HISTORY_COLUMNS = ("fold", "epoch", "loss", "train_accuracy", "seconds")
@@ -227,8 +231,7 @@ class TailTraining:
     def scores(self, rows: NDArray[np.intp]) -> CachedScores:
         """Score all cached images; the reference is the good and defective among these rows."""
         logits, levels = predict_cached(self.network, self.cache, np.arange(self.cache.n_images))
-        others = [c for c in range(logits.shape[1]) if c != self.good]
-        margin = logits[:, others].logsumexp(1) - logits[:, self.good]
+        margin = defect_margin(logits, self.good)
         cams = signed_cams(levels, self.good)
         good = self._good_among(rows)
         defective = np.setdiff1d(rows, good)
@@ -250,10 +253,58 @@ class TailTraining:
         Returns the scores of all cached images after the shift.
         """
         scores = self.scores(rows)
-        with torch.no_grad():
-            self.network.head.bias[self.good] += scores.typical_margin
-        scores.logits[:, self.good] += scores.typical_margin
+        self._shift_good(scores.logits, scores.typical_margin)
         return scores._replace(typical_margin=0.0)
+
+    def keep_apart(self, scores: CachedScores, distance: float) -> CachedScores:
+        """Scale evidence and scores so that good and defective images lie as far apart as asked.
+
+        Returns the centred scores of all cached images with that scale.
+
+        Parameters
+        ----------
+        scores : CachedScores
+            Of the network as it is, centred on the good among all images.
+        distance : float
+            What their `CachedScores.class_distance` shall be.
+        """
+        factor = distance / scores.class_distance
+        if scores.logits.shape[1] > 2:  # of several defects, log-odds do not grow as scores do
+            factor = self._factor_of_distance(scores.logits, distance, factor)
+        self.network.head.scale_(factor)
+        scores = scores.scaled(factor)
+        if scores.logits.shape[1] > 2:
+            margin, _ = self._margins(scores.logits)
+            self._shift_good(scores.logits, margin)
+            scores = scores._replace(typical_margin=0.0, class_distance=distance)
+        return scores
+
+    def _factor_of_distance(self, logits: Tensor, distance: float, about: float) -> float:
+        """Find the factor of the scores with which good and defective lie so far apart."""
+
+        def surplus(factor: float) -> float:
+            good, defective = self._margins(logits.double() * factor)
+            return defective - good - distance
+
+        low = high = about
+        while surplus(low) > 0:
+            low /= 2
+        while surplus(high) < 0:
+            high *= 2
+            if high > about * MOST_FACTOR:  # what is scored highest does not tell them apart
+                return about
+        return low if low == high else float(brentq(surplus, low, high))
+
+    def _margins(self, logits: Tensor) -> tuple[float, float]:
+        """Median log-odds of a defect of the good and of the defective images."""
+        margin = defect_margin(logits, self.good)
+        is_good = self.targets == self.good
+        return float(margin[is_good].quantile(0.5)), float(margin[~is_good].quantile(0.5))
+
+    def _shift_good(self, logits: Tensor, shift: float) -> None:
+        with torch.no_grad():
+            self.network.head.bias[self.good] += shift
+        logits[:, self.good] += shift
 
     def uncentre_scores(self) -> None:
         """Put the bias of a network that was centred back to between the classes.
@@ -282,7 +333,10 @@ class TailTraining:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler | None,
     ) -> tuple[float, float]:
-        """Train one epoch; return the mean loss and the running accuracy."""
+        """Train one epoch; return the mean loss and the running accuracy.
+
+        Of several judged levels, the mean of their scores says what is right.
+        """
         network = self.network.train()
         if not self.options.train_batch_norm:
             network.tail.eval()
@@ -397,7 +451,7 @@ def update_batch_norm(
     try:
         with torch.no_grad():
             for batch in order.tensor_split(-(-len(rows) // CACHE_BATCH)):
-                network.evidence(cache.batch(batch, torch.zeros_like(batch)))
+                network.level_evidence(cache.batch(batch, torch.zeros_like(batch)))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

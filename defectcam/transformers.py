@@ -21,10 +21,11 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from defectcam.duplicates import thumbnail
 from defectcam.folders import find_good_label
 from defectcam.images import read_image, read_images
 from defectcam.labels import as_labels
-from defectcam.sources import as_sources
+from defectcam.sources import as_sources, spread
 from defectcam.steps import (
     MOTIONS,
     AlignToTemplate,
@@ -42,8 +43,6 @@ __all__ = [
     "TemplateAligner",
     "localize",
 ]
-
-_THUMBNAIL_SIDE = 64
 
 _positive = Interval(Real, 0, None, closed="neither")
 _share = Interval(Real, 0, 1, closed="both")
@@ -549,13 +548,10 @@ def _good_items(X: Any, y: ArrayLike | None, good_label: Any, max_images: int) -
             )
         good = find_good_label(labels, good_label)
         items = [item for item, label in zip(items, labels, strict=True) if label == good]
-    chosen = np.linspace(0, len(items) - 1, min(max_images, len(items))).round().astype(int)
-    return [items[index] for index in chosen]
+    return spread(items, max_images)
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Shrink to a small grey square of zero mean, for comparing what is shown."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    size = (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE)
-    small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = thumbnail(image).astype(np.float32)
     return np.asarray(small - small.mean(), dtype=np.float32)

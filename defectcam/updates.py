@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state
 
+from defectcam.architecture import build_network
 from defectcam.callbacks import train_begins, train_ends
 from defectcam.classifier import DefectCAMClassifier
 from defectcam.cross_fitting import training_folds
@@ -23,6 +23,7 @@ from defectcam.duplicates import duplicate_groups, duplicate_pairs
 from defectcam.exceptions import warn_caller
 from defectcam.feature_cache import VIEWS
 from defectcam.fingerprint import fingerprint_of_rows
+from defectcam.fitting import TrainingSet, draw_seed
 from defectcam.images import check_readable
 from defectcam.incremental import (
     Course,
@@ -81,8 +82,9 @@ def learn_more(
     if not has_evidence(clf.network_) and (new.targets == clf._classes.good).all():
         clf._check_for_good_only(clf._classes.good_label)
     memory = _remembered(clf)
-    seed = int(check_random_state(clf.random_state).randint(np.iinfo(np.int32).max))
-    seed = (seed + clf.n_images_seen_) % np.iinfo(np.int32).max  # another one each day
+    seed = (draw_seed(clf.random_state) + clf.n_images_seen_) % np.iinfo(
+        np.int32
+    ).max  # another one each day
     train_begins(clf.callbacks, clf)
     hashes = clf._hashes(new.sources.items, new.weighed.rows)
     with isolated(seed, next(clf.network_.parameters()).device):
@@ -162,27 +164,38 @@ def _learn(
         trained: Trained | None = None
         if course is not None:
             warn_if_few_defects(is_defect)
-            if course.is_anew:
-                network = _untrained(clf, network)
-            trained = clf._train(
-                network,
-                cache,
-                clf._classes,
-                records.targets,
-                weights,
-                course,
-                seed,
-                clf.image_size_,
-                clf._built_with.get("heatmap", clf.heatmap),
-            )
-            if trained.result.interrupted:
-                raise KeyboardInterrupt
+            images = TrainingSet(cache, clf._classes, records.targets, weights)
+            network, trained = _train(clf, network, images, course, seed)
     if trained is None:
         kept = keeper.memory(seen, None, is_learned=False)
     else:
         is_held_out = course is not None and course.holds_out
         kept = keeper.memory(seen, trained.held_out if is_held_out else None)
     return _Learned(network, records, seen, course, trained, kept)
+
+
+def _train(
+    clf: DefectCAMClassifier,
+    network: DefectCAMNetwork,
+    images: TrainingSet,
+    course: Course,
+    seed: int,
+) -> tuple[DefectCAMNetwork, Trained]:
+    """Train the network, or one with an untrained tail; an interrupt goes on."""
+    if course.is_anew:
+        network = _untrained(clf, network)
+    fit = clf._network_fit(
+        network,
+        images,
+        course,
+        seed,
+        heatmap=clf._built_with.get("heatmap", clf.heatmap),
+        input_size=clf.image_size_,
+    )
+    trained = fit.run(course)
+    if trained.result.interrupted:
+        raise KeyboardInterrupt
+    return network, trained
 
 
 def _judged(records: Records, course: Course, pairs: NDArray[np.intp], n_learned: int) -> Records:
@@ -201,9 +214,9 @@ def _judged(records: Records, course: Course, pairs: NDArray[np.intp], n_learned
 
 def _untrained(clf: DefectCAMClassifier, present: DefectCAMNetwork) -> DefectCAMNetwork:
     """Make a network with an untrained tail behind the present trunk and codebook."""
+    # Parameters may be set since.
     parameters = {**clf.get_params(deep=False), **clf._built_with}
-    builder = DefectCAMClassifier(**parameters)  # parameters may be set since
-    network, _ = builder._build_network(len(clf.classes_), clf._classes.good)
+    network, _ = build_network(parameters, len(clf.classes_), clf._classes.good)
     network.trunk.load_state_dict(present.trunk.state_dict())
     network.codebook = present.codebook
     return network

@@ -37,6 +37,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from defectcam.display import encode_picture
+from defectcam.exceptions import DataError
 from defectcam.files import is_temporary, write_atomically
 from defectcam.images import IMAGE_SUFFIXES, SKIPPED_SUFFIXES, ImageReadError
 from defectcam.results import Localization
@@ -63,7 +64,7 @@ _NOWHERE = (FileNotFoundError, NotADirectoryError)
 Stamp = tuple[int, int]
 
 
-class ResultsFileError(ValueError):
+class ResultsFileError(DataError):
     """The file of results cannot be continued: the message says why and what to do."""
 
 
@@ -371,28 +372,30 @@ class Watcher:
             if real in entered or (prefix and real in self._own_folders):
                 continue
             entered.add(real)
-            try:
-                listing = os.scandir(folder)
-            except (FileNotFoundError, PermissionError) as error:
-                if not prefix:
-                    raise
-                self._skip(prefix, error)
-                continue
-            with listing as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append((entry.path, f"{prefix}{entry.name}/"))
-                    elif entry.is_symlink() and os.path.isdir(entry.path):
-                        links.append((entry.path, f"{prefix}{entry.name}/"))
-                    elif (suffix := os.path.splitext(entry.name)[1].lower()) in SKIPPED_SUFFIXES:
-                        self._leave_out(prefix + entry.name, suffix)
-                    elif suffix in IMAGE_SUFFIXES:
-                        name = prefix + entry.name
-                        stamp = self._stamp_if_new(name, entry)
-                        if stamp is not None:
-                            yield name, stamp
+            for entry in self._entries(folder, prefix):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append((entry.path, f"{prefix}{entry.name}/"))
+                elif entry.is_symlink() and os.path.isdir(entry.path):
+                    links.append((entry.path, f"{prefix}{entry.name}/"))
+                elif (suffix := os.path.splitext(entry.name)[1].lower()) in SKIPPED_SUFFIXES:
+                    self._leave_out(prefix + entry.name, suffix)
+                elif suffix in IMAGE_SUFFIXES:
+                    name = prefix + entry.name
+                    stamp = self._stamp_if_new(name, entry)
+                    if stamp is not None:
+                        yield name, stamp
+
+    def _entries(self, folder: str | os.PathLike[str], prefix: str) -> Iterator[os.DirEntry[str]]:
+        """Go through what a folder shows; a sub-folder that cannot be listed is passed over."""
+        try:
+            listing = os.scandir(folder)
+        except (FileNotFoundError, PermissionError) as error:
+            if not prefix:
+                raise
+            self._skip(prefix, error)
+            return
+        with listing as entries:
+            yield from (entry for entry in entries if not entry.name.startswith("."))
 
     def _skip(self, name: str, error: OSError) -> None:
         """Pass over what is removed meanwhile, or cannot be looked at, which is said once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from defectcam import DefectCAMClassifier
+
+CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+AXE = Path(os.environ.get("AXE", "node_modules/axe-core/axe.min.js"))
 
 settings.register_profile("long", max_examples=1000, deadline=None)  # --hypothesis-profile=long
 settings.register_profile("usual", deadline=None)  # a busy machine fails no test
@@ -122,6 +126,27 @@ def fitted(
 ) -> DefectCAMClassifier:
     """Return a small classifier fitted on `fitted_parts`; deepcopy it to change it."""
     return tiny_classifier().fit(fitted_parts)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Return a Chromium; no longer than a module, since it keeps an event loop running."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.is_file():
+        pytest.skip(f"there is no Chromium at {CHROMIUM}: install it, or set CHROMIUM")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def wait_until(page: Any, condition: str) -> None:
+    """Wait until JavaScript says so; `wait_for_function` evaluates text, which reports forbid."""
+    for _ in range(1500):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(20)
+    pytest.fail(f"still not so: {condition}")
 
 
 @pytest.fixture(scope="session")

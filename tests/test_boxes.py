@@ -9,7 +9,7 @@ from unittest.mock import patch
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -19,7 +19,6 @@ from defectcam.boxes import (
     find_boxes,
     find_boxes_at,
     merge_and_trace,
-    merge_boxes,
 )
 
 COMMON = settings(deadline=None, max_examples=60, derandomize=True)
@@ -38,7 +37,8 @@ def maps(draw, max_side=14):
 thresholds = st.floats(-0.125, 1.125, width=32)
 min_areas = st.integers(1, 5)
 box_limits = st.none() | st.integers(1, 4)
-merge_distances = st.none() | st.sampled_from([0, 0.5, 1, 2, 5, math.inf])
+distances = st.sampled_from([0, 0.5, 1, 2, 5, math.inf])
+merge_distances = st.none() | distances
 
 
 def rows(boxes):
@@ -190,21 +190,18 @@ def test_shifting_a_map_shifts_its_boxes(heatmap, threshold, max_boxes, distance
 
 
 @COMMON
-@given(maps(max_side=24), st.floats(0.625, 1, width=32), merge_distances)
+@given(maps(max_side=24), st.floats(0.625, 1, width=32), distances)
 def test_merged_boxes_are_further_apart_than_merge_distance(heatmap, threshold, distance):
-    boxes, _ = find_boxes(heatmap, threshold, merge_distance=distance)
-    if distance is None:
-        return
-    boxes = boxes.tolist()
+    assume(len(find_boxes(heatmap, threshold)[0]) > 1)
+    boxes = find_boxes(heatmap, threshold, merge_distance=distance)[0].tolist()
     assert all(gap(boxes[i], boxes[j]) > distance for j in range(len(boxes)) for i in range(j))
 
 
 @COMMON
-@given(maps(max_side=24), st.floats(0.625, 1, width=32), merge_distances, st.integers(1, 3))
+@given(maps(max_side=24), st.floats(0.625, 1, width=32), distances, st.integers(1, 3))
 def test_merging_agrees_with_merging_pair_by_pair(heatmap, threshold, distance, min_area):
-    if distance is None:
-        return
     apart = [box for box, *_ in reference_components(heatmap, threshold, min_area)]
+    assume(len(apart) > 1)
     merged, _ = find_boxes(heatmap, threshold, min_area=min_area, merge_distance=distance)
     assert rows(merged) == reference_merge(apart, distance)
 
@@ -425,7 +422,7 @@ def test_merging_afterwards_is_merging_at_once(
     heatmap: np.ndarray, threshold: float, distance: float | None
 ) -> None:
     apart, scores = find_boxes(heatmap, threshold)
-    boxes, highest = merge_boxes(apart, scores, distance)
+    boxes, highest, _ = merge_and_trace(apart, scores, distance)
     expected, expected_scores = find_boxes(heatmap, threshold, merge_distance=distance)
     assert sorted(map(tuple, boxes.tolist())) == sorted(map(tuple, expected.tolist()))
     np.testing.assert_array_equal(highest, expected_scores)
@@ -433,7 +430,7 @@ def test_merging_afterwards_is_merging_at_once(
 
 def test_of_equal_boxes_the_larger_then_the_upper_then_the_left_one_comes_first() -> None:
     boxes = np.array([[0, 8, 2, 9], [9, 0, 11, 1], [5, 0, 7, 1], [20, 20, 23, 23], [0, 30, 5, 32]])
-    merged, scores = merge_boxes(boxes, np.array([1, 1, 1, 1, 1], np.float32), None)
+    merged, scores, _ = merge_and_trace(boxes, np.array([1, 1, 1, 1, 1], np.float32), None)
     # The areas are 2, 2, 2, 9 and 10.
     assert merged.tolist() == boxes[[4, 3, 2, 1, 0]].tolist()
     assert scores.tolist() == [1.0] * 5
@@ -457,7 +454,7 @@ def test_the_memory_of_merging_does_not_grow_with_the_square_of_the_boxes() -> N
     corners = 10 * np.stack(np.mgrid[:70, :70], axis=-1).reshape(-1, 2)
     boxes = np.concatenate([corners, corners + 3], axis=1)
     tracemalloc.start()
-    merged, _ = merge_boxes(boxes, np.ones(len(boxes), np.float32), 2)
+    merged, *_ = merge_and_trace(boxes, np.ones(len(boxes), np.float32), 2)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(merged) == len(boxes) == 4900

@@ -12,6 +12,7 @@ from defectcam.cam import (
     STUDENT_SHARE,
     class_cam,
     defect_evidence,
+    defect_margin,
     fuse,
     min_max,
     signed_cam,
@@ -163,3 +164,10 @@ def test_the_fused_maps_evidence_keeps_its_cells_centres():
     fused = fuse(cam, torch.zeros(1, 1, 4), novelty_share=0.0)
     expected = torch.tensor([0.0, 0.25, 0.75, 1.0])  # half a cell from the border, not on it
     torch.testing.assert_close(fused[0, 0], torch.log1p(torch.exp(2 * expected)))
+
+
+@pytest.mark.parametrize("good", [0, 1, 2])
+def test_the_margin_is_the_log_odds_of_any_defect(good):
+    logits = torch.tensor([[1.0, -2.0, 0.5], [9.0, 0.0, -9.0]], dtype=torch.float64)
+    share = logits.softmax(1)[:, good]
+    torch.testing.assert_close(defect_margin(logits, good), torch.log((1 - share) / share))

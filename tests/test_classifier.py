@@ -364,7 +364,7 @@ def test_copies_are_held_out_together(tiny_classifier, arrays, monkeypatch, cv):
         seen.extend(folds)
         return train_with_folds(training, folds)
 
-    monkeypatch.setattr("defectcam.classifier.train_with_folds", watched)
+    monkeypatch.setattr("defectcam.fitting.train_with_folds", watched)
     tiny_classifier(max_epochs=1, cv=cv).fit(images, y)
     assert len(seen) == cv
     assert sorted(np.concatenate([held_out for _, held_out in seen])) == list(range(14))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from trainings import (
 )
 
 from defectcam.backbones import create_backbone
-from defectcam.cam import signed_cam, signed_cams
+from defectcam.cam import defect_margin, signed_cam, signed_cams
 from defectcam.cross_fitting import (
     HeldOut,
     add_codebook,
@@ -37,6 +38,14 @@ from defectcam.training import (
     TailTraining,
     predict_cached,
 )
+
+
+def generators(n: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(n)]
+
+
+def margins(logits: Tensor) -> Tensor:
+    return defect_margin(logits, 0)
 
 
 @pytest.fixture
@@ -89,6 +98,38 @@ def test_held_out_scores_are_in_order_and_from_the_tail_that_has_not_seen_the_im
             )
 
 
+def test_held_out_scores_are_pooled_by_held_out_novelty():
+    """A codebook that has seen an image finds less that is novel in it."""
+    seen, held_out = (torch.rand(N_IMAGES, 4, 4, generator=rng) for rng in generators(2))
+    start = network(pooling="novelty_top_k")
+    said = []
+    for cached, maps in [(seen, held_out), (held_out, None), (seen, None)]:
+        run = tail_training(copy.deepcopy(start), max_epochs=1, learning_rate=0.0)
+        run.cache.novelty = cached
+        said.append(margins(train_with_folds(run, FOLDS, maps).logits))
+        assert run.cache.novelty is cached
+    for _, rows in FOLDS:  # scores are centred on the images that were trained on: a constant
+        differences = [(other[rows] - said[0][rows]).diff() for other in said[1:]]
+        torch.testing.assert_close(differences[0], torch.zeros(1))
+        assert not torch.allclose(differences[1], torch.zeros(1), atol=1e-4)
+
+
+@pytest.mark.parametrize("n_known", [0, 4])
+def test_new_images_are_judged_by_the_present_codebook(n_known):
+    seen, present = (torch.rand(N_IMAGES, 4, 4, generator=rng) for rng in generators(2))
+    run = tail_training(network(pooling="novelty_top_k"))
+    run.cache.novelty = seen.clone()
+    n_new = N_IMAGES - n_known
+    run.cache.novelty[:n_new] = present[:n_new]
+    learned = ROWS[n_new:] if n_known else ROWS
+    expected = run.scores(learned)
+    run.cache.novelty = seen
+    known = HeldOut(torch.zeros(n_known, 2), torch.ones(n_known, *expected.cams.shape[1:]), None)
+    result = judge_then_train(run, known if n_known else None, present)
+    said = margins(expected.logits) - expected.typical_margin
+    torch.testing.assert_close(margins(result.logits)[:n_new], said[:n_new])
+
+
 def test_the_final_tail_is_the_one_that_was_trained_on_everything():
     run = tail_training(max_epochs=3, learning_rate=1e-2)
     start = {name: value.clone() for name, value in run.network.state_dict().items()}
@@ -104,8 +145,16 @@ def test_the_final_tail_is_the_one_that_was_trained_on_everything():
             torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-3, atol=0)
 
 
-def test_the_final_network_keeps_the_classes_as_far_apart_as_the_folds_tails_do():
-    run = tail_training(max_epochs=5, learning_rate=1e-2)
+@pytest.mark.parametrize("targets", [[0, 1] * 3, [0, 1, 0, 2, 0, 3]])
+def test_the_final_network_keeps_the_classes_as_far_apart_as_the_folds_tails_do(targets):
+    n_classes = 1 + max(targets)
+    run = tail_training(
+        network(n_classes=n_classes),
+        targets=torch.tensor(targets),
+        class_weight=torch.ones(n_classes),
+        max_epochs=5,
+        learning_rate=1e-2,
+    )
     start = {name: value.clone() for name, value in run.network.state_dict().items()}
     distances = []
     for fold, (train, _) in enumerate(FOLDS):
@@ -115,7 +164,20 @@ def test_the_final_network_keeps_the_classes_as_far_apart_as_the_folds_tails_do(
     assert min(distances) > 0
     run.network.load_state_dict(start)
     train_with_folds(run, FOLDS)
-    assert run.scores(ROWS).class_distance == pytest.approx(np.mean(distances), rel=1e-3)
+    final = run.scores(ROWS)
+    assert final.class_distance == pytest.approx(np.mean(distances), rel=1e-3)
+    assert final.typical_margin == pytest.approx(0, abs=1e-4)
+
+
+def test_where_the_highest_scores_tell_nothing_the_distance_of_two_classes_is_kept():
+    """Many middling defect classes add up, so that only the sum tells the images apart."""
+    run = tail_training(network(n_classes=4), targets=torch.tensor([0, 1] * 3))
+    logits = torch.tensor([[0.0, 2.0, -9.0, -9.0], [0.0, 1.9, 1.9, 1.9]] * 3)
+    with torch.no_grad():
+        run.network.head.bias.fill_(1.0)
+    scores = run.scores(ROWS)._replace(logits=logits, class_distance=1.0)
+    run.keep_apart(scores, 3.0)
+    torch.testing.assert_close(run.network.head.bias[1:], torch.full((3,), 3.0))
 
 
 @pytest.mark.parametrize("n_known", [0, 4])

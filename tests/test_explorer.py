@@ -54,6 +54,24 @@ def test_the_code_to_copy_decides_as_the_widget_does(fitted: Any, fitted_parts: 
         assert float(copied) == threshold
 
 
+def test_a_browser_that_rounds_a_slider_changes_no_answer(fitted: Any, fitted_parts: Path) -> None:
+    explorer = fitted.explore(fitted_parts)
+    exact = float(explorer._probability.max()) - 1e-9
+    explorer.threshold, explorer.box_threshold = exact, 0.83
+    before = explorer.is_defect.copy()
+    assert before.any()
+    # What a browser sends back on showing sliders of steps of 0.001 and 0.05.
+    explorer._threshold.value, explorer._box_threshold.value = round(exact, 3), 0.85
+    assert (explorer.threshold, explorer.box_threshold) == (exact, 0.83)
+    assert np.array_equal(explorer.is_defect, before)
+    assert f"clf.threshold_ = {exact!r}<" in explorer._counts.value
+    explorer._threshold.value, explorer._box_threshold.value = 0.25, 0.9  # moved by hand
+    assert (explorer.threshold, explorer.box_threshold) == (0.25, 0.9)
+    explorer.threshold = 0.2504
+    explorer.threshold = 0.25
+    assert explorer.threshold == 0.25
+
+
 @pytest.mark.parametrize("value", [5, -0.1, np.nan, "0.5", None])
 @pytest.mark.parametrize("name", ["threshold", "box_threshold"])
 def test_a_threshold_that_no_slider_has_is_refused(fitted, fitted_parts, name, value) -> None:

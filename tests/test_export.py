@@ -168,6 +168,17 @@ def test_openvino_compiles_for_the_first_size_and_once_for_all_others(
     )
 
 
+@pytest.mark.parametrize("name", ["PART.ONNX", "part.Xml", "part.PT2"])
+def test_a_suffix_may_be_in_capitals(
+    fast: Exported, folder: Path, tmp_path: Path, name: str
+) -> None:
+    fast.clf.export(tmp_path / name)
+    assert name in {file.name for file in tmp_path.iterdir()}
+    assert verify_file(fast.clf, tmp_path / name, find_images(folder)[:2]).is_same
+    with pytest.raises(FileExistsError):
+        fast.clf.export(tmp_path / name, overwrite=False)
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_many_images_are_judged_side_by_side_as_one_is(
     quick: Exported, folder: Path, tmp_path: Path, suffix: str
@@ -513,11 +524,6 @@ def test_int8_that_costs_too_much_is_refused(
             max_probability_change=math.nan,
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
-
-
-def test_calibration_images_are_spread_over_those_given() -> None:
-    assert exporting._chosen(list(range(1000)))[::33] == [0, 333, 666, 999]
-    assert exporting._chosen([5, 6]) == [5, 6]
 
 
 # --- Parts of the graph -----------------------------------------------------------------------

@@ -533,9 +533,13 @@ def test_a_parameter_that_an_older_file_lacks_gets_its_default(path: Path) -> No
 def test_device(path: Path) -> None:
     assert load(path).device == "cpu"
     assert load(path, device="auto").device == "auto"
-    with pytest.raises(ValueError, match="device='cuda:99' cannot be used"):
-        load(path, device="cuda:99")
-    rewrite(path, lambda d: d["parameters"].update(device="cuda:99"))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta"])
+def test_a_device_that_this_machine_cannot_use(path: Path, device: str) -> None:
+    with pytest.raises(ValueError, match=f"device='{device}' cannot be used"):
+        load(path, device=device)
+    rewrite(path, lambda d: d["parameters"].update(device=device))
     with pytest.warns(UserWarning, match="now 'auto'"):
         assert load(path).device == "auto"
 

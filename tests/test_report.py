@@ -21,6 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from conftest import AXE, wait_until
 from PIL import Image
 from sklearn.base import BaseEstimator
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
@@ -34,8 +35,6 @@ from defectcam.report import make_report, write_report
 from defectcam.report_images import Album, box_stops, encode_map
 from defectcam.results import Localization
 
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
-AXE = Path(os.environ.get("AXE", "node_modules/axe-core/axe.min.js"))
 SIZE = (30, 40)
 HOSTILE_NAME = "<img src=x onerror=window.hacked=1>.png"
 HOSTILE_LABEL = "</script><script>window.hacked=1</script><b>'\"&amp;"
@@ -401,26 +400,6 @@ def test_command_refuses_what_it_cannot_do(model: Path, fitted_parts: Path, tmp_
 # --- In the browser -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.is_file():
-        pytest.skip(f"there is no Chromium at {CHROMIUM}: install it, or set CHROMIUM")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-def wait_until(page: Any, condition: str) -> None:
-    """Wait until JavaScript says so; `wait_for_function` evaluates text, which reports forbid."""
-    for _ in range(1500):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(20)
-    pytest.fail(f"still not so: {condition}")
-
-
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     """Return a function that opens a report; at the end, it must have been quiet and alone."""
@@ -770,12 +749,125 @@ def test_reports_without_labels_and_of_good_images_work(tmp_path: Path, visit: C
     assert page.locator("#group-called .card").count() == n_called
     page = visit(write_report(Painted(), images, ["good"] * 12, tmp_path / "b.html"))
     assert counts_on(page)["alarms"] == int(np.sum(probability >= 0.5))
+    assert "no image here is labelled defective" in page.locator("#group-missed").inner_text()
     clf = Painted()
     clf.history_ = {name: [] for name in clf.history_}
     with pytest.warns(UserWarning, match="No image is labelled 'good'"):
         path = write_report(clf, images[:1], ["dent"], tmp_path / "c.html")
     page = visit(path)
     assert "Nothing was trained" in page.locator("#chart-loss").inner_text()
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a report of ten types with long names, one image of which is unfamiliar."""
+    rng = np.random.default_rng(0)
+    images = [paint(rng, per_cent) for per_cent in (20, 30, 55, 60, 65, 70, 75, 80, 85, 99)]
+    y = ["good", *(f"mark of no. {n} of the press, left" for n in range(8)), "x" * 90]
+    return write_report(Painted(), images, y, tmp_path_factory.mktemp("wordy") / "report.html")
+
+
+def test_long_names_of_types_cover_no_bars_and_widen_no_phone(wordy: Path, visit: Callable) -> None:
+    page = visit(wordy)
+    names, bars = page.evaluate(
+        """['.key', 'rect[y][fill]:not([rx])'].map(kind =>
+            [...document.querySelectorAll(`#chart-scores ${kind}`)]
+                .map(one => one.getBoundingClientRect()).map(({ top, bottom, right }) =>
+                    ({ top, bottom, right })))"""
+    )
+    assert len(names) == 10 and len(bars) > 3
+    assert max(name["bottom"] for name in names) <= min(bar["top"] for bar in bars) + 1
+    edge = page.locator("#chart-scores").evaluate("one => one.getBoundingClientRect().right")
+    assert max(name["right"] for name in names) <= edge + 1
+    phone = visit(wordy, viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+    assert phone.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_ticks_of_counts_are_whole(wordy: Path, visit: Callable) -> None:
+    labels = visit(wordy).locator("#chart-scores text[text-anchor=end]").all_text_contents()
+    assert labels and all(label.isdigit() for label in labels)
+
+
+def test_shares_are_not_rounded_to_all_or_nothing(tmp_path: Path, visit: Callable) -> None:
+    rng = np.random.default_rng(0)
+    hit, miss = paint(rng, 90), paint(rng, 10)
+    images = [hit] * 249 + [miss, hit, miss]
+    y = ["dent"] * 250 + ["good"] * 2
+    page = visit(write_report(Painted(), images, y, tmp_path / "report.html"))
+    assert page.locator("#verdict b").all_inner_texts() == ["99.6 %", "50 %"]
+    assert page.locator("#types tbody tr").last.locator("td").last.inner_text() == "99.6 %"
+
+
+def test_keys_move_the_slider_that_has_the_focus(painted: Path, visit: Callable) -> None:
+    page = visit(painted)
+    page.locator("#heat").focus()
+    for value in ("0", "0.5"):
+        page.keyboard.press("h")
+        settled(page)
+        assert page.locator("#heat").input_value() == value
+
+
+def test_number_fields_end_up_with_what_counts(painted: Path, visit: Callable) -> None:
+    page = visit(painted)
+    for field, typed, value in (
+        ("#threshold-number", "2", "1"),
+        ("#threshold-number", "", "1"),
+        ("#threshold-number", "-0.4", "1"),
+        ("#cost-escape", "", "20"),
+    ):
+        page.fill(field, typed)
+        settled(page)
+        assert page.locator(field).input_value() == typed  # while it is being typed
+        page.keyboard.press("Tab")
+        settled(page)
+        assert page.locator(field).input_value() == value
+
+
+def test_doubtful_image_opens_and_closes_where_it_is(wordy: Path, visit: Callable) -> None:
+    page = visit(wordy)
+    card = page.locator("#unfamiliar .card")
+    card.click()
+    assert page.locator("#viewer-place").inner_text() == "9 of 10"
+    page.keyboard.press("Escape")
+    assert card.evaluate("card => card === document.activeElement")
+    for query, place in (("nothing is called so", "not among those chosen"), ("image 0", "1 of 1")):
+        page.fill("#query", query)
+        settled(page)
+        card.click()
+        assert page.locator("#viewer-place").inner_text() == "not among those chosen"
+        page.keyboard.press("ArrowLeft")
+        assert page.locator("#viewer-place").inner_text() == place
+        page.keyboard.press("Escape")
+        settled(page)
+
+
+def test_label_of_a_box_as_large_as_the_image_is_seen(tmp_path: Path, visit: Callable) -> None:
+    image = np.full((*SIZE, 3), 200, dtype=np.uint8)
+    image[0, 0] = 90, 0, 200
+    page = visit(write_report(Painted(), [image], path=tmp_path / "report.html"))
+    page.locator("#group-called .card").click()
+    label = page.locator("#stage text")
+    assert label.inner_html() == "2.0"
+    assert page.locator("#stage .layer-boxes").evaluate(
+        """layer => {
+            const [text, stage] = [layer.querySelector('text'), document.getElementById('stage')]
+                .map(one => one.getBoundingClientRect());
+            return getComputedStyle(layer).overflow === 'visible' && text.right <= stage.right
+                && text.bottom <= stage.bottom;
+        }"""
+    )
+
+
+def test_no_picture_without_its_heatmap_is_printed(painted: Path, visit: Callable) -> None:
+    page = visit(painted, viewport={"width": 400, "height": 400})
+    n_pending = "document.querySelectorAll('#groups .pending').length"
+    assert page.evaluate(n_pending) > 0
+    page.emulate_media(media="print")
+    assert page.locator("#groups .pending img").first.is_hidden()
+    page.evaluate(f"window.print = () => {{ window.pendingInPrint = {n_pending}; }}")
+    page.keyboard.press("Control+p")
+    wait_until(page, "window.pendingInPrint !== undefined")
+    assert page.evaluate("window.pendingInPrint") == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

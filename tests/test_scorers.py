@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import sklearn
@@ -90,6 +92,38 @@ def test_images_have_weights():
         estimator, np.zeros((5, 1)), [0, 0, 0, 1, 1], sample_weight=weights
     )
     assert score == 3 / 4
+
+
+class Calls(Says):
+    """Predicts what it is told to by a parameter, whatever it is fitted to."""
+
+    def __init__(self, labels: tuple = ()) -> None:
+        self.labels = labels
+
+    def fit(self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> Calls:
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        return np.array(self.labels)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("routing", [False, True])
+@pytest.mark.parametrize(("name", "expected"), [("recall", 3 / 4), ("escape", -1 / 4)])
+def test_images_have_weights_in_a_search(name, expected, routing):
+    folds = [(np.arange(5), np.arange(5))]
+    search = {"param_grid": {"labels": [(0, 1, 0, 1, 0)]}, "cv": folds, "refit": False}
+    weights = {"sample_weight": np.array([1, 1, 1, 3, 1])}
+    with sklearn.config_context(enable_metadata_routing=routing):
+        estimator, scorer = Calls(), SCORERS[name]
+        if routing:
+            estimator.set_fit_request(sample_weight=True)
+            scorer = copy.deepcopy(scorer).set_score_request(sample_weight=True)
+        found = GridSearchCV(estimator, scoring=scorer, **search).fit(
+            np.zeros((5, 1)), [0, 0, 0, 1, 1], **weights
+        )
+    assert found.cv_results_["mean_test_score"].tolist() == [expected]
 
 
 def test_other_names_are_for_make_scorer():

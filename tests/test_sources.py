@@ -11,7 +11,7 @@ from PIL import Image
 
 from defectcam.exceptions import SkippedFilesWarning
 from defectcam.images import ImageReadError, read_image
-from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
+from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of, spread
 
 GREY = np.zeros((5, 6), dtype=np.uint8)
 RGB = np.zeros((5, 6, 3), dtype=np.uint8)
@@ -210,3 +210,8 @@ def test_pictures_in_a_folder_that_are_not_read_are_warned_of(tmp_path: Path) ->
     (tmp_path / "good" / "1.png").unlink()
     with pytest.raises(ImageReadError, match=r"Found no image .*1 file is skipped"):
         as_sources(tmp_path / "good")
+
+
+def test_chosen_items_are_spread_over_those_given() -> None:
+    assert spread(list(range(1000)), 100)[::33] == [0, 333, 666, 999]
+    assert spread([5, 6], 100) == [5, 6]

@@ -134,6 +134,12 @@ def test_nothing_replaces_a_file(parts: Path, tmp_path: Path) -> None:
         write_split(split, tmp_path / "split", "copies")
 
 
+def test_a_form_that_there_is_not_writes_nothing(parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"form must be one of .*'copies'.* got 'link'"):
+        write_split(split_folder(parts), tmp_path / "split", "link")
+    assert not (tmp_path / "split").exists()
+
+
 @pytest.mark.parametrize("test_size", [0, 1, 1.5, -0.2])
 def test_sizes_that_are_no_shares(test_size: float, parts: Path) -> None:
     with pytest.raises(ValueError, match="test_size"):

@@ -16,7 +16,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from defectcam import DefectCAMClassifier, OnlyGoodImagesWarning, cli, load, tiled
+from defectcam import DefectCAMClassifier, OnlyGoodImagesWarning, cli, load, tiled, tiled_inference
 from defectcam.callbacks import Callback, TimeLimit
 from defectcam.images import ImageReadError
 from defectcam.preprocess import Preprocess
@@ -141,7 +141,7 @@ def test_oblong_tiles_share_as_many_pixels_as_in_training(
     images, is_bad, _ = surfaces(5, 0)
     parameters = {**TINY, "tile": tile, "overlap": 0.5, "cv": None, "max_epochs": 1}
     clf = tiny_classifier(**parameters).fit(images, is_bad)
-    grid = tiled._Tiler(clf).grid(SIZE)
+    grid = tiled_inference.Tiler(clf).grid(SIZE)
     assert grid.overlap == (tile[0] // 2, tile[1] // 2)
     assert grid.n_tiles == clf._tile_model.n_tiles  # all images have one size
     assert clf.predict(images).shape == (5,)
@@ -165,7 +165,7 @@ def test_a_row_of_tiles_is_read_at_a_time(
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(tiled, "open_rows", lambda source: Opened())
+    monkeypatch.setattr(tiled_inference, "open_rows", lambda source: Opened())
     found = clf.localize(np.zeros((400, 70, 3), np.uint8))
     assert found.image_size == (400, 70)
     assert max(bottom - top for top, bottom in asked) <= 64

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from defectcam import tiled_results
-from defectcam.boxes import find_boxes
+from defectcam.boxes import component_mask, find_boxes
 from defectcam.results import Localization
 from defectcam.tiled_results import TiledLocalization
 from defectcam.tiles import TileGrid
@@ -60,6 +60,7 @@ def test_where_all_is_suspicious_boxes_are_those_of_the_whole_map() -> None:
     boxes, scores = find_boxes(found.heatmap, 1.0, **options)
     np.testing.assert_array_equal(found.boxes, boxes)
     np.testing.assert_array_equal(found.box_scores, scores)
+    np.testing.assert_array_equal(found.mask(), component_mask(found.heatmap, 1.0, **options))
     assert len(boxes) == 2
 
 
@@ -213,6 +214,7 @@ def test_regions_have_the_numbers_of_their_boxes(
         )
         labels = found.component_labels()
         assert (labels.shape, labels.dtype) == (found.image_size, np.int32)
+        np.testing.assert_array_equal(found.mask(), labels > 0)
         assert len(found.boxes) > 0
         assert set(np.unique(labels).tolist()) == set(range(1 + len(found.boxes)))
         for number, box in enumerate(found.boxes.tolist(), start=1):
@@ -251,6 +253,23 @@ def test_types_are_told_apart() -> None:
     types[1, 4:6, 5:8] = 3.0
     found = made(type_grids=types, defect_labels=["dent", "scratch"])
     assert found.box_labels == ["scratch", "anomaly"]
+
+
+@pytest.mark.parametrize("is_shrunk", [False, True])
+def test_a_box_is_named_by_its_own_region_where_another_lies_in_its_box(
+    is_shrunk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_shrunk:
+        monkeypatch.setattr(tiled_results, "LARGEST_PART", 300 * 410 // 9)
+    scratch = np.zeros(GRID.shape, dtype=np.float32)
+    scratch[2, 2:22] = scratch[2:22, 2] = 2.0
+    dent = np.zeros_like(scratch)
+    dent[8:20, 8:20] = 3.0
+    for evidence, label in [(scratch, "scratch"), (0 * scratch, "anomaly")]:
+        types = np.stack([dent, evidence])
+        found = made(grid=scratch + dent, type_grids=types, defect_labels=["dent", "scratch"])
+        assert found.box_labels == ["dent", label]
+        assert found.with_threshold(2.5).box_labels == ["dent"]
 
 
 def test_it_survives_copying() -> None:

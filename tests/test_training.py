@@ -378,10 +378,14 @@ def test_an_interrupt_while_statistics_are_measured_loses_no_epoch(monkeypatch):
     norms = [m for m in run.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
 
-    def interrupt(self: DefectCAMNetwork, features: torch.Tensor) -> None:
+    level_evidence = DefectCAMNetwork.level_evidence
+
+    def interrupt(self: DefectCAMNetwork, deep: list[torch.Tensor]) -> torch.Tensor:
+        if torch.is_grad_enabled() or torch.is_inference_mode_enabled():  # trained, or judged
+            return level_evidence(self, deep)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(DefectCAMNetwork, "evidence", interrupt)
+    monkeypatch.setattr(DefectCAMNetwork, "level_evidence", interrupt)
     try:
         run.run_and_measure(ROWS, fold=0)
     except KeyboardInterrupt:  # which would end pytest

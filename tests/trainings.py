@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,13 +44,16 @@ def pixels(n: int = N_IMAGES) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def network(evidence_stages: int = 2, **options: Any) -> DefectCAMNetwork:
+def network(
+    evidence_stages: int = 2, novelty_strides: Sequence[int] = (), **options: Any
+) -> DefectCAMNetwork:
     head_options = {"n_classes": 2, "pooling": "average", **options}
     return DefectCAMNetwork(
         create_backbone("test_efficientnet", None),
         head_options=head_options,
         trainable_stages=1,
         evidence_stages=evidence_stages,
+        novelty_strides=novelty_strides,
     ).eval()
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from defectcam.display import FULL_COLOUR
+
 __all__ = [
     "BLUE",
     "COUNT_MAP",
-    "FULL_COLOUR",
     "GREEN",
     "HEAT_MAP",
     "VERMILION",
@@ -34,8 +35,6 @@ __all__ = [
 BLUE, VERMILION, GREEN, SKY_BLUE = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 #: Perceptually uniform: heat, as in `display.overlay`, and counts.
 HEAT_MAP, COUNT_MAP = "inferno", "cividis"
-#: The colour scale of heat ends at this many times the threshold, which is half-way.
-FULL_COLOUR = 2.0
 # Height of a box's text, at most, as a share of the image's.
 _ROOM_FOR_TEXT = 0.12
 

@@ -163,12 +163,11 @@ class _Service:
         self.in_progress = 0
         self.is_stopping = False
         self.seconds_per_image = 0.1  # until the first batch has been measured
-        self.store = ModelStore(paths, load)
+        self.store = ModelStore(paths, load, self._count_reload)
         self.batcher: Batcher[ServedModel, Path, Localization] = Batcher(
             self._work, batch_size=lambda served: served.batch_size, wait=settings.batch_wait
         )
         self.metrics = Metrics(lambda: self.in_progress, lambda: len(self.batcher))
-        self.store.on_reload = self._count_reload
         self.folder = Path()
         # Rendering and headers: NumPy, OpenCV and Pillow let go of the interpreter lock.
         self.threads = anyio.CapacityLimiter(os.cpu_count() or 1)

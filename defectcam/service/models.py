@@ -112,8 +112,8 @@ class ServedModel:
     loaded_at: float = field(default_factory=time.time)
     n_reloads: int = 0
     reload_error: str | None = None
-    _seen: Signature | None = None
-    _refused: Signature | None = None
+    _seen: Signature | None = field(default=None, init=False)
+    _refused: Signature | None = field(default=None, init=False)
 
     @property
     def batch_size(self) -> int:
@@ -195,7 +195,7 @@ class ModelStore(Mapping[str, ServedModel]):
                     "'.', '_' and '-', as in NAME=MODEL."
                 )
         self._load = load
-        self.on_reload = on_reload
+        self._on_reload = on_reload
         self._models = {name: self._served(name, Path(path)) for name, path in paths.items()}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -218,7 +218,7 @@ class ModelStore(Mapping[str, ServedModel]):
         """Look at each file once; load those that have changed and settled."""
         for served in self._models.values():
             if served.has_new_file():
-                self.on_reload(served.name, served.reload(self._load))
+                self._on_reload(served.name, served.reload(self._load))
 
     def watch(self, interval: float) -> None:
         """Call `reload_changed` every `interval` seconds in a thread, until `close`."""

@@ -85,18 +85,44 @@ const charts = (() => {
     return node("circle", { class: "dot", cx: plot.sx(x), cy: plot.sy(y), r: 4.5 });
   }
 
-  // Names beside their colours, in one row that breaks where it must.
-  function key(plot, entries, width = 330) {
-    const layer = node("g");
-    let [x, y] = [plot.left, 12];
-    for (const [name, colour] of entries) {
-      const wide = 18 + 6.2 * name.length;
-      if (x > plot.left && x + wide > width) [x, y] = [plot.left, y + 15];
-      layer.append(node("rect", { x, y: y - 8, width: 9, height: 9, rx: 2, fill: colour }));
-      layer.append(text(x + 13, y, name, "start", "key"));
+  // Names beside their colours, in one row that breaks where it must; `height` is what they take.
+  function layKey(entries, left = MARGIN.left, width = 330) {
+    let [x, y] = [left, 12];
+    const spots = entries.map(([name, colour]) => {
+      const shown = shortened(name, width - left - 18);
+      const wide = 18 + widthOf(shown);
+      if (x > left && x + wide > width) [x, y] = [left, y + 15];
+      const spot = { name, shown, colour, x, y };
       x += wide + 8;
+      return spot;
+    });
+    return { spots, height: y + 6 };
+  }
+
+  function key(plot, { spots }) {
+    const layer = node("g");
+    for (const { name, shown, colour, x, y } of spots) {
+      layer.append(node("rect", { x, y: y - 8, width: 9, height: 9, rx: 2, fill: colour }));
+      const written = text(x + 13, y, shown, "start", "key");
+      if (shown !== name) written.append(node("title", {}, name));
+      layer.append(written);
     }
     plot.root.append(layer);
+  }
+
+  const ruler = document.createElement("canvas").getContext("2d");
+
+  // In the units of a chart.
+  function widthOf(name) {
+    ruler.font = "11px system-ui, sans-serif"; // as the style has it
+    return ruler.measureText(name).width;
+  }
+
+  function shortened(name, most) {
+    if (widthOf(name) <= most) return name;
+    const letters = [...name];
+    while (letters.length && widthOf(`${letters.join("")}…`) > most) letters.pop();
+    return `${letters.join("")}…`;
   }
 
   function niceTicks(high, most = 4) {
@@ -106,5 +132,5 @@ const charts = (() => {
     return Array.from({ length: Math.floor(high / step + 1e-9) + 1 }, (_, i) => Number((i * step).toPrecision(6)));
   }
 
-  return { node, axes, line, bars, verticals, dot, key, niceTicks };
+  return { node, axes, line, bars, verticals, dot, layKey, key, niceTicks };
 })();

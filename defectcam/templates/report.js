@@ -30,9 +30,16 @@
   const clampedLogit = (p) => Math.min(LOGIT_LIMIT, Math.max(-LOGIT_LIMIT, logit(p)));
   const isDefect = (image) => data.labelled && data.defective[image.type];
   const isCalled = (image) => image.p >= state.threshold;
-  const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
   const plural = (n, one) => `${n} ${one}${n === 1 ? "" : "s"}`;
   const colour = (index) => `var(--t${index % 8})`;
+
+  // Never rounded to nothing or to all where it is neither: a recall of 100 % would hide an escape.
+  function percent(share) {
+    if (share > 0 && share < 0.0005) return "<0.1 %";
+    if (share < 1 && share >= 0.9995) return ">99.9 %";
+    const isNearAnEnd = (share > 0 && share < 0.1) || (share > 0.99 && share < 1);
+    return `${(100 * share).toFixed(isNearAnEnd ? 1 : 0)} %`;
+  }
 
   // A probability with as many digits as its distance from 0 or 1 needs.
   function shortProbability(p) {
@@ -84,8 +91,8 @@
 
   const GROUPS = data.labelled
     ? [
-        ["missed", "Missed defects", "None: every defect is found at this threshold.", (i) => isDefect(i) && !isCalled(i)],
-        ["alarms", "False alarms", "None: every good part passes at this threshold.", (i) => !isDefect(i) && isCalled(i)],
+        ["missed", "Missed defects", n.defective ? "None: every defect is found at this threshold." : "None: no image here is labelled defective.", (i) => isDefect(i) && !isCalled(i)],
+        ["alarms", "False alarms", n.good ? "None: every good part passes at this threshold." : "None: no image here is labelled good.", (i) => !isDefect(i) && isCalled(i)],
         ["found", "Defects found", "None.", (i) => isDefect(i) && isCalled(i)],
         ["passed", "Good parts passed", "None.", (i) => !isDefect(i) && !isCalled(i)],
       ]
@@ -160,7 +167,7 @@
 
   function makeView(image) {
     const view = document.createElement("div");
-    view.className = "view";
+    view.className = "view pending"; // on paper, a part without its heatmap would look good
     view.style.setProperty("--aspect", image.w / image.h);
     const picture = document.createElement("img");
     picture.alt = "";
@@ -177,9 +184,10 @@
     return { view, picture, heat, boxes };
   }
 
-  function loadView({ picture, heat }, id) {
+  async function loadView({ view, picture, heat }, id) {
     picture.src = embedded("picture", id, "webp");
-    return Promise.all([picture.decode(), paintMap(heat, embedded("map", id, "png"))]);
+    await Promise.all([picture.decode(), paintMap(heat, embedded("map", id, "png"))]);
+    view.classList.remove("pending");
   }
 
   function drawBoxes(layer, image, withText = false) {
@@ -190,10 +198,15 @@
       }
     }
     if (withText) {
-      boxesOf(image).forEach(([left, top, , bottom, score], at) => {
+      boxesOf(image).forEach(([left, top, right, bottom, score], at) => {
         const above = top > image.h * 0.04;
         const label = [labelsOf(image)[at], score.toPrecision(2)].filter(Boolean).join(" ");
-        marks.push(charts.node("text", { x: left, y: above ? top : bottom, dy: above ? "-0.4em" : "1.1em" }, label));
+        // It runs towards the middle, where there is room for it.
+        const leftwards = left + right > image.w;
+        marks.push(charts.node("text", {
+          x: leftwards ? right : left, y: above ? top : bottom, dy: above ? "-0.4em" : "1.1em",
+          "text-anchor": leftwards ? "end" : "start",
+        }, label));
       });
     }
     layer.replaceChildren(...marks);
@@ -202,6 +215,7 @@
   // --- Cards ------------------------------------------------------------------------------------
 
   const cards = new Map();
+  let opener = null; // the card that the viewer was opened from
   const visible = new Set();
   const cardOf = new WeakMap();
   const watcher = new IntersectionObserver((entries) => {
@@ -281,7 +295,10 @@
     element.append(tile, caption);
     const card = { id, element, view, verdict, boxes };
     describeCard(card, image);
-    element.addEventListener("click", () => viewer.open(id));
+    element.addEventListener("click", () => {
+      opener = card;
+      viewer.open(id);
+    });
     cardOf.set(element, card);
     watcher.observe(element);
     return card;
@@ -448,7 +465,7 @@
     const plot = charts.axes(place, label, {
       ...size,
       x: oddsAxis(size.label),
-      y: { domain: [0, most * 1.05], ticks: size.yTicks ? charts.niceTicks(most) : [], label: size.yTicks ? "images" : "" },
+      y: { domain: [0, most * 1.05], ticks: size.yTicks ? charts.niceTicks(most).filter(Number.isInteger) : [], label: size.yTicks ? "images" : "" },
     });
     const edges = Array.from({ length: N_BINS + 1 }, (_, i) => plot.left + ((plot.right - plot.left) * i) / N_BINS);
     charts.bars(plot, edges, stacks);
@@ -460,17 +477,19 @@
     const classes = data.labelled
       ? [{ colour: "var(--t0)", chosen: images.filter((i) => !isDefect(i)) }, { colour: "var(--t1)", chosen: images.filter(isDefect) }]
       : [{ colour: "var(--t0)", chosen: images }];
-    drawHistogram($("histogram"), "Histogram of the probability of a defect, good images blue, defective ones orange", {
+    const legend = data.labelled ? ", good images blue, defective ones orange" : "";
+    drawHistogram($("histogram"), `Histogram of the probability of a defect${legend}`, {
       width: 300, height: 96, margin: { left: 8, right: 8, top: 4, bottom: 22 },
     }, classes);
     const types = data.labelled
       ? data.types.map((type, index) => ({ name: type, colour: colour(index), chosen: images.filter((i) => i.type === index) }))
       : [{ name: "all", colour: colour(0), chosen: images }];
+    const key = charts.layKey(data.labelled ? types.map(({ name, colour: fill }) => [name, fill]) : []);
     const plot = drawHistogram(plotOf("scores"), "Histogram of the probability of a defect by type", {
       label: "probability of a defect, log-odds scale", yTicks: true,
-      margin: { top: 18 + 15 * Math.floor(types.length / 5) },
+      height: 212 + key.height, margin: { top: key.height },
     }, types);
-    if (data.labelled) charts.key(plot, types.map(({ name, colour: fill }) => [name, fill]));
+    charts.key(plot, key);
     noteOf("scores", "Solid line: the threshold. Dotted: the model's own.");
   }
 
@@ -480,7 +499,7 @@
       const plot = charts.axes(plotOf("rates"), "Recall, overkill and cost against the threshold", {
         x: oddsAxis("decision threshold, log-odds scale"), y: shareAxis("percent"), margin: { top: 24 },
       });
-      charts.key(plot, [["recall", colour(1)], ["overkill", colour(0)], ["cost, of its highest", colour(7)]]);
+      charts.key(plot, charts.layKey([["recall", colour(1)], ["overkill", colour(0)], ["cost, of its highest", colour(7)]]));
       const steps = Array.from({ length: 201 }, (_, i) => 1 / (1 + Math.exp(LOGIT_LIMIT * (1 - i / 100))));
       const counts = steps.map(countsAt);
       charts.line(plot, steps.map((p, i) => [p, counts[i].found / n.defective]), { style: `stroke:${colour(1)}` });
@@ -676,7 +695,7 @@
     draw: drawLarge,
     describe: describeLarge,
     closed: (id) => {
-      const card = cards.get(id)?.element;
+      const card = (opener?.id === id ? opener : cards.get(id))?.element;
       if (!card?.isConnected) return;
       card.scrollIntoView({ block: "nearest" });
       card.focus();
@@ -711,6 +730,7 @@
       bindings[input.dataset.bind][1](input.type === "checkbox" ? input.checked : input.value);
       schedule(input);
     });
+    input.addEventListener("change", () => showInputs()); // what was typed may not be what counts
   }
 
   function showInputs(origin) {
@@ -805,7 +825,7 @@
     const toggle = toggles[event.key.toLowerCase()];
     if (toggle) {
       toggle();
-      schedule(event.target);
+      schedule(); // with no origin: the slider that has the focus moves too
     }
     if (toggle || stepFocus(event)) event.preventDefault();
   });
@@ -829,10 +849,17 @@
   prefersDark.addEventListener("change", (event) => setTheme(event.matches));
   $("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme !== "dark"));
   const loadAll = () => Promise.all([...cards.values(), ...doubtCards].map((card) => { redraw(card); return load(card); }));
-  window.addEventListener("beforeprint", loadAll);
-  $("print").addEventListener("click", async () => {
+  async function printAll() {
     await loadAll();
     window.print();
+  }
+  window.addEventListener("beforeprint", loadAll); // which does not wait: see .pending
+  $("print").addEventListener("click", printAll);
+  document.addEventListener("keydown", (event) => {
+    const isPrint = (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey && event.key === "p";
+    if (!isPrint) return;
+    event.preventDefault();
+    printAll();
   });
 
   if ($("filter-type")) {

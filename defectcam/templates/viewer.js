@@ -29,13 +29,18 @@ function makeViewer({ order, draw, describe, closed }) {
   function refresh() {
     if (!dialog.open) return;
     const list = order();
-    document.getElementById("viewer-place").textContent = `${list.indexOf(shown) + 1} of ${list.length}`;
+    const at = list.indexOf(shown);
+    document.getElementById("viewer-place").textContent = at < 0 ? "not among those chosen" : `${at + 1} of ${list.length}`;
     describe(shown, picture, place.scale);
   }
 
   function step(by) {
     const list = order();
-    shown = list[(list.indexOf(shown) + by + list.length) % list.length];
+    if (!list.length) return;
+    const at = list.indexOf(shown);
+    // One that is not in the list was opened from elsewhere: the list is entered at its ends.
+    const next = at < 0 ? Math.min(by, 0) : at + by;
+    shown = list[(next + list.length) % list.length];
     show();
   }
 

@@ -4,7 +4,7 @@ Small defects in large images
 
 *The defect is a few pixels wide and the image some hundreds. Does the network see it at all?*
 
-Every image is resized to ``image_size``. What is then smaller than two or three pixels is gone,
+Every image is resized to ``image_size``. What is then only two or three pixels wide is easily lost,
 whatever is trained. So the first question is how large the smallest defect is at that size.
 """
 
@@ -41,7 +41,7 @@ test, test_is_defect, masks = cloth(30, random_state=1)
 # The same images at three sizes
 # ------------------------------
 # The hole is two, five and ten pixels wide in the network's input. The time grows with the area.
-# Where the labels cannot be learned, `fit` warns and says what to look at.
+# If the labels could not be learned, `fit` would warn and say what to look at.
 sizes, reports, fitted = [48, 96, 192], [], []
 for image_size in sizes:
     started = time.perf_counter()
@@ -82,5 +82,5 @@ for clf, image_size, ax in zip(fitted, sizes, axes, strict=True):
 # ----------
 # Choose ``image_size`` so that the smallest defect is at least five pixels wide in it: of an image
 # of 2000 pixels whose defects are 20 wide, 500. Memory and time grow with the area. Where that is
-# too much, cut the image: `PartCropper` cuts to the part, and parts that are larger than a few
-# hundred pixels in all places can be cut into pieces that are labelled one by one.
+# too much, cut the image: `PartCropper` cuts to the part, and with ``tile="auto"`` the classifier
+# sees large parts in tiles, see *Large images* in the guide.

@@ -49,6 +49,6 @@ HeatmapGridDisplay.from_estimator(clf, test.images, test.types, masks=test.masks
 # What to do with them
 # --------------------
 # Label a few and fit again, or let `partial_fit` learn from them; `query` says which of many
-# unlabelled images to label first. The order starts with those that are near the decision or unlike
-# all that is known.
+# unlabelled images to label first: images near the border between good and defective or unlike all
+# that is known, and different from one another.
 print(test.types[clf.query(test.images, 6)])

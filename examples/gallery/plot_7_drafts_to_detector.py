@@ -139,5 +139,7 @@ for (name, boxes), ax in zip(detected.items(), axes, strict=True):
     ax.set(title=name, xticks=[], yticks=[])
 
 # %%
-# So the drafts are a start for the annotator, who corrects those that do not fit instead of drawing
-# all. Before that, train with ``target="type"``, and ``box_labels`` names each draft's type.
+# A share of the drafts can stay as they are; a detector that is trained on all of them uncorrected
+# is clearly worse than one trained on drawn boxes. So the annotator corrects those that do not fit
+# instead of drawing all. Before that, train with ``target="type"``, and ``box_labels`` names each
+# draft's type.
