@@ -21,7 +21,7 @@ from PIL import Image
 
 from defectcam.datasets import make_defects
 
-MOST_LINES = 14
+MOST_LINES = 14  # but of `info` all
 COMMANDS = (
     "doctor parts",
     "doctor broken",
@@ -65,7 +65,8 @@ def show(command: str, folder: Path) -> None:
         printed.seek(0)
         lines = printed.read().splitlines()
     print(f"$ defectcam {command}")
-    print("\n".join(lines[:MOST_LINES] + ["..."] * (len(lines) > MOST_LINES)))
+    most = len(lines) if command.startswith("info") else MOST_LINES
+    print("\n".join(lines[:most] + ["..."] * (len(lines) > most)))
     print(f"(exit code {code})\n" if code else "", flush=True)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         FewDefectsWarning,
         NearDuplicateWarning,
         OnlyGoodImagesWarning,
+        SkippedFilesWarning,
         SuspectLabelsWarning,
     )
     from defectcam.flat import FlatImages
@@ -60,6 +61,7 @@ __all__ = [
     "OnlyGoodImagesWarning",
     "PROCurveDisplay",
     "PartCropper",
+    "SkippedFilesWarning",
     "SuspectLabelsWarning",
     "TemplateAligner",
     "ThresholdDisplay",
@@ -85,6 +87,7 @@ _MODULE_OF = {
     "LocalizationDisplay": "defectcam.plots",
     "NearDuplicateWarning": "defectcam.exceptions",
     "OnlyGoodImagesWarning": "defectcam.exceptions",
+    "SkippedFilesWarning": "defectcam.exceptions",
     "PROCurveDisplay": "defectcam.plots",
     "PartCropper": "defectcam.transformers",
     "SuspectLabelsWarning": "defectcam.exceptions",

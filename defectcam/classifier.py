@@ -90,7 +90,7 @@ from defectcam.prediction import Predictor
 from defectcam.preprocess import Preprocess
 from defectcam.recipes import RECIPES
 from defectcam.replay import Keeper, ReplayMemory, judged_in_folds, new_records
-from defectcam.results import Localization
+from defectcam.results import Localization, check_decision_threshold
 from defectcam.sample_weights import WeighedRows, class_weights, relative_weights, weigh_rows
 from defectcam.second_look import MAX_FACTOR, size_of_second_look
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of
@@ -113,6 +113,8 @@ AUTO_EPOCHS = (8, 10)
 
 #: ``replay_size=None``: images that `partial_fit` keeps.
 AUTO_REPLAY_SIZE = 400
+
+_DEFAULT_OVERLAP = 0.125
 
 
 class _Given(NamedTuple):
@@ -357,11 +359,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         images as they are trained on, each batch before its step; with ``deep_supervision`` by the
         mean of the levels' scores, where ``predict`` judges by the score of their sum.
     threshold_ : float
-        Probability of a defect at and above which an image is called defective.
+        Probability of a defect, from 0 to 1, at and above which an image is called defective. It
+        may be set anew; what is no probability is refused when it is used.
     image_size_ : (int, int)
         Height and width of the network's input.
     tile_ : (int, int) or None
         Height and width in pixels of the tiles that images are seen in.
+    interrupted_ : bool or None
+        Whether Ctrl-C ended the fit early, so that thresholds rest on what was finished. None where
+        a release that did not note it has saved the model.
     n_images_seen_ : int
         Images that were learned from, in all calls of `partial_fit` together.
     training_data_ : Fingerprint or None
@@ -467,9 +473,10 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
 
     network_: DefectCAMNetwork
     good_label_: Any
+    interrupted_: bool | None = None  # pickles of earlier releases have none
     n_images_seen_: int
-    _n_rows_seen: int  # the same with each image counted as often as its integer weight says
-    training_data_: Fingerprint | None = None  # pickles of earlier releases have none
+    _n_rows_seen: int | None = None  # likewise; each image as often as its integer weight says
+    training_data_: Fingerprint | None = None  # likewise
     held_out_probability_: NDArray[np.float64]
     suspects_: NDArray[np.int64]
     drift_reference_: NDArray[np.float32]
@@ -526,7 +533,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         max_boxes: int | None = None,
         merge_distance: float | None = None,
         tile: int | tuple[int, int] | str | None = None,
-        overlap: float | int = 0.125,
+        overlap: float | int = _DEFAULT_OVERLAP,
         warm_start: bool = False,
         replay_size: int | None = None,
         cache_size: int = 2**28,
@@ -697,6 +704,11 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             checkpoint = resume
         else:
             checkpoint = FitCheckpoint(resume)
+        if self.tile is None and self.overlap != _DEFAULT_OVERLAP:
+            warn_caller(
+                f"overlap={self.overlap!r} is about tiles, and images are seen whole: give tile "
+                "too."
+            )
         if self.tile is not None:
             from defectcam.tiled import fit_on_tiles  # tiles know the classifier, not the reverse
 
@@ -954,6 +966,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         folds, trained = learned.folds, learned.trained
         interrupted = trained.result.interrupted
         self._set_network(learned.network, learned.preprocess, given.classes)
+        self.interrupted_ = bool(interrupted)
         self.n_images_seen_, self._n_rows_seen = weighed.n_used, len(weighed.rows)
         self.history_ = trained.result.history
         weights = relative_weights(weighed.weights)
@@ -1562,6 +1575,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             In order.
         """
         check_is_fitted(self)
+        check_decision_threshold("threshold_", self.threshold_)
         if method == "cam":
             method = None
         if method is not None:
@@ -1717,6 +1731,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
             "training_labels": {} if data is None else dict(data.labels),
             "training_data": None if data is None else data.digest,
             "epochs": len(self.history_["epoch"]),
+            "interrupted": self.interrupted_,
             "threshold": self.threshold_,
             "box_threshold": float(self.box_threshold),
             "heatmap": self._heat_model.kind,
@@ -1787,6 +1802,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     def _scored(self, X: Any) -> Iterator[ScoredImages]:
         """Run the network over images, in tiles where it was fitted on tiles."""
         check_is_fitted(self)
+        check_decision_threshold("threshold_", self.threshold_)
         if self._tile_model is None:
             return self._forward(_many(X))
         from defectcam.tiled_inference import score_in_tiles

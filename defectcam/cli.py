@@ -32,6 +32,7 @@ from defectcam.cli_options import (
     DEFECTS_FOUND,
     DONE,
     INTERRUPTED,
+    OFF,
     PARAMETERS,
     SERVICE_OPTIONS,
     USAGE,
@@ -47,6 +48,19 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _RESULTS = "results.json"
+
+#: What entries of `DefectCAMClassifier.info` are called where people read them.
+_ROWS = {"epochs": "epochs, all folds"}
+
+#: What messages of the library say to callers from Python, and what they say here.
+_WORDS_OF_PYTHON = (
+    (r"pass good_label=\.\.\.", "give --good-label NAME"),
+    (r"\bgood_label=(?=['\"])", "--good-label "),
+    (
+        "The same call goes on with it from `resume`",
+        "The same command, with its --resume, goes on with it if --force is added",
+    ),
+)
 
 
 class _UsageError(Exception):
@@ -87,11 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
         return BROKEN_PIPE
     except _UsageError as error:
-        print(f"defectcam: error: {error}", file=sys.stderr)
+        print(f"defectcam: error: {_in_options(error)}", file=sys.stderr)
         return USAGE
     except Exception as error:
         if _is_about_data(error):
-            print(f"defectcam: error: {error}", file=sys.stderr)
+            print(f"defectcam: error: {_in_options(error)}", file=sys.stderr)
             return BAD_DATA
         traceback.print_exc()
         return BUG
@@ -121,17 +135,27 @@ def _is_about_data(error: Exception) -> bool:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"defectcam: warning: {message}", file=sys.stderr)
+    print(f"defectcam: warning: {_in_options(message)}", file=sys.stderr)
+
+
+def _in_options(message: object) -> str:
+    """Say with options what the library says with parameters."""
+    text = str(message)
+    for words, options in _WORDS_OF_PYTHON:
+        text = re.sub(words, options, text)
+    return text
 
 
 def _fit(args: argparse.Namespace) -> int:
     _refuse_existing(args.output, args.force)
+    _refuse_input(args.output, [args.config])
     names = [p.name for parameters in PARAMETERS.values() for p in parameters]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if args.config is not None:
         given = {**_configured(args.config), **given}
     from defectcam.folders import labelled_folder
 
+    _refuse_input(args.output, [given.get("weights")])
     labelled_folder(args.folder, given.get("good_label"))  # refuse a wrong folder early
     split = _train_and_test(args.folder)
     if split is not None and not args.quiet:
@@ -165,20 +189,18 @@ def _fit(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     table, table_format = _table_of(args)
+    if table is not None:
+        _refuse_input(table, [args.model, *args.images])
     paths = _list_images(args.images)
     clf = _load(args)
     _check_read_whole(clf, paths)
     records, rows = [], []
     print_rows = table_format is None and not args.json
+    answers = []
     for path, found in zip(paths, _found(clf, paths, args.quiet, print_rows), strict=True):
-        records.append(
-            {
-                "image": path,
-                "label": found.label,
-                "probability": found.probability,
-                "is_defect": found.is_defect,
-            }
-        )
+        answers.append((found.is_defect, found.unfamiliar))
+        if args.json:
+            records.append({**_result_row(found, path), "image": path, "label": found.label})
         if table_format is not None:
             rows.append(_result_row(found, path))
         if print_rows:
@@ -188,7 +210,7 @@ def _predict(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(records)
     written = "" if table is None else f"; wrote {table}"
-    return _conclude(args, [record["is_defect"] for record in records], written)
+    return _conclude(args, answers, written)
 
 
 def _localize(args: argparse.Namespace) -> int:
@@ -210,9 +232,12 @@ def _localize(args: argparse.Namespace) -> int:
         )
     method = args.method or "cam"
     _refuse_missing_method(method)
+    if method != "cam" and args.second_look not in (None, OFF):
+        raise _UsageError(f"--second-look is of the model's own heatmap, not of --method {method}.")
     clf = _load(args)
     _refuse_wrong_tiles(args, clf)
-    _check_read_whole(clf, paths, args.tile)
+    tile = None if args.tile == OFF else args.tile
+    _check_read_whole(clf, paths, tile)
     records, rows = [], []
     localized = _found(
         clf,
@@ -220,11 +245,13 @@ def _localize(args: argparse.Namespace) -> int:
         args.quiet,
         rows_printed=not args.json,
         method=method,
-        tile=args.tile,
+        tile=tile,
         overlap=args.overlap,
     )
     with staged_folder(output, last=_RESULTS) as folder:
         for path, name, found in zip(paths, overlays, localized, strict=True):
+            if method != "cam" and args.box_threshold is not None:  # such maps have their own
+                found = found.with_threshold(args.box_threshold)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             found.save(folder / name)
             records.append({**found.to_dict(), "overlay": name})
@@ -245,7 +272,8 @@ def _localize(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(document)
     written = f"; wrote their overlays and {_RESULTS} to {output}"
-    return _conclude(args, [record["is_defect"] for record in records], written)
+    answers = [(record["is_defect"], record["unfamiliar"]) for record in records]
+    return _conclude(args, answers, written)
 
 
 def _annotate(args: argparse.Namespace) -> int:
@@ -284,7 +312,7 @@ def _annotate(args: argparse.Namespace) -> int:
         report = {"output": args.output, "format": args.format, "n_images": len(results)}
         _print_json({**report, "n_boxes": sum(n_boxes), "n_with_boxes": sum(map(bool, n_boxes))})
     written = f"; wrote {args.format} annotations to {output}"
-    return _conclude(args, [found.is_defect for found in results], written)
+    return _conclude(args, [(found.is_defect, found.unfamiliar) for found in results], written)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -307,6 +335,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     _refuse_existing(args.output, args.force)
+    _refuse_input(args.output, [args.model, *args.images])
     may_have_labels = len(args.images) == 1 and os.path.isdir(args.images[0]) and not args.no_labels
     if not may_have_labels and (args.good_label is not None or args.masks is not None):
         raise _UsageError("--good-label and --masks need one folder with a sub-folder per class.")
@@ -341,6 +370,7 @@ def _export(args: argparse.Namespace) -> int:
     images = _list_images(args.verify) if args.verify else []
     from defectcam.export import (
         Int8LossError,
+        check_packages,
         check_suffix,
         export,
         read_description,
@@ -349,8 +379,9 @@ def _export(args: argparse.Namespace) -> int:
     from defectcam.files import temporary_folder
     from defectcam.persistence import load
 
-    with _usage_errors(ValueError):
+    with _usage_errors(ValueError, ImportError):
         check_suffix(target, is_int8=args.int8 is not None)
+        check_packages(target, is_int8=args.int8 is not None)
     clf = load(args.model, device="cpu")
     _check_read_whole(clf, images)
     with temporary_folder(target) as folder:
@@ -377,6 +408,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _refuse_wrong_export(args: argparse.Namespace, target: Path) -> None:
     _refuse_existing(args.output, args.force)
+    _refuse_input(args.output, [args.model])
     if target.suffix.lower() == ".xml":
         _refuse_existing(os.fspath(target.with_suffix(".bin")), args.force)
     if args.measure is not None and args.int8 is None:
@@ -468,7 +500,8 @@ def _watch(args: argparse.Namespace) -> int:
 
     def notify(row: dict[str, Any]) -> None:
         answer = row["error"] or f"{row['label']}  {row['probability']:.3f}"
-        print(f"{answer}  {row['image']}", flush=True)
+        unfamiliar = ", unfamiliar" if row.get("unfamiliar") else ""
+        print(f"{answer}{unfamiliar}  {row['image']}", flush=True)
 
     def report(sentence: object) -> None:
         if not args.quiet:
@@ -551,7 +584,8 @@ def _doctor(args: argparse.Namespace) -> int:
         _print_json(found.to_dict())
     else:
         # https://no-color.org: set and not empty, whatever its value.
-        print(found.text(colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
+        text = found.text(colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+        print(_in_options(text))
     return BAD_DATA if found.worst == "error" else DONE
 
 
@@ -659,7 +693,9 @@ def _load(args: argparse.Namespace) -> DefectCAMClassifier:
     if clf.batch_size < 1:
         raise _UsageError(f"--batch-size {clf.batch_size}: at least 1 is needed.")
     _set_thresholds(clf, args.threshold, args.box_threshold)
-    if args.second_look is not None:
+    if args.second_look == OFF:
+        clf.set_params(second_look=None)
+    elif args.second_look is not None:
         from defectcam.second_look import MAX_FACTOR
 
         if not 1 <= args.second_look <= MAX_FACTOR:
@@ -712,17 +748,26 @@ def _check_read_whole(clf: DefectCAMClassifier, paths: Sequence[str], tile: Any 
 
 def _find_images(arguments: Sequence[str], without: Path | None = None) -> list[str]:
     """Do the same, but open none."""
-    from defectcam.images import ImageReadError, find_images
+    from defectcam.images import ImageReadError, find_images, find_skipped, skipped_text
+    from defectcam.sources import warn_of_skipped
 
     paths: dict[str, str] = {}
+    all_skipped = []
     for argument in arguments:
         found = find_images(argument) if os.path.isdir(argument) else [argument]
+        skipped = find_skipped(argument) if os.path.isdir(argument) else []
+        all_skipped += skipped
+        if found:
+            warn_of_skipped(argument, skipped)
         if without is not None and Path(argument).resolve() in without.resolve().parents:
             found = [p for p in found if without.resolve() not in Path(p).resolve().parents]
         for path in found:
             paths.setdefault(os.path.abspath(path), path)
     if not paths:
-        raise ImageReadError(f"found no images in {', '.join(map(repr, arguments))}.")
+        raise ImageReadError(
+            f"found no images in {', '.join(map(repr, arguments))}."
+            + (f" {skipped_text(all_skipped)}." if all_skipped else "")
+        )
     return list(paths.values())
 
 
@@ -765,7 +810,12 @@ def _refuse_missing_folder(option: str, args: argparse.Namespace) -> str | None:
 def _refuse_wrong_tiles(args: argparse.Namespace, clf: DefectCAMClassifier) -> None:
     from defectcam.tiles import as_overlap, as_tile
 
-    tile = clf.tile_ if args.tile is None else args.tile
+    if args.tile == OFF and clf.tile_ is not None:
+        raise _UsageError(
+            "--tile none: this model has learned from tiles, and its probability and threshold are "
+            "those of tiles. Fit one without --tile to see images whole."
+        )
+    tile = clf.tile_ if args.tile in (None, OFF) else args.tile
     if tile is None and args.overlap is not None:
         raise _UsageError("--overlap is about tiles: give --tile too.")
     if tile is not None and args.method not in (None, "cam"):
@@ -826,13 +876,46 @@ def _interruption_noticed() -> Iterator[list[str]]:
 
 
 def _refuse_existing(path: str, force: bool) -> None:
+    from defectcam.files import refuse_special
+    from defectcam.images import IMAGE_SUFFIXES
+
     target = Path(path)
+    _refuse_standard_output(path)
     if target.is_dir():
         raise _UsageError(f"{target} is a folder: give the name of a file.")
+    with _converted(OSError):
+        refuse_special(target)
+    if target.suffix.lower() in IMAGE_SUFFIXES:
+        raise _UsageError(f"{target} would be called as an image is: give another name.")
     if target.exists() and not force:
         raise _UsageError(f"{target} exists: give another name, or --force to overwrite it.")
     if not target.parent.is_dir():
         raise _UsageError(f"the folder {target.parent} does not exist: make it first.")
+
+
+@contextlib.contextmanager
+def _converted(*kinds: type[Exception]) -> Iterator[None]:
+    """Take all errors of these kinds for wrong usage."""
+    try:
+        yield
+    except kinds as error:
+        raise _UsageError(error) from error
+
+
+def _refuse_standard_output(path: str) -> None:
+    if path == "-":
+        raise _UsageError(
+            "-o - : files are written, not printed. `predict` without -o prints a table with "
+            "--format csv or jsonl, and each command prints JSON with --json. A file that is "
+            "called so is ./-"
+        )
+
+
+def _refuse_input(output: str, inputs: Sequence[str | os.PathLike[str] | None]) -> None:
+    """Refuse to replace what the same command reads, with --force too."""
+    target = os.path.realpath(output)
+    if any(target == os.path.realpath(path) for path in inputs if path is not None):
+        raise _UsageError(f"{output} is read by this command: give another name to write to.")
 
 
 def _refuse_existing_folder(
@@ -840,6 +923,7 @@ def _refuse_existing_folder(
     force: bool,
     advice: str = "give another folder, or --force to overwrite files in it.",
 ) -> None:
+    _refuse_standard_output(os.fspath(folder))
     if folder.exists() and not folder.is_dir():
         raise _UsageError(f"{folder} is a file: give a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not force:
@@ -850,15 +934,19 @@ def _refuse_existing_folder(
 
 def _answer(clf: DefectCAMClassifier, found: Localization) -> str:
     width = max(len(str(label)) for label in clf.classes_)
-    return f"{found.label!s:<{width}}  {found.probability:.3f}"
+    unfamiliar = ", unfamiliar" if found.unfamiliar else ""
+    return f"{found.label!s:<{width}}  {found.probability:.3f}{unfamiliar}"
 
 
-def _conclude(args: argparse.Namespace, is_defect: Sequence[bool], written: str) -> int:
-    n_defects = sum(is_defect)
+def _conclude(args: argparse.Namespace, answers: Sequence[tuple[bool, bool]], written: str) -> int:
+    """Sum up the images, each of them (defective, unfamiliar), and give the exit code."""
+    n_defects = sum(is_defect for is_defect, _ in answers)
+    n_unfamiliar = sum(is_unfamiliar for _, is_unfamiliar in answers)
     if not args.quiet:
+        unfamiliar = f", {n_unfamiliar} unfamiliar" if n_unfamiliar else ""
         print(
-            f"{len(is_defect)} images: {n_defects} defective, {len(is_defect) - n_defects} good"
-            f"{written}",
+            f"{len(answers)} images: {n_defects} defective, {len(answers) - n_defects} good"
+            f"{unfamiliar}{written}",
             file=sys.stderr,
         )
     return DEFECTS_FOUND if n_defects and args.fail_on_defect else DONE
@@ -932,8 +1020,9 @@ def _print_report(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(report)
         return
-    width = max(map(len, report))
-    for name, value in report.items():
+    rows = {_ROWS.get(name, name): value for name, value in report.items()}
+    width = max(map(len, rows))
+    for name, value in rows.items():
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         elif isinstance(value, dict):

@@ -7,8 +7,10 @@ that ``--help`` is quick: what other modules know too is repeated here, and a te
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import defectcam
 
@@ -22,6 +24,7 @@ __all__ = [
     "DONE",
     "INTERRUPTED",
     "METHODS",
+    "OFF",
     "PARAMETERS",
     "SERVICE_OPTIONS",
     "TABLE_FORMATS",
@@ -49,6 +52,9 @@ ANNOTATION_FORMATS = ("coco", "cvat", "labelme", "labelstudio", "voc", "yolo")
 #: As `defectcam.attribution` has them, which would load torch.
 METHODS = ("cam", "gradcam", "gradcam++", "scorecam", "layercam", "eigencam")
 
+#: Switches off what a model stores, where an option that is not given leaves it as it is.
+OFF = "none"
+
 _T = TypeVar("_T")
 
 
@@ -69,6 +75,14 @@ def _or_none(parse: Callable[[str], _T]) -> Callable[[str], _T | None]:
 
     parse_or_none.__name__ = f"{parse.__name__} or none"  # argparse names it in its message
     return parse_or_none
+
+
+def _or_off(parse: Callable[[str], _T]) -> Callable[[str], _T | str]:
+    def parse_or_off(text: str) -> _T | str:
+        return OFF if text.lower() == OFF else parse(text)
+
+    parse_or_off.__name__ = f"{parse.__name__} or none"
+    return parse_or_off
 
 
 def _number_or_text(text: str) -> float | str:
@@ -289,9 +303,45 @@ def _add_parameter(group: argparse._ArgumentGroup, parameter: _Parameter) -> Non
     group.add_argument(f"--{parameter.name.replace('_', '-')}", **options)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Complains with the usage of the command that is wrong, and names an option that was meant."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self._parser_of(parsed.command).error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        super().error(message + self._meant())
+
+    def _parser_of(self, command: str) -> argparse.ArgumentParser:
+        choices = (a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction))
+        parser: argparse.ArgumentParser = next(choices)[command]
+        return parser
+
+    def _meant(self) -> str:
+        """Name the options that those look like which the command does not have."""
+        meant = ""
+        for argument in self._given:
+            name = argument.partition("=")[0]
+            if argument == "--":
+                break
+            if name.startswith("--") and name not in self._option_string_actions:
+                near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+                meant += "".join(f"; did you mean {one} by {name}?" for one in near)
+        return meant
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser; what it parses has the command's name as ``command``."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="defectcam",
         description="Train on good and defective images, and see where the defect is. Progress "
         "goes to standard error, results to standard output.",
@@ -377,8 +427,9 @@ def _add_localize(localize: Any) -> None:
     localize.add_argument(
         "--tile",
         metavar="SIZE",
-        type=_tile,
-        help="see images in tiles of N or HxW pixels; auto: by their size (default: as in fit)",
+        type=_or_off(_tile),
+        help="see images in tiles of N or HxW pixels; auto: by their size; none: whole (default: "
+        "as in fit)",
     )
     localize.add_argument(
         "--overlap",
@@ -643,13 +694,15 @@ def _add_loading(parser: Any) -> None:
         "--box-threshold",
         metavar="T",
         type=float,
-        help="boxes are where the heatmap is above this (default: the model's)",
+        help="boxes, in tables and JSON and on overlays, are where the heatmap is above this "
+        "(default: the model's)",
     )
     parser.add_argument(
         "--second-look",
         metavar="F",
-        type=float,
-        help="see defective images again, F times larger, for a finer heatmap: 1.3, for instance",
+        type=_or_off(float),
+        help="see defective images again, F times larger, for a finer heatmap and its boxes: 1.3, "
+        "for instance; none: once (default: the model's)",
     )
     _add_machine(parser)
 

@@ -23,8 +23,15 @@ from numpy.typing import NDArray
 
 from defectcam.diagnostics import ENOUGH_DEFECTS
 from defectcam.duplicates import duplicate_pairs, thumbnail
-from defectcam.folders import find_good_label, labelled_folder, sub_folder
-from defectcam.images import ImageReadError, find_images, read_image
+from defectcam.folders import (
+    empty_good_folder,
+    find_good_label,
+    labelled_folder,
+    skipped_files,
+    sub_folder,
+    unused_classes,
+)
+from defectcam.images import ImageReadError, find_images, read_image, skipped_text
 from defectcam.threads import ordered_map
 
 __all__ = ["SEVERITIES", "Examination", "Finding", "examine"]
@@ -41,6 +48,7 @@ _ENOUGH_TO_SPLIT = 20  # defective images, of which a fifth are tested on
 _DEFAULT_SIZE = 320  # of the network's input
 _MANY_ASPECTS = 1.1  # ratio of the widest to the narrowest image's aspect
 _FLAT = 2.0  # grey levels of standard deviation below which an image shows nothing
+_NAME_GOOD = "name the sub-folder of good parts: --good-label NAME"
 _DARK = 16  # highest value of an image that holds 12 bits in 16
 
 
@@ -141,8 +149,11 @@ def examine(
     try:
         paths, types = labelled_folder(root, good_label)
     except ImageReadError as error:
-        findings.append(_layout_error(root, error))
-        return Examination(findings, "mend the folder, then: " + _command("doctor", root))
+        name = [] if good_label is None else ["--good-label", good_label]
+        findings.append(_layout_error(root, error, good_label))
+        if findings[-1].advice == _NAME_GOOD:
+            return Examination(findings, _command("doctor", root, "--good-label", "NAME"))
+        return Examination(findings, "mend the folder, then: " + _command("doctor", root, *name))
     good = find_good_label(types, good_label)
     findings += _layout(root, paths, types, good)
     images = _read(paths, types, n_jobs, progress)
@@ -245,16 +256,22 @@ def _device(torch: Any, resolve_precision: Callable[[str, Any], Any]) -> Finding
 # --- The folder -------------------------------------------------------------------------------
 
 
-def _layout_error(root: str, error: ImageReadError) -> Finding:
+def _layout_error(root: str, error: ImageReadError, good_label: str | None) -> Finding:
     advice = "give a folder with a sub-folder of images for each class"
     if os.path.isdir(root):
         found = find_images(root)
         inside = [entry.path for entry in os.scandir(root) if entry.is_dir()]
         fitting = [path for path in sorted(inside) if _is_labelled(path)]
-        if fitting:
+        types = {Path(path).relative_to(root).parts[0] for path in found}
+        empty = None
+        if good_label not in types:
+            empty = empty_good_folder(root, good_label)
+        if empty is not None:
+            advice = empty
+        elif fitting:
             advice = f"the folder inside is one: {_command('doctor', fitting[0])}"
         elif any(os.path.dirname(path) != root for path in found):
-            advice = "name the sub-folder of good parts: --good-label NAME"
+            advice = _NAME_GOOD
         elif found:
             advice = "move good images into a sub-folder good/, each kind of defect into its own"
     return Finding("error", "layout", str(error), advice)
@@ -289,7 +306,12 @@ def _layout(root: str, paths: Sequence[str], types: Sequence[str], good: str) ->
             "move them into the sub-folders",
             ignored,
         )
-    yield _balance(n_good, n_bad)
+    unused = []
+    if skipped := skipped_files(root):
+        unused = unused_classes(root, skipped)
+        message, _, advice = skipped_text(skipped).partition(": ")
+        yield Finding("warning", "layout", f"{message}.", advice, skipped)
+    yield from _balance(n_good, n_bad, unused)
     rare = sorted(kind for kind, n in counts.items() if n == 1 and len(counts) > 1)
     if rare:
         yield Finding(
@@ -301,39 +323,55 @@ def _layout(root: str, paths: Sequence[str], types: Sequence[str], good: str) ->
         )
 
 
-def _balance(n_good: int, n_bad: int) -> Finding:
+def _balance(n_good: int, n_bad: int, unused: Sequence[str]) -> Iterator[Finding]:
+    """Look at the numbers of images, where there are sub-folders with nothing but skipped files."""
     check = "class balance"
-    if n_bad == 0:
-        return Finding(
+    if unused:
+        names = ", ".join(f"{name}/" for name in unused)
+        holds = "holds" if len(unused) == 1 else "hold"
+        yield Finding(
+            "warning", check, f"{names} {holds} only skipped files.", "convert them, to PNG or TIFF"
+        )
+    if n_bad == 0 and not unused:
+        yield Finding(
             "warning",
             check,
             "there are only good images: novelty alone will decide.",
             "add a sub-folder of defective images, even ten",
         )
-    if n_good < ENOUGH_DEFECTS:
-        return Finding(
-            "warning",
-            check,
-            f"there are only {n_good} good images: what is normal cannot be learned from so few.",
+    few = False
+    for kind, n, what, advice in (
+        (
+            "good",
+            n_good,
+            "what is normal cannot be learned from so few.",
             "add good images, 50 or more",
-        )
-    if n_bad < ENOUGH_DEFECTS:
-        return Finding(
-            "warning",
-            check,
-            f"there are only {n_bad} defective images: the threshold, and every figure measured "
-            "on them, will be uncertain.",
+        ),
+        (
+            "defective",
+            n_bad,
+            "the threshold, and every figure measured on them, will be uncertain.",
             "add defective images",
-        )
-    if n_bad > n_good:
-        return Finding(
+        ),
+    ):
+        if 1 < n < ENOUGH_DEFECTS:
+            message = f"there are only {n} {kind} images: {what}"
+        elif n == 1:
+            message = f"there is a single {kind} image: none can be held out for thresholds."
+        else:
+            continue
+        few = True
+        yield Finding("warning", check, message, advice)
+    if n_bad > n_good >= ENOUGH_DEFECTS:
+        yield Finding(
             "note",
             check,
             f"{n_bad} defective and {n_good} good images: on a line good parts are many, and "
             "thresholds are learned from the shares here.",
             "add good images",
         )
-    return Finding("ok", check, f"{n_good} good and {n_bad} defective images")
+    elif n_bad > 0 and not few:
+        yield Finding("ok", check, f"{n_good} good and {n_bad} defective images")
 
 
 class _Image(NamedTuple):

@@ -1,6 +1,6 @@
 """What complaints have in common: the categories of warnings, and the base of errors about files.
 
-Owns the names of the warnings that `fit` gives about the training data, the line of the caller's
+Owns the names of the warnings about the images that were given, the line of the caller's
 that they are attributed to, and `DataError`. Depends on nothing else in the package; what a warning
 or an error says is written where it is found out.
 """
@@ -16,6 +16,7 @@ __all__ = [
     "FewDefectsWarning",
     "NearDuplicateWarning",
     "OnlyGoodImagesWarning",
+    "SkippedFilesWarning",
     "SuspectLabelsWarning",
     "warn_caller",
 ]
@@ -55,6 +56,10 @@ class SuspectLabelsWarning(UserWarning):
 
 class NearDuplicateWarning(UserWarning):
     """Training images that are copies of one another are labelled good and defective."""
+
+
+class SkippedFilesWarning(UserWarning):
+    """A folder holds pictures in a format that is not read, HEIC for example; they are left out."""
 
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:

@@ -33,6 +33,7 @@ from defectcam.files import check_target, temporary_folder, write_atomically
 from defectcam.graph import Decision, DeployedNetwork
 from defectcam.images import is_path, read_reduced
 from defectcam.parity import Int8Loss, Parity, TorchProgram, measure_int8_loss, verify
+from defectcam.results import check_decision_threshold
 from defectcam.review import Labelled, labelled_images
 from defectcam.runtime import METADATA_KEY, SCHEMA_VERSION, Inspector, graph_inputs
 from defectcam.sources import as_sources, spread
@@ -236,7 +237,7 @@ def to_openvino(
         raise ValueError(f"{written}: OpenVINO IR has the suffix .xml.")
     _check_target(written, overwrite, is_int8=False)
     description = read_description(source)
-    model = _import("onnx", f"{written}").load(source)
+    model = _import("onnx", f"{written}", "openvino").load(source)
     _write_openvino(written, _without_default_size(model), description)
 
 
@@ -257,6 +258,7 @@ def _engine_name(suffix: str) -> str:
 
 def deployed(clf: DefectCAMClassifier) -> DeployedNetwork:
     """Join the parts of a fitted classifier in one module, in float32 on the processor."""
+    check_decision_threshold("threshold_", clf.threshold_)
     classes = clf._classes
     decision = Decision(
         good=classes.good,
@@ -355,15 +357,21 @@ def check_suffix(target: Path, *, is_int8: bool) -> None:
         raise ValueError(f"{target}: int8 is written to .onnx and .xml alone.")
 
 
+def check_packages(target: Path, *, is_int8: bool) -> None:
+    """Refuse to write a file for which a package is missing, by an `ImportError`."""
+    needed = {".onnx": ("onnx", "onnxscript"), ".xml": ("onnx", "onnxscript", "openvino")}
+    extra = "openvino" if _suffix(target) == ".xml" else "onnx"
+    for package in needed.get(_suffix(target), ()):
+        _import(package, f"{target}", extra)
+    if is_int8:
+        _import("onnxruntime", "int8", extra)
+
+
 def _check_target(target: Path, overwrite: bool, is_int8: bool) -> None:
     check_suffix(target, is_int8=is_int8)
     for file in [target, *([target.with_suffix(".bin")] if _suffix(target) == ".xml" else [])]:
         check_target(file, overwrite)
-    needed = {".onnx": ("onnx", "onnxscript"), ".xml": ("onnx", "onnxscript", "openvino")}
-    for package in needed.get(_suffix(target), ()):
-        _import(package, f"{target}")
-    if is_int8:
-        _import("onnxruntime", "int8")
+    check_packages(target, is_int8=is_int8)
 
 
 def _check_torch(target: Path) -> None:
@@ -375,11 +383,10 @@ def _check_torch(target: Path) -> None:
         )
 
 
-def _import(package: str, what: str) -> Any:
+def _import(package: str, what: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        extra = "openvino" if package == "openvino" else "onnx"
         message = _MISSING.format(what=what, package=package, extra=extra)
         raise ImportError(message) from error
 

@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ __all__ = [
     "check_target",
     "check_writable",
     "is_temporary",
+    "refuse_special",
     "remove_leftovers",
     "staged_folder",
     "temporary_folder",
@@ -63,14 +65,36 @@ def check_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
         If it exists and `overwrite` is false.
     FileNotFoundError
         If the folder that is to hold it does not exist.
+    OSError
+        If it is a pipe or a device.
     """
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder: give the name of a file in it.")
+    refuse_special(target)
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
     _refuse_missing_parent(target)
     return target
+
+
+def refuse_special(path: str | os.PathLike[str]) -> None:
+    """Refuse pipes and devices: a file that takes their name would put them out of use.
+
+    Raises
+    ------
+    OSError
+        If it is there and no regular file, nor a link to one, or lies where the system keeps
+        devices: ``/dev/stdout`` may lead to a regular file.
+    """
+    target = Path(path)
+    parent = os.path.realpath(target.parent)
+    is_device = os.name == "posix" and (parent == "/dev" or parent.startswith("/proc/"))
+    with contextlib.suppress(FileNotFoundError):
+        mode = target.stat().st_mode
+        is_device |= not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    if is_device:
+        raise OSError(f"cannot write {target}: it is a pipe or a device, give the name of a file.")
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -97,7 +121,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     Parameters
     ----------
     path : str or PathLike
-        A file of that name is replaced, once the new one is safely on disk.
+        A file of that name is replaced, once the new one is safely on disk. So is a link: what it
+        leads to stays as it was.
     data : bytes
         What the file is to hold.
 
@@ -106,10 +131,12 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     FileNotFoundError
         If the folder does not exist.
     OSError
-        If the file cannot be written. Nothing is left behind then, and an old file stays.
+        If the file cannot be written, a pipe or a device for example. Nothing is left behind then,
+        and an old file stays.
     """
     target = Path(path)
     _refuse_missing_parent(target)
+    refuse_special(target)
     with _temporary(target, Path.touch) as temporary:
         try:
             with temporary.open("wb") as file:
@@ -184,6 +211,7 @@ def staged_folder(folder: str | os.PathLike[str], last: str | None = None) -> It
                 )
             if place.is_dir():
                 raise IsADirectoryError(f"cannot write {place}: there is a folder of that name.")
+            refuse_special(place)
         target.mkdir(exist_ok=True)
         for file in sorted(files, key=lambda path: path.name == last):
             places[file].parent.mkdir(parents=True, exist_ok=True)

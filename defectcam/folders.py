@@ -15,17 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from defectcam.images import ImageReadError, find_images
+from defectcam.images import ImageReadError, find_images, find_skipped, skipped_text
 from defectcam.plain_labels import plain_label
 
 __all__ = [
     "GOOD_NAMES",
+    "empty_good_folder",
     "find_good_label",
     "find_masks",
     "labelled_folder",
     "mask_folder",
     "mask_name",
+    "skipped_files",
     "sub_folder",
+    "unused_classes",
 ]
 
 GOOD_NAMES = (
@@ -96,6 +99,76 @@ def labelled_folder(
         ]
     _refuse_other_layouts(folder, [name for _, name in labelled], good_label)
     return [path for path, _ in labelled], [name for _, name in labelled]
+
+
+def skipped_files(root: str | os.PathLike[str]) -> list[str]:
+    """List the pictures that a folder's classes lack because their format is not read.
+
+    Parameters
+    ----------
+    root : str or PathLike
+        As `labelled_folder` takes it.
+
+    Returns
+    -------
+    list of str
+        Sorted; not those of masks.
+    """
+    folder = os.fspath(root)
+    skipped = find_skipped(folder)
+    return [path for path in skipped if _first_folder(folder, path).lower() != _MASK_FOLDER]
+
+
+def unused_classes(root: str | os.PathLike[str], skipped: Sequence[str]) -> list[str]:
+    """Name the sub-folders that hold no image, but skipped files.
+
+    Parameters
+    ----------
+    root : str or PathLike
+        As `labelled_folder` takes it.
+    skipped : sequence of str
+        As `skipped_files` lists them.
+
+    Returns
+    -------
+    list of str
+        Relative to `root`: ``dent``, or ``test/dent`` in the MVTec AD layout.
+    """
+    folder = os.fspath(root)
+    classes = sorted({os.path.relpath(_class_folder(folder, path), folder) for path in skipped})
+    return [
+        Path(name).as_posix()
+        for name in classes
+        if name != os.curdir and not find_images(os.path.join(folder, name))
+    ]
+
+
+def empty_good_folder(root: str | os.PathLike[str], good_label: str | None = None) -> str | None:
+    """Say which folder of good parts holds no images.
+
+    Parameters
+    ----------
+    root : str or PathLike
+        As `labelled_folder` takes it, and refuses it.
+    good_label : str, optional
+        Name of the sub-folder of good parts; by default one among `GOOD_NAMES`.
+
+    Returns
+    -------
+    str or None
+        The folder and what is to be done, ``"good/ holds no images: put good images there"``; None
+        where there is no such folder.
+    """
+    folder = os.fspath(root)
+    splits = [split for name in _SPLITS if (split := sub_folder(folder, name)) is not None]
+    for parent in (Path(folder), *splits):
+        names = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir())
+        for name in _good_matches(names, good_label):
+            if not find_images(parent / name):
+                shown = (parent / name).relative_to(folder).as_posix()
+                holds = "only skipped files" if find_skipped(parent / name) else "no images"
+                return f"{shown}/ holds {holds}: put good images there"
+    return None
 
 
 def sub_folder(root: str | os.PathLike[str], name: str) -> Path | None:
@@ -230,9 +303,12 @@ def find_good_label(labels: ArrayLike, good_label: Any = None) -> Any:
     if len(matches) == 1:
         return matches[0]
     what = f"{len(matches)} labels ({_listed(matches)})" if matches else "None of the labels"
+    names = f"one name of {', '.join(GOOD_NAMES)}"
+    are_names = bool(found) and all(isinstance(label, str) for label in found)
+    known = f"is {names}" if are_names else f"are False, 0 of 0 and 1, and {names}"
     raise ValueError(
         f"{what} can be taken for good parts: pass good_label=..., one of {_listed(found)}. "
-        f"Found without it are False, 0 of 0 and 1, and one name of {', '.join(GOOD_NAMES)}."
+        f"Found without it {known}."
     )
 
 
@@ -270,6 +346,19 @@ def _listed(labels: Sequence[Any]) -> str:
     return ", ".join(shown) if shown else "(there are none)"
 
 
+def _first_folder(root: str, path: str) -> str:
+    """Name the sub-folder of `root` that a file is in; empty for a file of its own."""
+    name, *deeper = Path(path).relative_to(root).parts
+    return name if deeper else ""
+
+
+def _class_folder(root: str, path: str) -> str:
+    """Give the folder by which a file is labelled: of `root`, or of train and test in it."""
+    first, *deeper = Path(path).relative_to(root).parts[:-1] or ("",)
+    is_split = first.lower() in _SPLITS and len(deeper) > 0
+    return os.path.join(root, first, deeper[0]) if is_split else os.path.join(root, first)
+
+
 def _by_first_folder(root: str, paths: Sequence[str]) -> dict[str, list[str]]:
     """Group paths by the sub-folder of `root` they are in; not masks, nor `root`'s own images."""
     groups: dict[str, list[str]] = {}
@@ -288,10 +377,14 @@ def _refuse_other_layouts(folder: str, types: Sequence[str], good_label: str | N
             return
         except ValueError as error:
             problem = error
+    empty = None
+    if not _good_matches(sorted(set(types)), good_label):
+        empty = empty_good_folder(folder, good_label)
     raise ImageReadError(
         f"{folder!r} has another layout than expected. Expected: a sub-folder of images for each "
         "class, one of them good (good/ and scratch/, say), or train/good and test/<class> as in "
-        f"MVTec AD. Found: {_contents(folder)}." + (f" {problem}" if problem else "")
+        f"MVTec AD. Found: {_contents(folder)}."
+        + (f" {empty}." if empty else f" {problem}" if problem else "")
     ) from problem
 
 
@@ -306,4 +399,6 @@ def _contents(folder: str) -> str:
     shown = sub_folders[:_MAX_NAMES]
     if len(sub_folders) > len(shown):
         shown.append(f"{len(sub_folders) - len(shown)} more sub-folders")
-    return ", ".join(shown or ["no sub-folders"]) + f"; {n_loose} images outside them"
+    skipped = skipped_files(folder)
+    left_out = f"; {skipped_text(skipped)}" if skipped else ""
+    return ", ".join(shown or ["no sub-folders"]) + f"; {n_loose} images outside them{left_out}"

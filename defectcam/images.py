@@ -31,7 +31,8 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
@@ -42,12 +43,14 @@ from defectcam.threads import ordered_map
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "SKIPPED_SUFFIXES",
     "ImageReadError",
     "ImageSource",
     "as_array",
     "check_readable",
     "content_hashes",
     "find_images",
+    "find_skipped",
     "image_size",
     "open_file",
     "read_hashed",
@@ -56,11 +59,17 @@ __all__ = [
     "read_marked",
     "read_reduced",
     "read_reduced_images",
+    "skipped_text",
 ]
 
 _RASTER_SUFFIXES = [".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"]
 _NETPBM_SUFFIXES = [".pbm", ".pfm", ".pgm", ".pnm", ".ppm"]
 IMAGE_SUFFIXES = frozenset([*_RASTER_SUFFIXES, *_NETPBM_SUFFIXES, ".png", ".tif", ".tiff", ".webp"])
+
+_RAW_SUFFIXES = [".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"]
+_OTHER_SUFFIXES = [".exr", ".heic", ".heif", ".jxl", ".pdf", ".psd", ".svg"]
+#: Of pictures that are not read. Who leaves them out of a folder has to say so.
+SKIPPED_SUFFIXES = frozenset([*_RAW_SUFFIXES, *_OTHER_SUFFIXES])
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | np.ndarray | Image.Image"
 
@@ -409,7 +418,56 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
     ------
     ImageReadError
         If `folder` does not exist or is a file, or if a folder in it cannot be listed.
+
+    See Also
+    --------
+    find_skipped : Pictures in formats that are not read.
     """
+    return _files_below(folder, IMAGE_SUFFIXES)
+
+
+def find_skipped(folder: str | os.PathLike[str]) -> list[str]:
+    """List what `find_images` leaves out of a folder although it is a picture, sorted.
+
+    Parameters
+    ----------
+    folder : str or PathLike
+        Searched as by `find_images`.
+
+    Returns
+    -------
+    list of str
+        The files with one of `SKIPPED_SUFFIXES`, photographs of a telephone for example.
+
+    Raises
+    ------
+    ImageReadError
+        As of `find_images`.
+    """
+    return _files_below(folder, SKIPPED_SUFFIXES)
+
+
+def skipped_text(skipped: Sequence[str]) -> str:
+    """Say how many files are left out and what to do, as the end of a sentence.
+
+    Parameters
+    ----------
+    skipped : sequence of str
+        As `find_skipped` lists them; at least one.
+
+    Returns
+    -------
+    str
+        ``"4 files are skipped for the suffix (3 .heic, 1 .dng): convert them, to PNG or TIFF"``.
+    """
+    suffixes = Counter(os.path.splitext(path)[1].lower() for path in skipped)
+    counts = ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common())
+    files = "1 file is" if len(skipped) == 1 else f"{len(skipped)} files are"
+    them = "it" if len(skipped) == 1 else "them"
+    return f"{files} skipped for the suffix ({counts}): convert {them}, to PNG or TIFF"
+
+
+def _files_below(folder: str | os.PathLike[str], suffixes: Collection[str]) -> list[str]:
     root = os.fspath(folder)
     if not os.path.isdir(root):
         what = "is a file" if os.path.exists(root) else "does not exist"
@@ -421,7 +479,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[str]:
         # A link that leads back to one of its own parents would otherwise never end.
         folders[:] = [] if real in entered else sorted(f for f in folders if not f.startswith("."))
         if real not in entered:
-            found += [os.path.join(parent, file) for file in files if _looks_like_image(file)]
+            found += [os.path.join(parent, file) for file in files if _ends_in(file, suffixes)]
         entered.add(real)
     return sorted(found)
 
@@ -496,9 +554,9 @@ def _refuse_folder(error: OSError) -> None:
     ) from error
 
 
-def _looks_like_image(file_name: str) -> bool:
+def _ends_in(file_name: str, suffixes: Collection[str]) -> bool:
     suffix = os.path.splitext(file_name)[1].lower()
-    return suffix in IMAGE_SUFFIXES and not file_name.startswith(".")
+    return suffix in suffixes and not file_name.startswith(".")
 
 
 def _read_file(

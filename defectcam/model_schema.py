@@ -130,6 +130,14 @@ def _is_number(value: Any) -> bool:
     return is_real and abs(value) < 1e300 and math.isfinite(value)
 
 
+def _is_probability(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_version(value: Any) -> bool:
     return _is_count(value) and value >= 1
 
@@ -249,13 +257,14 @@ _RULES = (
     _Rule("classes.dtype", "the type of texts, booleans or integers", _is_label_dtype),
     _Rule("classes.labels", "two or more sorted labels of one type", _are_labels),
     _Rule("classes.good", "a whole number", _is_count),
-    _Rule("threshold", "a number", _is_number),
+    _Rule("threshold", "a probability, from 0 to 1", _is_probability),
     _Rule("defect_probability", "an object", _is_object),
     _Rule("heat_model", "an object", _is_object),
     _Rule("familiarity_limit", "a number or null", _or_null(_is_number), is_optional=True),
     _Rule("tile_model", "an object or null", _or_null(_is_object), is_optional=True),
+    _Rule("interrupted", "true, false or null", _or_null(_is_switch), is_optional=True),
     _Rule("n_images_seen", "a whole number", _is_count, is_optional=True),
-    _Rule("n_rows_seen", "a whole number", _is_count, is_optional=True),
+    _Rule("n_rows_seen", "a whole number or null", _or_null(_is_count), is_optional=True),
     _Rule("training_data", "a fingerprint or null", _or_null(_is_fingerprint), is_optional=True),
     _Rule("history", "an object of lists", _is_table),
 )

@@ -35,6 +35,7 @@ from defectcam.classifier import DefectCAMClassifier
 from defectcam.exceptions import DataError
 from defectcam.files import check_target, write_atomically
 from defectcam.fingerprint import Fingerprint
+from defectcam.images import IMAGE_SUFFIXES
 from defectcam.isolation import undisturbed
 from defectcam.labels import Classes
 from defectcam.model_schema import MAX_HEADER, check_description, parse_json
@@ -67,6 +68,8 @@ _FITTED_DIMENSIONS = {"drift_reference_": 2}  # the others have one
 _DIGEST = "defectcam_digest"  # of all the rest, in the metadata
 #: What reading wrong content leads to: IndexError and OverflowError are among the first two.
 _WRONG_CONTENT = (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RuntimeError)
+_EXPORTED = (".onnx", ".xml", ".pt2")  # as of `export`
+_TABLES = (".csv", ".html", ".json", ".jsonl", ".parquet", ".toml")
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
@@ -276,6 +279,7 @@ def _describe(clf: DefectCAMClassifier) -> dict[str, Any]:
         "heat_model": _encode(clf._heat_model, "the heatmap's model"),
         "familiarity_limit": clf._familiarity_limit,
         "tile_model": _encode(clf._tile_model, "the model of tiles"),
+        "interrupted": clf.interrupted_,
         "n_images_seen": clf.n_images_seen_,
         "n_rows_seen": clf._n_rows_seen,
         "training_data": data and data._asdict(),
@@ -347,17 +351,33 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         n_header = int.from_bytes(start.read(8), "little")
     if MAX_HEADER < n_header <= os.path.getsize(name):
         raise ModelFileError(
-            f"{name!r} has a header of {n_header} bytes, more than any model's: it is no defectcam "
-            "model."
+            _other_kind(name)
+            or f"{name!r} has a header of {n_header} bytes, more than any model's: it is no "
+            "defectcam model."
         )
     try:
         with safetensors.safe_open(name, framework="pt") as file:
             yield file
     except safetensors.SafetensorError as error:
         raise ModelFileError(
-            f"{name!r} is no safetensors file, or a damaged one ({error}): copy it again, or save "
-            "the model again."
+            _other_kind(name)
+            or f"{name!r} is no safetensors file, or a damaged one ({error}): copy it again, or "
+            "save the model again."
         ) from error
+
+
+def _other_kind(name: str) -> str | None:
+    """Say of a file that is no model what else it is by its suffix, and what to give."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in _EXPORTED:
+        return (
+            f"{name!r} is an exported model: `defectcam serve` or defectcam.runtime.Inspector runs "
+            "it. Here, give the .safetensors file that it was made from."
+        )
+    if suffix in IMAGE_SUFFIXES or suffix in _TABLES:
+        kind = "an image" if suffix in IMAGE_SUFFIXES else f"a {suffix} file"
+        return f"{name!r} is no model file, but {kind}: give the file that `save` or `fit` wrote."
+    return None
 
 
 def _description_of(path: str | os.PathLike[str], file: Any) -> dict[str, Any]:
@@ -442,7 +462,8 @@ def _restore(clf: DefectCAMClassifier, description: dict[str, Any], file: Any) -
     clf._drift_codebooks = _restore_drift_codebooks(tensors, next(network.parameters()).device)
     # Files of 0.1.0 lack it, when there was no other call than one `fit`.
     clf.n_images_seen_ = int(description.get("n_images_seen", len(clf.held_out_probability_)))
-    clf._n_rows_seen = int(description.get("n_rows_seen", clf.n_images_seen_))
+    clf._n_rows_seen = description.get("n_rows_seen")
+    clf.interrupted_ = description.get("interrupted")
     data = description.get("training_data")
     clf.training_data_ = None if data is None else Fingerprint(data["digest"], data["labels"])
     clf.weights_source_ = description["weights_source"]

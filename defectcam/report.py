@@ -462,7 +462,10 @@ def _model_rows(clf: Any) -> Rows:
         "threshold": "Decision threshold",
         "box_threshold": "Box threshold",
     }
-    return [(name, _text(info[key])) for key, name in names.items()]
+    rows = [(name, _text(info[key])) for key, name in names.items()]
+    if info.get("interrupted"):
+        rows.append(("Training", "interrupted: thresholds rest on what was finished"))
+    return rows
 
 
 def _text(value: Any) -> str:

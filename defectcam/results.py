@@ -30,7 +30,7 @@ from defectcam.placement import PlacedGeometry
 from defectcam.plain_labels import ANOMALY, plain_label
 from defectcam.shapes import AnnotatedImage, outlined
 
-__all__ = ["Localization"]
+__all__ = ["Localization", "check_decision_threshold"]
 
 _NOTEBOOK_SIDE = 640  # pixels of the longer side of the picture shown in a notebook
 _NOTEBOOK_BOXES = 10
@@ -177,9 +177,9 @@ class Localization:
             )
         if not 0 <= plain["probability"] <= 1:
             raise ValueError(f"probability must lie between 0 and 1, got {self.probability!r}.")
-        for name in ("threshold", "decision_threshold"):
-            if not np.isfinite(plain[name]):
-                raise ValueError(f"{name} must be a finite number, got {plain[name]!r}.")
+        check_decision_threshold("decision_threshold", plain["decision_threshold"])
+        if not np.isfinite(plain["threshold"]):
+            raise ValueError(f"threshold must be a finite number, got {plain['threshold']!r}.")
         if not 0 <= plain["point_spread"] < float("inf"):
             raise ValueError(
                 f"point_spread must be a finite number of cells from 0, got {self.point_spread!r}."
@@ -278,8 +278,8 @@ class Localization:
         threshold : float, optional
             The new threshold of the map: other boxes. None keeps the present one.
         decision_threshold : float, optional
-            The new threshold of the probability: perhaps another `is_defect` and `label`. None
-            keeps the present one.
+            The new threshold of the probability, in [0, 1]: perhaps another `is_defect` and
+            `label`. None keeps the present one.
         peak_fraction : float, optional
             The new share of the map's highest value that boxes must reach, 0 for none. None keeps
             the present one.
@@ -648,6 +648,21 @@ class Localization:
         if is_path(self.source):
             return _path_text(self.source)
         return "none" if self.source is None else "an image in memory"
+
+
+def check_decision_threshold(name: str, value: float) -> None:
+    """Refuse what is no threshold of a probability.
+
+    Raises
+    ------
+    ValueError
+        Naming it and its value.
+    """
+    if not 0 <= value <= 1:  # NaN is neither
+        raise ValueError(
+            f"{name} must be a probability, from 0 to 1, as images are called defective from there "
+            f"on; got {value!r}."
+        )
 
 
 def _path_text(path: str | os.PathLike[str]) -> str:

@@ -19,8 +19,16 @@ from defectcam.dataset_images import (
     dataset_labels,
     named_labels,
 )
-from defectcam.folders import labelled_folder
-from defectcam.images import ImageReadError, as_array, find_images, is_path
+from defectcam.exceptions import SkippedFilesWarning, warn_caller
+from defectcam.folders import labelled_folder, skipped_files, unused_classes
+from defectcam.images import (
+    ImageReadError,
+    as_array,
+    find_images,
+    find_skipped,
+    is_path,
+    skipped_text,
+)
 from defectcam.views import ImageView, original_of
 
 
@@ -43,6 +51,7 @@ def labelled_sources(X: Any, y: Any, good_label: Any) -> tuple[Sources, Any]:
     if is_path(X) and os.path.isdir(X):
         if y is None:
             paths, types = labelled_folder(X, good_label)
+            warn_of_skipped(X, skipped_files(X))
             return Sources(list(paths), single=False), types
         raise ValueError(
             f"X={os.fspath(X)!r} is a folder, whose sub-folders are the labels: leave y out, or "
@@ -117,7 +126,9 @@ def as_sources(X: Any) -> Sources:
     """
     if is_path(X):
         if os.path.isdir(X):
-            return _non_empty(find_images(X), X)
+            found = _non_empty(find_images(X), X)
+            warn_of_skipped(X, find_skipped(X))
+            return found
         return Sources([X], single=True)
     if isinstance(X, (Image.Image, DatasetImage, ImageView)):
         return Sources([X], single=True)
@@ -150,6 +161,18 @@ def as_sources(X: Any) -> Sources:
             "of files or images, or a data set."
         )
     return _non_empty(list(X), X)
+
+
+def warn_of_skipped(folder: str | os.PathLike[str], skipped: Sequence[str]) -> None:
+    """Warn of pictures in a folder that are left out because their format is not read."""
+    if not skipped:
+        return
+    unused = unused_classes(folder, skipped)
+    nothing_else = f" Nothing else is in {', '.join(f'{name}/' for name in unused)}."
+    warn_caller(
+        f"In {os.fspath(folder)!r}, {skipped_text(skipped)}.{nothing_else if unused else ''}",
+        SkippedFilesWarning,
+    )
 
 
 def paths_of(sources: Sources) -> list[Any]:
@@ -207,7 +230,9 @@ def _named(X: Any) -> str:
 def _non_empty(items: list[Any], X: Any) -> Sources:
     if not items:
         error = ImageReadError if is_path(X) else ValueError
+        skipped = find_skipped(X) if is_path(X) else []
         raise error(
             f"Found no image in X ({_named(X)}): 0 sample(s) while a minimum of 1 is required."
+            + (f" {skipped_text(skipped)}." if skipped else "")
         )
     return Sources(items, single=False)

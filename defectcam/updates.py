@@ -83,7 +83,7 @@ def learn_more(
         clf._check_for_good_only(clf._classes.good_label)
     memory = _remembered(clf)
     largest = np.iinfo(np.int32).max
-    seed = (draw_seed(clf.random_state) + clf._n_rows_seen) % largest  # another one each day
+    seed = (draw_seed(clf.random_state) + _n_rows_seen(clf)) % largest  # another one each day
     train_begins(clf.callbacks, clf)
     hashes = clf._hashes(new.sources.items, new.weighed.rows)
     with isolated(seed, next(clf.network_.parameters()).device):
@@ -93,7 +93,7 @@ def learn_more(
     if learned.trained is not None:
         _take_over(updated, learned, learned.trained, new.weighed)
     updated.n_images_seen_ += new.weighed.n_used
-    updated._n_rows_seen += len(new.weighed.rows)
+    updated._n_rows_seen = _n_rows_seen(clf) + len(new.weighed.rows)
     if clf.training_data_ is not None:  # else earlier images are not known
         data = fingerprint_of_rows(hashes, new.labels, new.weighed.rows)
         updated.training_data_ = clf.training_data_.joined(data)
@@ -158,7 +158,7 @@ def _learn(
         warn_if_duplicates(new_pairs, is_defect[:n_new], new.sources.items, new.weighed.rows)
         course = _course(clf, network, records, memory, duplicate_groups(pairs, n_images), seed)
         if course is not None:
-            records = _judged(records, course, pairs, clf._n_rows_seen)
+            records = _judged(records, course, pairs, _n_rows_seen(clf))
         keeper = Keeper(cache, records, is_defect, clf._replay_places())
         weights = records.weights * importance(records.labels, seen)
         trained: Trained | None = None
@@ -196,6 +196,10 @@ def _train(
     if trained.result.interrupted:
         raise KeyboardInterrupt
     return network, trained
+
+
+def _n_rows_seen(clf: DefectCAMClassifier) -> int:
+    return clf.n_images_seen_ if clf._n_rows_seen is None else clf._n_rows_seen
 
 
 def _judged(records: Records, course: Course, pairs: NDArray[np.intp], n_learned: int) -> Records:
@@ -259,6 +263,8 @@ def _take_over(
 ) -> None:
     """Set the fitted attributes; those of single images are about the new ones."""
     clf.network_, clf.history_ = learned.network, trained.result.history
+    if trained.result.interrupted:
+        clf.interrupted_ = True
     records = learned.records
     current = are_current(records.experience, records.targets)
     weights = relative_weights(records.weights)

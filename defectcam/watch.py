@@ -39,7 +39,7 @@ from filelock import FileLock, Timeout
 from defectcam.display import encode_picture
 from defectcam.exceptions import DataError
 from defectcam.files import is_temporary, write_atomically
-from defectcam.images import IMAGE_SUFFIXES, ImageReadError
+from defectcam.images import IMAGE_SUFFIXES, SKIPPED_SUFFIXES, ImageReadError
 from defectcam.results import Localization
 from defectcam.tables import SCHEMA_VERSION, result_row
 
@@ -377,7 +377,9 @@ class Watcher:
                     folders.append((entry.path, f"{prefix}{entry.name}/"))
                 elif entry.is_symlink() and os.path.isdir(entry.path):
                     links.append((entry.path, f"{prefix}{entry.name}/"))
-                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                elif (suffix := os.path.splitext(entry.name)[1].lower()) in SKIPPED_SUFFIXES:
+                    self._leave_out(prefix + entry.name, suffix)
+                elif suffix in IMAGE_SUFFIXES:
                     name = prefix + entry.name
                     stamp = self._stamp_if_new(name, entry)
                     if stamp is not None:
@@ -402,6 +404,12 @@ class Watcher:
         self._closed.add(name)
         what = f"the sub-folder {name}" if name.endswith("/") else name
         self._warn(f"{what} is left out: {error}.")
+
+    def _leave_out(self, name: str, suffix: str) -> None:
+        """Say once of a picture that its format is not read."""
+        if name not in self._closed:
+            self._closed.add(name)
+            self._warn(f"{name} is left out: {suffix} is not read, convert it to PNG or TIFF.")
 
     def _stamp_if_new(self, name: str, entry: os.DirEntry[str]) -> Stamp | None:
         known = self._recorded.get(name)

@@ -668,10 +668,22 @@ def test_answers_agree_with_each_other(tiny_classifier, arrays, good):
 
 def test_the_threshold_can_be_moved(fitted, paths):
     classifier = copy.deepcopy(fitted)
-    for threshold, label in ((0.0, "scratch"), (np.nextafter(1, 2), "good")):
+    for threshold, label in ((0.0, "scratch"), (1.0, "good")):
         classifier.threshold_ = threshold
         assert set(classifier.predict(paths)) == {label}
         assert {one.label for one in classifier.localize(paths)} == {label}
+
+
+@pytest.mark.parametrize("wrong", [70, -0.1, np.nextafter(1, 2), np.nan, np.inf])
+def test_a_threshold_that_is_no_probability_is_refused_when_it_is_used(fitted, paths, wrong):
+    classifier = copy.deepcopy(fitted)
+    found = classifier.localize(paths[0])
+    classifier.threshold_ = wrong
+    for use in (classifier.predict, classifier.localize, classifier.decision_function):
+        with pytest.raises(ValueError, match=r"threshold_ must be a probability, from 0 to 1.*got"):
+            use(paths)
+    with pytest.raises(ValueError, match="decision_threshold must be a probability"):
+        found.with_threshold(decision_threshold=wrong)
 
 
 def test_a_recall_asked_for_is_reached_on_held_out_images(tiny_classifier, arrays):
@@ -702,7 +714,7 @@ def test_an_unknown_type_is_right_where_it_is_called_any_defect(tiny_classifier,
     assert classifier.score(arrays, y) == (predicted == y).mean()
     classifier.threshold_ = 0.0  # all are called defective
     assert classifier.score(arrays, unknown) == 0.5
-    classifier.threshold_ = 1.1  # none is
+    classifier.threshold_ = 1.0  # none is
     assert classifier.score(arrays, unknown) == 0.5
 
 
@@ -974,6 +986,7 @@ def test_info_can_be_written_as_json(fitted):
     assert info["training_labels"] == {"good": 8, "scratch": 6}
     assert info["training_data"] == fitted.training_data_.digest
     assert info["epochs"] == len(fitted.history_["epoch"])
+    assert info["interrupted"] is False
 
 
 # --- State --------------------------------------------------------------------------------------
@@ -1235,6 +1248,7 @@ def test_an_interrupt_later_leaves_it_usable_with_a_warning(
     with pytest.warns(UserWarning, match=f"interrupted after {n_finished} epochs"):
         classifier.fit(arrays, Y)
     assert len(classifier.history_["epoch"]) == n_finished
+    assert classifier.interrupted_ is classifier.info()["interrupted"] is True
     assert np.isfinite(classifier.predict_proba(arrays)).all()
     assert len(classifier.localize(arrays)) == 10
     if cv is not None:  # scores are centred on good images, which must not make these defective

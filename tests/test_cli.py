@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -225,6 +227,29 @@ def test_wrong_commands(arguments: list[str], capsys: Output) -> None:
 # --- fit --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("predict m x --threshhold 0.2", "did you mean --threshold by --threshhold?"),
+        ("predict m x --treshold=0.2", "did you mean --threshold by --treshold?"),
+        ("localize m x --outptu found", "did you mean --output by --outptu?"),
+        ("info m --jsno", "unrecognized arguments: --jsno; did you mean --json by --jsno?"),
+    ],
+)
+def test_a_mistyped_option_gets_the_commands_usage_and_a_near_name(
+    call: str, said: str, capsys: Output
+) -> None:
+    assert cli.main(call.split()) == cli.USAGE
+    error = capsys.readouterr().err
+    assert f"usage: defectcam {call.split()[0]} " in error
+    assert said in error
+
+
+def test_an_option_like_no_other_is_only_refused(capsys: Output) -> None:
+    assert run("info", "m", "--zzz") == cli.USAGE
+    assert capsys.readouterr().err.endswith("error: unrecognized arguments: --zzz\n")
+
+
 def test_fit_writes_the_model_of_the_api(model: Path, parts: Path) -> None:
     clf = load(model)
     api = DefectCAMClassifier(
@@ -360,6 +385,22 @@ def test_fit_refuses_bad_folders(parts: Path, tmp_path: Path, capsys: Output) ->
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.parametrize("command", [["fit", "-o", "m.safetensors"], ["doctor"]])
+def test_messages_about_the_good_folder_name_the_option(
+    command: list[str], tmp_path: Path, capsys: Output
+) -> None:
+    for name in ("0", "1"):
+        (tmp_path / "parts" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "parts" / name / "1.png")
+    assert run(*command, tmp_path / "parts") == cli.BAD_DATA
+    printed = "".join(capsys.readouterr())
+    assert "give --good-label NAME, one of '0', '1'" in printed
+    assert run(*command, tmp_path / "parts", "--good-label", "2") == cli.BAD_DATA
+    printed += "".join(capsys.readouterr())
+    assert "--good-label '2' is not among the labels" in printed
+    assert "good_label" not in printed
+
+
 @pytest.mark.parametrize(
     "wrong", [["--image-size", "3"], ["--backbone", "no_such_net"], ["--trainable-stages", "99"]]
 )
@@ -392,6 +433,51 @@ def test_interrupted_fit(
     assert (tmp_path / "m").exists() == bool(finished_epochs)
     if finished_epochs:
         assert "warning: Training was interrupted" in capsys.readouterr().err
+        assert run("info", tmp_path / "m") == 0
+        assert re.search(r"^interrupted +True$", capsys.readouterr().out, re.MULTILINE)
+        assert run("report", tmp_path / "m", parts, "-o", tmp_path / "r.html") == 0
+        assert "interrupted: thresholds rest on" in (tmp_path / "r.html").read_text()
+        resume = ["--resume", tmp_path / "r", "--force"]
+        calls.clear()
+        assert run("fit", parts, "-o", tmp_path / "m", *TINY, *resume) == cli.INTERRUPTED
+        warning = capsys.readouterr().err
+        assert "The same command, with its --resume, goes on with it if --force is added" in warning
+        assert "`resume`" not in warning
+
+
+def test_what_a_command_reads_is_never_replaced(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    folder, own = shutil.copytree(parts, tmp_path / "parts"), tmp_path / "m"
+    shutil.copy(model, own)
+    image, other = folder / "good" / "000.png", folder / "good" / "001.png"
+    unnamed = shutil.copy(image, tmp_path / "unnamed")
+    before = {path: path.read_bytes() for path in (own, image, unnamed)}
+    for wrong in (
+        ["predict", own, image, "-o", image, "--format", "csv"],
+        ["predict", own, "--csv", image, other],
+        ["predict", own, unnamed, "--csv", unnamed],
+        ["predict", own, image, "--csv", own],
+        ["fit", folder, "-o", image, *TINY],
+        ["report", own, folder, "-o", own],
+        ["report", own, unnamed, "-o", unnamed],
+    ):
+        assert run(*wrong, "--force") == cli.USAGE, wrong
+        said = capsys.readouterr().err
+        assert "is read by this command" in said or "would be called as an image is" in said
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such devices there")
+def test_devices_and_standard_output_are_no_files(model: Path, parts: Path, capsys: Output) -> None:
+    for name, said in (("/dev/stdout", "a pipe or a device"), ("-", "without -o prints a table")):
+        for force in ([], ["--force"]):
+            for command in (["predict", model, parts], ["report", model, parts], ["fit", parts]):
+                options = ["--format", "csv"] if command[0] == "predict" else []
+                assert run(*command, "-o", name, *options, *force) == cli.USAGE
+                error = capsys.readouterr().err
+                assert said in error and "to overwrite" not in error
+    assert run("localize", model, parts, "-o", "-") == cli.USAGE
 
 
 # --- predict ----------------------------------------------------------------------------------
@@ -419,6 +505,47 @@ def test_predict_prints_a_row_per_image(
     assert len(rows) == 4
     assert rows[0].split()[::2] == ["scratch", str(parts / "good" / "000.png")]
     assert "4 images: 4 defective, 0 good" in printed.err
+
+
+@pytest.fixture
+def all_unfamiliar(monkeypatch: pytest.MonkeyPatch) -> None:
+    localize = DefectCAMClassifier.localize_iter
+    monkeypatch.setattr(
+        DefectCAMClassifier,
+        "localize_iter",
+        lambda *args, **options: (
+            dataclasses.replace(found, unfamiliar=True) for found in localize(*args, **options)
+        ),
+    )
+
+
+@pytest.mark.usefixtures("all_unfamiliar")
+def test_unfamiliar_images_are_marked(
+    decides: Callable[[float], Path], parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    model, image = decides(1.0), parts / "good" / "000.png"
+    calls = [
+        ["predict", model, image],
+        ["localize", model, image, "-o", tmp_path / "found"],
+        ["annotate", model, image, "--format", "coco", "-o", tmp_path / "drafts"],
+    ]
+    for call in calls:
+        assert run(*call) == 0
+        printed = capsys.readouterr()
+        assert re.match(r"good +0\.\d{3}, unfamiliar  ", printed.out), call
+        assert printed.out.endswith(f"  {image}\n")
+        assert "1 images: 0 defective, 1 good, 1 unfamiliar" in printed.err
+
+
+def test_predict_prints_what_tables_hold_as_json(
+    decides: Callable[..., Path], parts: Path, capsys: Output
+) -> None:
+    model = decides(0.0, **MANY_BOXES)
+    assert run("predict", model, parts, "--json", "--quiet") == 0
+    records = json.loads(capsys.readouterr().out)
+    assert records == [result_row(one) for one in load(model).localize(parts)]
+    assert run("predict", model, parts, "--json", "--quiet", "--box-threshold", "99") == 0
+    assert not any(record["boxes"] for record in json.loads(capsys.readouterr().out))
 
 
 def test_predict_writes_csv(model: Path, parts: Path, tmp_path: Path, capsys: Output) -> None:
@@ -487,7 +614,7 @@ def test_exit_code_tells_of_defects_when_asked(
     found = tmp_path / "found"
     assert run("localize", model, image, "-o", found, "--fail-on-defect") == cli.DEFECTS_FOUND
     assert (found / "results.json").exists()
-    assert run("predict", decides(2.0), image, "--fail-on-defect") == 0
+    assert run("predict", decides(1.0), image, "--fail-on-defect") == 0
 
 
 def test_predict_refuses_what_it_cannot_read(
@@ -569,6 +696,14 @@ def test_localize_by_another_method(
     found = load(model).localize(image, method="gradcam++")
     assert record["boxes"] == found.boxes.tolist() != load(model).localize(image).boxes.tolist()
     assert run("localize", model, image, *options, "--method", "cams") == cli.USAGE
+    lower = ["--box-threshold", "0.2", "--quiet", "--force"]
+    assert run("localize", model, image, *options, *lower) == 0
+    [record] = json.loads((output / "results.json").read_text())["images"]
+    assert record["boxes"] == found.with_threshold(0.2).boxes.tolist() != found.boxes.tolist()
+    assert record["threshold"] == 0.2
+    capsys.readouterr()
+    assert run("localize", model, image, *options, "--second-look", "1.3", "--force") == cli.USAGE
+    assert "not of --method gradcam++" in capsys.readouterr().err
 
 
 def test_localize_prints_rows(model: Path, parts: Path, tmp_path: Path, capsys: Output) -> None:
@@ -749,7 +884,7 @@ def test_annotate_refuses_names_and_options_before_the_model_is_loaded(
 def test_evaluate_puts_missed_defects_first(
     decides: Callable[[float], Path], parts: Path, capsys: Output
 ) -> None:
-    assert run("evaluate", decides(2.0), parts, "--quiet") == 0
+    assert run("evaluate", decides(1.0), parts, "--quiet") == 0
     lines = capsys.readouterr().out.splitlines()
     assert " ".join(lines[0].split()) == "defect recall 0.000 0 of 4 defects found"
     assert all(line.startswith("  missed  ") for line in lines[1:5])
@@ -841,6 +976,32 @@ def test_a_report_of_an_empty_folder_is_refused(model: Path, tmp_path: Path, cap
     assert not (tmp_path / "r.html").exists()
 
 
+def test_pictures_that_are_not_read_are_told_in_one_line(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output
+) -> None:
+    folder = tmp_path / "parts"
+    shutil.copytree(parts, folder)
+    (folder / "good" / "1.heic").touch()
+    (folder / "dent").mkdir()
+    (folder / "dent" / "2.HEIC").touch()
+    calls = [
+        ["fit", folder, "-o", tmp_path / "again", *TINY],
+        ["predict", model, folder],
+        ["localize", model, folder, "-o", tmp_path / "found"],
+        ["annotate", model, folder, "--format", "coco", "-o", tmp_path / "drafts"],
+        ["evaluate", model, folder],
+        ["split", folder, "-o", tmp_path / "split"],
+    ]
+    for call in calls:
+        assert run(*call) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+        assert len(said) == 1, call
+        assert "2 files are skipped for the suffix (2 .heic): convert them" in said[0]
+        assert "Nothing else is in dent/." in said[0]
+    assert run("predict", model, folder / "dent") == cli.BAD_DATA
+    assert "1 file is skipped for the suffix (1 .heic)" in capsys.readouterr().err
+
+
 def test_evaluate_needs_to_know_the_good_folder(
     model: Path, parts: Path, tmp_path: Path, capsys: Output
 ) -> None:
@@ -876,7 +1037,10 @@ def test_info(model: Path, capsys: Output) -> None:
     assert info["bytes"] == model.stat().st_size
     assert info["written_with"]["defectcam"] == defectcam.__version__
     assert run("info", model) == 0
-    assert "good, scratch" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "good, scratch" in printed
+    assert re.search(r"^epochs, all folds +3$", printed, re.MULTILINE)  # of three trainings
+    assert re.search(r"^interrupted +False$", printed, re.MULTILINE)
     assert run("info", model.parent) == cli.BAD_DATA
 
 
@@ -1077,6 +1241,27 @@ def test_a_second_look_is_asked_for(model: Path, parts: Path, tmp_path: Path, ca
         assert "--second-look" in capsys.readouterr().err
 
 
+def test_a_second_look_and_tiles_are_switched_off(
+    model: Path, parts: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = tmp_path / "looks.safetensors"
+    load(model).set_params(second_look=1.3).save(looks)
+    image = parts / "good" / "000.png"
+    seen = []
+    load_model = cli._load
+    monkeypatch.setattr(cli, "_load", lambda args: seen.append(load_model(args)) or seen[-1])
+    assert (
+        run("predict", looks, image) == run("predict", looks, image, "--second-look", "none") == 0
+    )
+    assert [clf.second_look for clf in seen] == [1.3, None]
+    found = ["-o", tmp_path / "found", "--tile", "none"]
+    assert run("localize", model, image, *found) == 0
+    monkeypatch.setattr(DefectCAMClassifier, "tile_", property(lambda clf: (64, 64)))
+    capsys.readouterr()
+    assert run("localize", model, image, *found, "--force") == cli.USAGE
+    assert "has learned from tiles" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("doctor", "parts"), ("predict", "model", "part.png"), ("fit", "parts", "-o", "model")],
@@ -1163,3 +1348,24 @@ def test_thresholds_that_would_change_nothing_are_refused(
     given = [model] if command == "serve" else [model, parts, "-n", 1]
     assert run(command, *given, "--threshold", "1.0") == cli.USAGE
     assert "unrecognized arguments: --threshold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "extra"),
+    [("part.onnx", "onnx", "onnx"), ("part.xml", "onnx", "openvino"), ("a.xml", "openvino", None)],
+)
+def test_a_package_that_export_needs_is_told_before_the_model_is_loaded(
+    name: str,
+    missing: str,
+    extra: str | None,
+    model: Path,
+    tmp_path: Path,
+    capsys: Output,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr("defectcam.persistence.load", lambda *_, **__: pytest.fail("loaded"))
+    assert run("export", model, "-o", tmp_path / name) == cli.USAGE
+    advice = f"pip install 'defectcam[{extra or missing}]'"
+    said = f"{tmp_path / name} needs the package {missing}: {advice}."
+    assert said in capsys.readouterr().err

@@ -142,6 +142,7 @@ def test_a_wrong_folder_gets_advice(parts: Path, tmp_path: Path) -> None:
     (parts / "good").rename(parts / "A")
     [unnamed] = examine(parts).findings
     assert "--good-label NAME" in unnamed.advice
+    assert examine(parts).next == f"defectcam doctor {parts} --good-label NAME"
     named = examine(parts, good_label="A")
     assert named.worst == "ok"
     assert named.next.endswith("--good-label A")
@@ -149,6 +150,18 @@ def test_a_wrong_folder_gets_advice(parts: Path, tmp_path: Path) -> None:
     draw(loose, 2, seed=0)
     assert "sub-folder good/" in examine(loose).findings[0].advice
     assert "does not exist" in examine(tmp_path / "none").findings[0].message
+
+
+def test_an_empty_good_folder_is_to_be_filled(parts: Path) -> None:
+    shutil.rmtree(parts / "good")
+    (parts / "good").mkdir()
+    [finding] = examine(parts).findings
+    assert finding.advice == "good/ holds no images: put good images there"
+    assert "good_label" not in finding.message
+    assert examine(parts).next == f"mend the folder, then: defectcam doctor {parts}"
+    (parts / "good" / "1.heic").touch()
+    [finding] = examine(parts).findings
+    assert finding.advice == "good/ holds only skipped files: put good images there"
 
 
 def test_train_and_test_in_one_folder(parts: Path, tmp_path: Path) -> None:
@@ -180,6 +193,46 @@ def test_class_balance(n_good: int, n_bad: int, severity: str, says: str, tmp_pa
     draw(tmp_path / "good", n_good, seed=0)
     draw(tmp_path / "bad", n_bad, seed=1)
     assert says in found(examine(tmp_path), severity)["class balance"].message
+
+
+def test_pictures_in_other_formats_are_counted(parts: Path) -> None:
+    for number in range(3):
+        (parts / "good" / f"{number}.heic").touch()
+    (parts / "good" / "4.dng").touch()
+    warning = found(examine(parts), "warning")["layout"]
+    assert warning.message == "4 files are skipped for the suffix (3 .heic, 1 .dng)."
+    assert warning.advice.startswith("convert them")
+    assert len(warning.details) == 4
+    (parts / "empty").mkdir()  # an empty class folder is another matter
+    assert found(examine(parts), "warning").keys() == {"layout"}
+
+
+def test_a_class_of_nothing_but_skipped_files_is_named(parts: Path) -> None:
+    for name in ("dent", "scratch"):
+        shutil.rmtree(parts / name)
+        (parts / name).mkdir()
+        (parts / name / "1.heic").touch()
+    said = [f.message for f in examine(parts).findings if f.severity == "warning"]
+    assert "dent/, scratch/ hold only skipped files." in said
+    assert not any("only good images" in message for message in said)
+
+
+def test_few_images_of_both_kinds_are_both_told(tmp_path: Path) -> None:
+    draw(tmp_path / "good", 4, seed=0)
+    draw(tmp_path / "bad", 3, seed=1)
+    said = [f.message for f in examine(tmp_path).findings if f.severity == "warning"]
+    assert [message.partition(":")[0] for message in said] == [
+        "there are only 4 good images",
+        "there are only 3 defective images",
+    ]
+
+
+@pytest.mark.parametrize(("n_good", "n_bad", "kind"), [(1, 12, "good"), (12, 1, "defective")])
+def test_a_single_image_of_a_class(n_good: int, n_bad: int, kind: str, tmp_path: Path) -> None:
+    draw(tmp_path / "good", n_good, seed=0)
+    draw(tmp_path / "bad", n_bad, seed=1)
+    warning = found(examine(tmp_path), "warning")["class balance"]
+    assert f"a single {kind} image: none can be held out" in warning.message
 
 
 def test_types_with_a_single_image_are_not_to_be_split(parts: Path) -> None:

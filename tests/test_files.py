@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from defectcam.files import check_writable, staged_folder, write_atomically
+from defectcam.files import check_target, check_writable, staged_folder, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -119,3 +120,27 @@ def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", code, tmp_path / "a"], check=True)
         assert (tmp_path / "a").read_bytes() == b"new"
     assert names(tmp_path) == ["a", "out", "out/1"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such pipes there")
+def test_pipes_and_devices_are_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "folder" / "pipe"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link", "/dev/null", "/dev/stdout", "/dev/fd/1"):
+        for write in (lambda p: check_target(p, True), lambda p: write_atomically(p, b"new")):
+            with pytest.raises(OSError, match="it is a pipe or a device"):
+                write(path)
+    with pytest.raises(OSError, match="pipe"), staged_folder(pipe.parent) as folder:
+        (folder / "pipe").write_text("new")
+    assert pipe.is_fifo()
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("old")
+    write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "old").read_bytes() == b"old"
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_bytes() == b"new"

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defectcam.folders import GOOD_NAMES, find_good_label, find_masks, labelled_folder
+from defectcam.folders import (
+    GOOD_NAMES,
+    find_good_label,
+    find_masks,
+    labelled_folder,
+    skipped_files,
+    unused_classes,
+)
 from defectcam.images import ImageReadError
 
 
@@ -108,6 +115,10 @@ def test_good_may_be_named(tmp_path: Path) -> None:
         (["good/1.png", "bad/1.png"], "fine", "good_label='fine' is not among the labels: 'bad', "),
         (["train/1.png", "test/1.png"], None, r"test/ \(1 images\), train/ \(1 images\)"),
         (["train/a/1.png", "test/b/1.png"], None, "one of 'a', 'b'"),
+        (["good/1.txt", "bad/1.png"], None, "good/ holds no images: put good images there.$"),
+        (["OK/1.heic", "bad/1.png"], None, "OK/ holds only skipped files: put good images there.$"),
+        (["A/1.txt", "bad/1.png"], "A", "A/ holds no images: put good images there.$"),
+        (["train/good/1.txt", "test/b/1.png"], None, "train/good/ holds no images: put good"),
     ],
 )
 def test_other_layouts_are_refused_with_what_was_found(
@@ -169,7 +180,7 @@ def test_the_good_label_is_found(labels, expected) -> None:
         ([1], "one of 1"),
         ([True], "one of True"),
         ([0.0, 1.0], "one of 0.0, 1.0"),
-        (["0", "1"], "one of '0', '1'"),
+        (["0", "1"], "one of '0', '1'. Found without it is one name of good, ok"),
         ([], "there are none"),
     ],
 )
@@ -230,3 +241,20 @@ def test_masks_of_images_whose_folders_do_not_name_their_type(tmp_path: Path) ->
     assert find_masks(tmp_path, ["x/0.png"], ["dent"], "good") == [mask]
     with pytest.raises(ImageReadError, match=r"x/0.png' or of 'y/0.png': pass masks as a list"):
         find_masks(tmp_path, ["x/0.png", "y/0.png"], ["dent"] * 2, "good")
+
+
+def test_pictures_that_are_not_read_are_counted_but_not_those_of_masks(tmp_path: Path) -> None:
+    touch(tmp_path, "good/1.png", "good/2.HEIC", "dent/1.heic", "dent/.2.heic", "dent/2.txt")
+    touch(tmp_path, "scratch/a/1.jxl", "scratch/2.png", "3.psd", "ground_truth/dent/1.psd")
+    skipped = skipped_files(tmp_path)
+    names = [Path(path).relative_to(tmp_path).as_posix() for path in skipped]
+    assert names == ["3.psd", "dent/1.heic", "good/2.HEIC", "scratch/a/1.jxl"]
+    assert unused_classes(tmp_path, skipped) == ["dent"]
+    touch(tmp_path / "mvtec", "train/good/1.png", "test/dent/1.dng", "test/good/1.png")
+    assert unused_classes(tmp_path / "mvtec", skipped_files(tmp_path / "mvtec")) == ["test/dent"]
+
+
+def test_a_refused_layout_names_what_is_skipped(tmp_path: Path) -> None:
+    touch(tmp_path, "good/1.heic", "bad/1.heic", "bad/2.dng")
+    with pytest.raises(ImageReadError, match=r"3 files are skipped for the suffix \(2 .heic, 1 "):
+        labelled_folder(tmp_path)

@@ -394,6 +394,17 @@ def test_an_older_file_knows_no_suspects_and_finds_every_image_familiar(path: Pa
     assert load(path).suspects_.dtype == np.int64
 
 
+def test_a_file_says_whether_the_fit_was_interrupted(clf, path) -> None:
+    assert load(path).interrupted_ is clf.interrupted_ is False
+    rewrite(path, lambda description: description.update(interrupted=True))
+    assert load(path).interrupted_ is load(path).info()["interrupted"] is True
+    rewrite(path, lambda description: description.pop("interrupted"))  # of earlier releases
+    assert load(path).interrupted_ is None
+    rewrite(path, lambda description: description.update(interrupted="yes"))
+    with pytest.raises(ModelFileError, match="interrupted is 'yes', expected true, false or null"):
+        load(path)
+
+
 def test_an_older_file_does_not_know_its_training_data(path: Path) -> None:
     def without(description: dict[str, Any]) -> None:
         del description["training_data"]
@@ -574,7 +585,7 @@ def test_a_wrong_parameter_set_since_the_fit_is_not_saved(clf, tmp_path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("threshold", [np.nan, np.inf, 1e305])
+@pytest.mark.parametrize("threshold", [np.nan, np.inf, 1e305, 70, -0.1])
 def test_a_wrong_threshold_set_since_the_fit_is_not_saved(clf, tmp_path, threshold):
     other = copy.copy(clf)
     other.threshold_ = threshold
@@ -593,3 +604,20 @@ def test_students_of_patches_are_loaded_whatever_strides_are_set_since(
     loaded = load(tmp_path / "model.safetensors")
     assert loaded.novelty_strides == strides
     np.testing.assert_array_equal(loaded.predict_proba(IMAGES), clf.predict_proba(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("part.onnx", "is an exported model: `defectcam serve` or defectcam.runtime.Inspector"),
+        ("part.XML", "is an exported model"),
+        ("part.pt2", "give the .safetensors file that it was made from"),
+        ("0137.png", "is no model file, but an image: give the file"),
+        ("out.csv", "is no model file, but a .csv file"),
+    ],
+)
+def test_files_of_other_kinds_are_told_by_their_suffix(name, says, tmp_path: Path) -> None:
+    for content in (b"", b"<?xml version='1.0'?><net>", b"PK" * 99):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelFileError, match=says):
+            load(tmp_path / name)

@@ -26,6 +26,7 @@ PUBLIC = [
     "LocalizationDisplay",
     "NearDuplicateWarning",
     "OnlyGoodImagesWarning",
+    "SkippedFilesWarning",
     "PROCurveDisplay",
     "PartCropper",
     "SuspectLabelsWarning",

@@ -266,6 +266,15 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
     assert "innerHTML" not in page.text  # labels and messages are text, never markup
 
 
+@pytest.mark.parametrize("address", ["/localize", "/models/part/localize"])
+def test_an_unknown_parameter_is_named(address: str, client: TestClient) -> None:
+    answer = client.post(f"{address}?threshold=0.2&include=overlay", content=PNG)
+    assert answer.status_code == 422
+    said = "query threshold: there is no such parameter; there is: include"
+    assert answer.json() == {"detail": said}
+    assert 'defectcam_requests_total{model="part",status="422"} 1.0' in client.get("/metrics").text
+
+
 def test_figures_count_answers_and_refusals(client: TestClient) -> None:
     client.post("/localize", content=PNG)
     client.post("/localize", content=b"no image")

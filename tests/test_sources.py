@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from defectcam.images import read_image
+from defectcam.exceptions import SkippedFilesWarning
+from defectcam.images import ImageReadError, read_image
 from defectcam.sources import as_sources, is_stream, labelled_sources, paths_of, spread
 
 GREY = np.zeros((5, 6), dtype=np.uint8)
@@ -196,6 +197,19 @@ def test_one_image_is_no_stream_of_its_rows():
     for image in (RGB, RGB[..., 0], RGB[..., :1], torch.zeros(4, 6, 3), Image.new("RGB", (6, 4))):
         assert not is_stream(image)
     assert is_stream(np.stack([RGB[..., 0]] * 5))
+
+
+def test_pictures_in_a_folder_that_are_not_read_are_warned_of(tmp_path: Path) -> None:
+    for name in ("good/1.png", "good/2.heic", "dent/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for take in (as_sources, lambda X: labelled_sources(X, None, None)[0]):
+        with pytest.warns(SkippedFilesWarning, match=r"1 file is skipped .*\.heic") as caught:
+            assert len(take(tmp_path).items) == 2
+        assert len(caught) == 1
+    (tmp_path / "good" / "1.png").unlink()
+    with pytest.raises(ImageReadError, match=r"Found no image .*1 file is skipped"):
+        as_sources(tmp_path / "good")
 
 
 def test_chosen_items_are_spread_over_those_given() -> None:

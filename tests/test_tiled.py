@@ -452,6 +452,11 @@ def test_an_overlap_without_tiles_warns(untiled: DefectCAMClassifier) -> None:
         assert not isinstance(untiled.localize(image, overlap=0.5), TiledLocalization)
 
 
+def test_an_overlap_without_tiles_warns_at_fit(tiny_classifier, parts: Path) -> None:
+    with pytest.warns(UserWarning, match=r"overlap=0.3 is about tiles, .* give tile too"):
+        tiny_classifier(overlap=0.3, max_epochs=1).fit(parts)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -123,6 +123,14 @@ def test_a_renamed_file_is_taken_at_first_sight_when_told_so(line: Path, tmp_pat
         assert step(watcher) == ["a.png"]
 
 
+def test_pictures_that_are_not_read_are_told_once(line: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    (line / "a.HEIC").touch()
+    with Watcher(line, tmp_path / "out", judge, settle=0, warn=said.append) as watcher:
+        assert step(watcher) == step(watcher) == []
+    assert said == ["a.HEIC is left out: .heic is not read, convert it to PNG or TIFF."]
+
+
 def test_what_is_no_image_and_the_output_are_left_alone(line: Path, tmp_path: Path) -> None:
     (line / "notes.txt").write_text("shift 2")
     draw(line / ".hidden.png")

@@ -376,8 +376,8 @@ def _figures_route(service: _Service) -> APIRouter:
 
 
 def _localize_routes(service: _Service) -> APIRouter:
-    token = [Depends(service.check_token)]
-    router = APIRouter(dependencies=token, route_class=_counted_by(service))
+    checks = [Depends(service.check_token), Depends(_refuse_unknown_parameters)]
+    router = APIRouter(dependencies=checks, route_class=_counted_by(service))
 
     @router.post("/localize", **_LOCALIZE)
     async def localize(
@@ -398,6 +398,15 @@ def _localize_routes(service: _Service) -> APIRouter:
         return await service.answer(request, service.store[name], include or ())
 
     return router
+
+
+def _refuse_unknown_parameters(request: Request) -> None:
+    unknown = [name for name in request.query_params if name != "include"]
+    if unknown:
+        message = "there is no such parameter; there is: include"
+        raise RequestValidationError(
+            [{"loc": ("query", name), "msg": message, "type": "unknown"} for name in unknown]
+        )
 
 
 def _counted_by(service: _Service) -> type[APIRoute]:

@@ -170,6 +170,11 @@ for title, says, change in (
     ("no threshold", "no entry 'threshold'", lambda d: d.pop("threshold")),
     ("a threshold of text", "threshold is 'x'", lambda d: d.update(threshold="x")),
     ("a threshold beyond all numbers", "threshold is", lambda d: d.update(threshold=10**400)),
+    (
+        "a threshold in percent",
+        "threshold is 70, expected a prob",
+        lambda d: d.update(threshold=70),
+    ),
     ("an unknown backbone", "no_such_net", lambda d: d["network"].update(backbone="no_such_net")),
     (
         "a backbone far larger than the file",
