@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -17,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from defectcam.network import DefectCAMNetwork, TrunkFeatures
+from defectcam.temporary_maps import temporary_map
 
 #: Views of an image by ``augmentation``: which dimensions of ``(n, channels, h, w)`` are flipped.
 VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -207,18 +206,9 @@ class FeatureCache:
 
     def _on_disk(self, shape: tuple[int, ...]) -> Tensor:
         n_bytes = math.prod(shape) * self.dtype.itemsize
-        with tempfile.TemporaryFile(prefix="defectcam-") as file:  # the map outlives it
-            try:
-                _reserve(file.fileno(), n_bytes)
-            except OSError as error:
-                raise OSError(
-                    error.errno,
-                    f"The cache of features needs {n_bytes / 1e9:.2f} GB in a temporary file "
-                    f"({os.strerror(error.errno or 0)}). Make room, name another folder in the "
-                    "environment variable TMPDIR, or lower image_size",
-                    tempfile.gettempdir(),
-                ) from error
-            self._maps.append(mmap.mmap(file.fileno(), n_bytes))
+        self._maps.append(
+            temporary_map(n_bytes, what="The cache of features", remedy="lower image_size")
+        )
         return torch.frombuffer(self._maps[-1], dtype=self.dtype).view(shape)
 
     def _release(self) -> None:
@@ -229,16 +219,3 @@ class FeatureCache:
         if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
             for mapped in self._maps:
                 mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def _reserve(descriptor: int, n_bytes: int) -> None:
-    """Give a file its size and the room on disk; a map of a sparse file would crash on a full one.
-
-    Raises
-    ------
-    OSError
-        If there is not that much room.
-    """
-    os.ftruncate(descriptor, n_bytes)
-    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
-        os.posix_fallocate(descriptor, 0, n_bytes)

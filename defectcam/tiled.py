@@ -18,10 +18,9 @@ the network of the fold that has not seen the image, and learned from anew.
 
 from __future__ import annotations
 
-import tempfile
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +47,7 @@ from defectcam.precision import resolve_device
 from defectcam.prediction import Predictor
 from defectcam.sample_weights import weigh_rows
 from defectcam.sources import labelled_sources
+from defectcam.temporary_maps import temporary_map
 from defectcam.tile_model import fit_tile_model
 from defectcam.tiled_inference import (
     UNFAMILIAR_SHARE,  # noqa: F401  defined here once
@@ -233,19 +233,16 @@ def _learn(
     tile = grid_of((1, 1)).tile
     image_of = np.array([one.image for one in chosen])
     weights = None if sample_weight is None else np.asarray(sample_weight)[image_of]
-    with tempfile.TemporaryDirectory(prefix="defectcam-tiles-") as folder:
-        tiles = _cut(images, grid_of, chosen, tile, Path(folder))
-        fitted, taught = clf._fitted(
-            list(tiles),
-            images.labels[image_of],
-            weights,
-            classes=None,
-            n_kept=0,
-            images=image_of,
-            seed=seed,
-            checkpoint=checkpoint,
-        )
-        del tiles  # before its file goes
+    fitted, taught = clf._fitted(
+        list(_cut(images, grid_of, chosen, tile)),
+        images.labels[image_of],
+        weights,
+        classes=None,
+        n_kept=0,
+        images=image_of,
+        seed=seed,
+        checkpoint=checkpoint,
+    )
     rows = weigh_rows(weights, len(chosen)).rows
     held_out = [image_of[rows[fold]] for _, fold in taught.folds]
     return _Learned(fitted, tile, taught.trained, held_out)
@@ -418,11 +415,11 @@ def _cut(
     grid_of: _GridOf,
     chosen: list[_Chosen],
     tile: tuple[int, int],
-    folder: Path,
 ) -> NDArray[np.uint8]:
     """Cut the chosen tiles into a temporary file, which memory need not hold."""
     shape = (len(chosen), *tile, 3)
-    tiles = np.memmap(folder / "tiles", dtype=np.uint8, mode="w+", shape=shape)
+    file = temporary_map(math.prod(shape), what="The file of tiles", remedy="take smaller tiles")
+    tiles = np.frombuffer(file, dtype=np.uint8).reshape(shape)
     for index in dict.fromkeys(one.image for one in chosen):
         item = images.items[index]
         with rows_of(index, item) as rows:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from trainings import N_IMAGES, filled, network, pixels
 
-from defectcam import feature_cache
+from defectcam import temporary_maps
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.network import TrunkFeatures
 
@@ -143,7 +143,7 @@ def test_a_full_disk_is_said_before_anything_is_written(monkeypatch, tmp_path):
     def reserve(descriptor: int, n_bytes: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(feature_cache, "_reserve", reserve)
+    monkeypatch.setattr(temporary_maps, "_reserve", reserve)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(
         OSError, match=r"needs 0.00 GB .*No space left.*TMPDIR.*image_size"
@@ -151,11 +151,3 @@ def test_a_full_disk_is_said_before_anything_is_written(monkeypatch, tmp_path):
         filled(network(), budget=0)
     assert error.value.errno == errno.ENOSPC
     assert error.value.filename == str(tmp_path)
-
-
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no way to reserve room")
-def test_room_is_reserved_and_not_only_promised():
-    with tempfile.TemporaryFile() as file:
-        feature_cache._reserve(file.fileno(), 2**20)
-        status = os.fstat(file.fileno())
-        assert status.st_size == 2**20 <= 512 * status.st_blocks

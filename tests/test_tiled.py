@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +99,22 @@ def test_types_are_told_apart_in_tiles_whose_size_is_chosen(
     types = np.stack([found.type_heatmap(label) for label in ("dent", "scratch")])
     np.testing.assert_array_equal(types.max(axis=0), found.heatmap)
     assert set(found.box_labels) <= {"dent", "scratch", "anomaly"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="open files have names there")
+def test_tiles_lie_in_a_file_that_a_killed_process_cannot_leave(
+    tiny_classifier: Callable[..., DefectCAMClassifier],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, is_bad, _ = surfaces(10, 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen: list[list[Path]] = []
+    parameters = {**TINY, "max_epochs": 1, "cv": None}
+    tiny_classifier(**parameters, callbacks=lambda *_: seen.append(list(tmp_path.iterdir()))).fit(
+        images, np.where(is_bad, "scratch", "good")
+    )
+    assert seen == [[]]
 
 
 def test_all_scores_are_those_of_localize(clf: DefectCAMClassifier) -> None:
