@@ -360,9 +360,9 @@ def test_copies_are_held_out_together(tiny_classifier, arrays, monkeypatch, cv):
     y = [*Y, "good", "scratch", "scratch", "scratch"]
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def watched(training: TailTraining, folds: Any) -> Any:
+    def watched(training: TailTraining, folds: Any, novelty: torch.Tensor) -> Any:
         seen.extend(folds)
-        return train_with_folds(training, folds)
+        return train_with_folds(training, folds, novelty)
 
     monkeypatch.setattr("defectcam.fitting.train_with_folds", watched)
     tiny_classifier(max_epochs=1, cv=cv).fit(images, y)
