@@ -748,8 +748,8 @@ def _check_read_whole(clf: DefectCAMClassifier, paths: Sequence[str], tile: Any 
 
 def _find_images(arguments: Sequence[str], without: Path | None = None) -> list[str]:
     """Do the same, but open none."""
+    from defectcam.folders import warn_of_skipped
     from defectcam.images import ImageReadError, find_images, find_skipped, skipped_text
-    from defectcam.sources import warn_of_skipped
 
     paths: dict[str, str] = {}
     all_skipped = []

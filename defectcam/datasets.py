@@ -43,7 +43,9 @@ from defectcam.folders import (
     labelled_folder,
     mask_folder,
     mask_name,
+    skipped_files,
     sub_folder,
+    warn_of_skipped,
 )
 from defectcam.folds import stratified_group_folds
 from defectcam.images import ImageReadError, find_images
@@ -103,6 +105,7 @@ def load_folder(
         If `group_pattern` is not found in a file name.
     """
     paths, types = labelled_folder(root, good_label)
+    warn_of_skipped(root, skipped_files(root))
     good = find_good_label(types, good_label)
     folder = mask_folder(root)
     masks = [None] * len(paths) if folder is None else find_masks(folder, paths, types, good)

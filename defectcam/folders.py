@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from defectcam.exceptions import SkippedFilesWarning, warn_caller
 from defectcam.images import ImageReadError, find_images, find_skipped, skipped_text
 from defectcam.plain_labels import plain_label
 
@@ -29,6 +30,7 @@ __all__ = [
     "skipped_files",
     "sub_folder",
     "unused_classes",
+    "warn_of_skipped",
 ]
 
 GOOD_NAMES = (
@@ -141,6 +143,18 @@ def unused_classes(root: str | os.PathLike[str], skipped: Sequence[str]) -> list
         for name in classes
         if name != os.curdir and not find_images(os.path.join(folder, name))
     ]
+
+
+def warn_of_skipped(folder: str | os.PathLike[str], skipped: Sequence[str]) -> None:
+    """Warn of pictures in a folder that are left out because their format is not read."""
+    if not skipped:
+        return
+    unused = unused_classes(folder, skipped)
+    nothing_else = f" Nothing else is in {', '.join(f'{name}/' for name in unused)}."
+    warn_caller(
+        f"In {os.fspath(folder)!r}, {skipped_text(skipped)}.{nothing_else if unused else ''}",
+        SkippedFilesWarning,
+    )
 
 
 def empty_good_folder(root: str | os.PathLike[str], good_label: str | None = None) -> str | None:

@@ -19,8 +19,7 @@ from defectcam.dataset_images import (
     dataset_labels,
     named_labels,
 )
-from defectcam.exceptions import SkippedFilesWarning, warn_caller
-from defectcam.folders import labelled_folder, skipped_files, unused_classes
+from defectcam.folders import labelled_folder, skipped_files, warn_of_skipped
 from defectcam.images import (
     ImageReadError,
     as_array,
@@ -161,18 +160,6 @@ def as_sources(X: Any) -> Sources:
             "of files or images, or a data set."
         )
     return _non_empty(list(X), X)
-
-
-def warn_of_skipped(folder: str | os.PathLike[str], skipped: Sequence[str]) -> None:
-    """Warn of pictures in a folder that are left out because their format is not read."""
-    if not skipped:
-        return
-    unused = unused_classes(folder, skipped)
-    nothing_else = f" Nothing else is in {', '.join(f'{name}/' for name in unused)}."
-    warn_caller(
-        f"In {os.fspath(folder)!r}, {skipped_text(skipped)}.{nothing_else if unused else ''}",
-        SkippedFilesWarning,
-    )
 
 
 def paths_of(sources: Sources) -> list[Any]:

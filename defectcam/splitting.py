@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from defectcam.datasets import load_folder, train_test_split_by_type
-from defectcam.folders import mask_name, skipped_files
-from defectcam.sources import warn_of_skipped
+from defectcam.folders import mask_name
 
 __all__ = ["FORMS", "Split", "split_folder", "write_split"]
 
@@ -90,7 +89,6 @@ def split_folder(
         groups cannot be split so.
     """
     data = load_folder(folder, good_label=good_label, group_pattern=group_pattern)
-    warn_of_skipped(folder, skipped_files(folder))
     if not 0 < test_size < 1:
         raise ValueError(f"test_size must be a share between 0 and 1, got {test_size!r}.")
     split = train_test_split_by_type(

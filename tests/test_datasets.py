@@ -22,6 +22,7 @@ from defectcam.datasets import (
     make_defects,
     train_test_split_by_type,
 )
+from defectcam.exceptions import SkippedFilesWarning
 from defectcam.images import ImageReadError, read_image
 
 KEYS = {"types", "target", "is_defect", "masks", "groups", "good_label"}
@@ -40,6 +41,15 @@ def mvtec(tmp_path: Path) -> Path:
     names += ["ground_truth/dent/001_mask.png", "ground_truth/good/000_mask.png"]
     write_images(tmp_path, *names)
     return tmp_path
+
+
+def test_load_folder_warns_of_pictures_that_are_not_read(tmp_path: Path) -> None:
+    for name in ("good/1.png", "good/2.heic", "dent/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.warns(SkippedFilesWarning, match=r"1 file is skipped .*\.heic") as caught:
+        assert len(load_folder(tmp_path).paths) == 2
+    assert len(caught) == 1
 
 
 def test_load_folder(parts: Path) -> None:
