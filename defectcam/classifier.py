@@ -366,8 +366,9 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
     tile_ : (int, int) or None
         Height and width in pixels of the tiles that images are seen in.
     interrupted_ : bool or None
-        Whether Ctrl-C ended the fit early, so that thresholds rest on what was finished. None where
-        a release that did not note it has saved the model.
+        Whether Ctrl-C ended the fit early, so that thresholds rest on what was finished; calls of
+        `partial_fit` after it leave this as it is. None where a release that did not note it has
+        saved the model.
     n_images_seen_ : int
         Images that were learned from, in all calls of `partial_fit` together.
     training_data_ : Fingerprint or None
@@ -1125,7 +1126,7 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         if threshold == "balanced" and only_good:
             threshold = 0.5  # at their limit
         elif threshold == "balanced" and not calibrated:
-            threshold = self._share_in_softmax(targets)
+            threshold = self._share_in_softmax(targets, weights)
         self.threshold_ = choose_threshold(
             threshold,
             is_defect[current],
@@ -1140,10 +1141,14 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         )
         self.suspects_ = rank_suspects(np.take_along_axis(probabilities, targets[:, None], 1)[:, 0])
 
-    def _share_in_softmax(self, targets: NDArray[np.int64]) -> float:
-        """Probability of a defect in the network's own softmax if it had learned nothing."""
-        n_classes = len(np.unique(targets))
-        return 1 - 1 / n_classes if self.class_weight == "balanced" else 0.5
+    def _share_in_softmax(self, targets: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
+        """Probability of a defect, of several types, that the loss teaches if nothing else does."""
+        labels, good = self._classes.labels, self._classes.good
+        if len(labels) == 2:
+            return 0.5
+        of_class = class_weights(self.class_weight, labels, good, targets, weights)
+        shares = of_class * np.bincount(targets, weights, minlength=len(labels))
+        return float(1 - shares[good] / shares.sum())
 
     def _keep_drift_reference(
         self,

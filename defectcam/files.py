@@ -71,10 +71,10 @@ def check_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder: give the name of a file in it.")
+    _refuse_missing_parent(target)
     refuse_special(target)
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; pass overwrite=True to replace it.")
-    _refuse_missing_parent(target)
     return target
 
 
@@ -89,8 +89,9 @@ def refuse_special(path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     parent = os.path.realpath(target.parent)
-    is_device = os.name == "posix" and (parent == "/dev" or parent.startswith("/proc/"))
-    with contextlib.suppress(FileNotFoundError):
+    in_devices = parent == "/dev" or parent.startswith(("/dev/fd", "/proc/"))
+    is_device = os.name == "posix" and in_devices
+    if target.exists():  # not through a broken link, nor below a file
         mode = target.stat().st_mode
         is_device |= not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
     if is_device:

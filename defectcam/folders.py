@@ -141,7 +141,8 @@ def unused_classes(root: str | os.PathLike[str], skipped: Sequence[str]) -> list
     return [
         Path(name).as_posix()
         for name in classes
-        if name != os.curdir and not find_images(os.path.join(folder, name))
+        if name.lower() not in (os.curdir, _MASK_FOLDER)
+        and not find_images(os.path.join(folder, name))
     ]
 
 

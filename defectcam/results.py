@@ -658,7 +658,8 @@ def check_decision_threshold(name: str, value: float) -> None:
     ValueError
         Naming it and its value.
     """
-    if not 0 <= value <= 1:  # NaN is neither
+    is_number = np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
+    if not (is_number and 0 <= value <= 1):  # NaN is neither
         raise ValueError(
             f"{name} must be a probability, from 0 to 1, as images are called defective from there "
             f"on; got {value!r}."

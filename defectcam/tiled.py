@@ -45,7 +45,7 @@ from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import MAX_CODEBOOK_PATCHES, Codebook, novelty_peak
 from defectcam.precision import resolve_device
 from defectcam.prediction import Predictor
-from defectcam.sample_weights import weigh_rows
+from defectcam.sample_weights import relative_weights, weigh_rows
 from defectcam.sources import labelled_sources
 from defectcam.temporary_maps import temporary_map
 from defectcam.tile_model import fit_tile_model
@@ -257,7 +257,7 @@ def _training_images(
     used, counts = np.unique(weighed.rows, return_counts=True)
     weights = counts.astype(np.float64)
     if len(used) == len(weighed.rows):
-        weights = weighed.weights
+        weights = relative_weights(weighed.weights)  # of whole numbers, all are 1
     classes = first_classes(labels[weighed.rows], None, clf.target, clf.good_label)
     is_defect = classes.encode(labels[used]) != classes.good
     return _TrainingImages(sources.items, labels, used, is_defect, weights)

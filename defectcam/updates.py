@@ -92,9 +92,14 @@ def learn_more(
     updated = copy.copy(clf)  # calibration may be refused after the first attributes are set
     if learned.trained is not None:
         _take_over(updated, learned, learned.trained, new.weighed)
-    updated.n_images_seen_ += new.weighed.n_used
-    updated._n_rows_seen = _n_rows_seen(clf) + len(new.weighed.rows)
-    if clf.training_data_ is not None:  # else earlier images are not known
+    else:
+        updated.held_out_probability_ = np.full(new.weighed.n_given, np.nan)
+        updated.suspects_ = np.empty(0, dtype=np.int64)
+    is_kept = learned.trained is not None or clf._replay_places() > 0
+    if is_kept:
+        updated.n_images_seen_ += new.weighed.n_used
+        updated._n_rows_seen = _n_rows_seen(clf) + len(new.weighed.rows)
+    if is_kept and clf.training_data_ is not None:  # else earlier images are not known
         data = fingerprint_of_rows(hashes, new.labels, new.weighed.rows)
         updated.training_data_ = clf.training_data_.joined(data)
     updated._replay = learned.memory if clf._replay_places() else None
@@ -240,9 +245,14 @@ def _course(
     has_good = bool((records.targets == clf._classes.good).any())
     if not has_good or (n_classes == 1 and is_trained):
         given, missing = ("good", "defective") if has_good else ("defective", "good")
+        what_becomes = (
+            "they are remembered, and nothing is trained until there are both."
+            if clf._replay_places()
+            else "nothing is trained, and replay_size=0 forgets them. Give both together."
+        )
         warn_caller(
-            f"partial_fit was given {given} images alone and remembers no {missing} one: they are "
-            "remembered, and nothing is trained until there are both."
+            f"partial_fit was given {given} images alone and remembers no {missing} one: "
+            + what_becomes
         )
         return None
     is_first_defect = n_classes > 1 and not is_trained
@@ -252,7 +262,8 @@ def _course(
             return Course([], is_update=True, judges_first=True)
         if memory.held_out is not None:
             return Course([], is_update=True, judges_first=True, known=memory.held_out)
-    if is_trained and clf.cv is None:  # nothing is held out
+    forgot = memory is not None and sum(memory.seen.values()) > len(memory)
+    if is_trained and (clf.cv is None or forgot):  # nothing is held out, or was, that could count
         return Course([], is_update=True)
     folds = training_folds(records.labels, records.targets, groups, clf.cv, seed)
     return Course(folds, is_anew=n_classes > 1)
@@ -263,8 +274,6 @@ def _take_over(
 ) -> None:
     """Set the fitted attributes; those of single images are about the new ones."""
     clf.network_, clf.history_ = learned.network, trained.result.history
-    if trained.result.interrupted:
-        clf.interrupted_ = True
     records = learned.records
     current = are_current(records.experience, records.targets)
     weights = relative_weights(records.weights)

@@ -1367,7 +1367,13 @@ def test_weights_mean_the_same_at_any_scale(tiny_classifier, arrays, scale):
 
 @pytest.mark.parametrize(
     ("class_weight", "target", "share"),
-    [("balanced", "anomaly", 1 / 2), ("balanced", "type", 2 / 3), (None, "type", 1 / 2)],
+    [
+        ("balanced", "anomaly", 1 / 2),
+        (None, "anomaly", 1 / 2),
+        ("balanced", "type", 2 / 3),
+        (None, "type", 3 / 5),
+        ({"good": 3, "dent": 1, "scratch": 1}, "type", 1 / 3),
+    ],
 )
 def test_without_held_out_images_the_threshold_is_what_an_untrained_network_says(
     tiny_classifier, arrays, class_weight, target, share

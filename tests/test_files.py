@@ -144,3 +144,12 @@ def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "old").read_bytes() == b"old"
     assert not (tmp_path / "link").is_symlink()
     assert (tmp_path / "link").read_bytes() == b"new"
+
+
+def test_a_file_below_a_file_and_a_link_to_itself_are_no_devices(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"make the folder .*a\.txt first"):
+        check_target(tmp_path / "a.txt" / "x.csv", True)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert check_target(loop, True) == loop

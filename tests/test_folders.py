@@ -16,7 +16,7 @@ from defectcam.folders import (
     skipped_files,
     unused_classes,
 )
-from defectcam.images import ImageReadError
+from defectcam.images import ImageReadError, find_skipped
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -258,3 +258,10 @@ def test_a_refused_layout_names_what_is_skipped(tmp_path: Path) -> None:
     touch(tmp_path, "good/1.heic", "bad/1.heic", "bad/2.dng")
     with pytest.raises(ImageReadError, match=r"3 files are skipped for the suffix \(2 .heic, 1 "):
         labelled_folder(tmp_path)
+
+
+def test_a_folder_of_masks_is_no_class_without_images(tmp_path: Path) -> None:
+    for name in ("good/1.png", "dent/a.heic", "ground_truth/dent/a.psd"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert unused_classes(tmp_path, find_skipped(tmp_path)) == ["dent"]

@@ -73,6 +73,29 @@ def test_an_integer_weight_is_repetition_in_the_updates_after_it(tiny_classifier
         )
 
 
+def test_one_defect_first_is_no_reason_to_forget_what_was_learned(tiny_classifier):
+    """None of it could be held out; to learn all anew needs all images."""
+    X, y = FIRST
+    clf = tiny_classifier(replay_size=2).partial_fit(X[:6], y[:6])
+    before = clf.history_["loss"]
+    after = clf.partial_fit(*SECOND).history_["loss"]
+    assert after[: len(before)] == before and len(after) > len(before)
+    clf = tiny_classifier(replay_size=20).partial_fit(X[:6], y[:6]).partial_fit(*SECOND)
+    assert set(clf.history_["fold"]) == {0, 1, 2}
+
+
+def test_images_that_nothing_is_learned_from_are_not_counted(tiny_classifier):
+    X, y = FIRST
+    for replay_size, what, n_seen in [(0, "forgets", 10), (20, "remembered", 15)]:
+        clf = tiny_classifier(replay_size=replay_size).fit(X, y)
+        clf._replay = None  # as after loading
+        with pytest.warns(UserWarning, match=what):
+            clf.partial_fit(X[5:], y[5:])
+        assert clf.n_images_seen_ == n_seen
+        assert np.isnan(clf.held_out_probability_).all() and len(clf.held_out_probability_) == 5
+        assert len(clf.suspects_) == 0
+
+
 # --- The course of an update ----------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from defectcam import display
 from defectcam.boxes import component_mask, find_boxes
 from defectcam.geometry import Geometry
 from defectcam.images import ImageReadError
-from defectcam.results import Localization
+from defectcam.results import Localization, check_decision_threshold
 
 COMMON = settings(deadline=None, max_examples=40, derandomize=True)
 SIZE = (60, 90)
@@ -526,3 +526,11 @@ def test_repr_is_one_readable_line():
 def test_impossible_fields_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+@pytest.mark.parametrize("threshold", [None, "0.5", 70, -0.1, float("nan"), np.array([0.5])])
+def test_what_is_no_probability_is_no_decision_threshold(threshold):
+    with pytest.raises(ValueError, match=r"decision_threshold must be a probability"):
+        check_decision_threshold("decision_threshold", threshold)
+    for taken in (0, 1, np.float32(0.5), np.array(0.5), True):
+        check_decision_threshold("decision_threshold", taken)

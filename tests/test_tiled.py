@@ -117,6 +117,20 @@ def test_tiles_lie_in_a_file_that_a_killed_process_cannot_leave(
     assert seen == [[]]
 
 
+def test_fractional_weights_mean_the_same_at_any_scale(
+    tiny_classifier: Callable[..., DefectCAMClassifier],
+) -> None:
+    images, is_bad, _ = surfaces(10, 0)
+    y, weights = np.where(is_bad, "scratch", "good"), np.where(is_bad, 0.5, 1.5)
+    one, small = (
+        tiny_classifier(**{**TINY, "max_epochs": 1})
+        .fit(images, y, sample_weight=weights * scale)
+        .held_out_probability_
+        for scale in (1, 1 / 64)
+    )
+    np.testing.assert_allclose(small, one, rtol=1e-6)
+
+
 def test_all_scores_are_those_of_localize(clf: DefectCAMClassifier) -> None:
     images, _, _ = surfaces(5, 1)
     found = clf.localize(images)
