@@ -1050,13 +1050,15 @@ class DefectCAMClassifier(ClassifierMixin, BaseEstimator):
         self, network: DefectCAMNetwork, classes: Classes, previous: DefectCAMNetwork
     ) -> bool:
         """Start from the previous weights, if they fit; tell whether they do."""
-        same = np.array_equal(classes.labels, self.classes_) and classes.good == self._classes.good
-        if not (same and start_from(network, previous)):
-            warn_caller(
-                "warm_start: the present weights are of another architecture or of other classes "
-                f"({self.classes_.tolist()}, now {classes.labels.tolist()}); fit starts anew."
-            )
+        other = None
+        if not np.array_equal(classes.labels, self.classes_) or classes.good != self._classes.good:
+            other = f"other classes ({self.classes_.tolist()}, now {classes.labels.tolist()})"
+        elif not start_from(network, previous):
+            other = "another architecture"
+        if other is not None:
+            warn_caller(f"warm_start: the present weights are of {other}; fit starts anew.")
             return False
+        network.weights_source = self.weights_source_
         return True
 
     def _replay_places(self) -> int:

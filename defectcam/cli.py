@@ -407,6 +407,8 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _refuse_wrong_export(args: argparse.Namespace, target: Path) -> None:
+    from defectcam.images import find_images
+
     _refuse_existing(args.output, args.force)
     _refuse_input(args.output, [args.model])
     if target.suffix.lower() == ".xml":
@@ -417,8 +419,8 @@ def _refuse_wrong_export(args: argparse.Namespace, target: Path) -> None:
         raise _UsageError("--verify compares float32, and --int8 reports its own loss: give one.")
     for option in ("int8", "measure"):
         folder = _refuse_missing_folder(option, args)
-        if folder is not None:
-            _find_images([folder])  # refuse an empty one early
+        if folder is not None and not find_images(folder):
+            _find_images([folder])  # which says so, early
 
 
 def _print_parity(parity: Parity, args: argparse.Namespace) -> bool:

@@ -523,6 +523,12 @@ def test_warm_start_is_better_than_starting_anew_in_the_same_time(tiny_classifie
     assert warm.score(*unseen) >= anew.score(*unseen)
 
 
+def test_a_warm_start_says_where_its_weights_came_from(tiny_classifier):
+    clf = tiny_classifier(warm_start=True, max_epochs=1).fit(*FIRST)
+    clf.weights_source_ = "a file of weights"
+    assert clf.fit(*FIRST).weights_source_ == "a file of weights"
+
+
 @pytest.mark.parametrize("change", ["classes", "architecture"])
 def test_where_nothing_fits_warm_start_says_so(tiny_classifier, change):
     X, y = FIRST
@@ -531,7 +537,8 @@ def test_where_nothing_fits_warm_start_says_so(tiny_classifier, change):
         y = np.where(y == "scratch", "dent", y)
     else:
         clf.set_params(evidence_stages=1)
-    with pytest.warns(UserWarning, match="fit starts anew"):
+    what = {"classes": "other classes", "architecture": "another architecture"}[change]
+    with pytest.warns(UserWarning, match=f"are of {what}.*; fit starts anew"):
         clf.fit(X, y)
     expected = tiny_classifier(max_epochs=1, evidence_stages=clf.evidence_stages).fit(X, y)
     assert torch.equal(weights(clf), weights(expected))
