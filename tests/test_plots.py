@@ -304,6 +304,15 @@ def test_unfit_labels_and_costs_are_refused(y_true: list[Any], options: Any, mes
         ThresholdDisplay.from_predictions(y_true, [0.1, 0.9], **options)
 
 
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, 70.0, float("nan")])
+def test_what_is_no_probability_is_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match=rf"y_prob\[1\]={wrong:g}"):
+        ThresholdDisplay.from_predictions(["good", "dent"], [0.5, wrong])
+    rounded = np.array([0.2, 1 + 2e-7])  # a sum over types
+    shown = ThresholdDisplay.from_predictions(["good", "dent"], rounded)
+    assert shown.thresholds.tolist() == [0.2, 1.0, np.inf]
+
+
 def test_counts_of_types_are_those_of_scikit_learn() -> None:
     drawn = draw_types()
     names = ["good", "dent", "scratch"]

@@ -35,6 +35,8 @@ from defectcam.transformers import localize
 
 __all__ = ["HistoryDisplay", "PROCurveDisplay", "ThresholdDisplay"]
 
+_ROUNDING = 1e-6  # by which a sum of float32 probabilities may leave [0, 1]
+
 
 class ThresholdDisplay:
     """Defect recall, overkill and cost against the decision threshold.
@@ -197,12 +199,13 @@ class ThresholdDisplay:
         Raises
         ------
         ValueError
-            If there is no good image, or no defective one, or a cost is negative.
+            If there is no good image, or no defective one, a cost is negative, or a probability is
+            none.
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
         types = as_labels(y_true)  # type: ignore[arg-type]
         is_defect = np.asarray(types != find_good_label(types, good_label))
-        probability = column_or_1d(y_prob, dtype=np.float64)
+        probability = _probabilities(y_prob)
         check_consistent_length(is_defect, probability)
         if not is_defect.any() or is_defect.all():
             raise ValueError("y_true must hold good and defective images, to tell their rates.")
@@ -582,6 +585,19 @@ class HistoryDisplay:
             percent_axis(self.ax_.yaxis)
         self.ax_.legend(fontsize="small")
         return self
+
+
+def _probabilities(y_prob: ArrayLike) -> NDArray[np.float64]:
+    """Refuse what is no probability, but for the rounding of a sum over types."""
+    values = column_or_1d(y_prob, dtype=np.float64)
+    is_wrong = ~((values >= -_ROUNDING) & (values <= 1 + _ROUNDING))  # NaN is wrong too
+    if is_wrong.any():
+        first = int(is_wrong.argmax())
+        raise ValueError(
+            "y_prob must hold probabilities of a defect, from 0 to 1, got "
+            f"y_prob[{first}]={values[first]:g}."
+        )
+    return np.clip(values, 0.0, 1.0)
 
 
 def _read_masks(
