@@ -532,10 +532,10 @@ def _masks_in(
 
 
 def read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] | None:
-    """Give a mask as an array, of whatever kind it is, and refuse one of another image's size."""
+    """Give a mask as an array, of whatever kind it is; refuse another size, and what is no mask."""
     if mask is None:
         return None
-    marked = read_marked(mask) if is_path(mask) else np.asarray(mask).astype(bool)
+    marked = read_marked(mask) if is_path(mask) else _marked(np.asarray(mask), index)
     if marked.shape != found.image_size:
         name = repr(str(os.fspath(mask))) if is_path(mask) else f"masks[{index}]"
         raise ImageReadError(
@@ -543,6 +543,20 @@ def read_mask(mask: Any, index: int, found: Localization) -> NDArray[np.bool_] |
             "must have the size of their images."
         )
     return marked
+
+
+def _marked(mask: NDArray[Any], index: int) -> NDArray[np.bool_]:
+    if mask.dtype.kind not in "biuf":
+        raise ImageReadError(
+            f"masks[{index}] holds {mask.dtype}: masks are arrays of booleans or numbers, nonzero "
+            "on the defect."
+        )
+    if not np.isfinite(mask).all():
+        raise ImageReadError(
+            f"masks[{index}] holds NaN or infinity, which say neither defect nor none: pass 0 or 1 "
+            "for each pixel."
+        )
+    return mask.astype(bool)
 
 
 # --- Figures and text -------------------------------------------------------------------------
