@@ -246,6 +246,38 @@ def test_the_grid_draws_so_many() -> None:
         HeatmapGridDisplay.from_predictions([])
 
 
+@pytest.mark.parametrize("kind", [HeatmapGridDisplay, DefectDensityDisplay])
+def test_results_may_come_one_by_one_or_be_one(kind: Any) -> None:
+    def shown(found: Any) -> Any:
+        drawn = kind.from_predictions(found)
+        return drawn.order if kind is HeatmapGridDisplay else drawn.density
+
+    np.testing.assert_array_equal(shown(iter(results())), shown(results()))
+    np.testing.assert_array_equal(shown(result(2.0)), shown([result(2.0)]))
+    with pytest.raises(ValueError, match="empty"):
+        kind.from_predictions(iter([]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (HeatmapGridDisplay, {"n_images": 2.5}),
+        (HeatmapGridDisplay, {"n_images": 0}),
+        (DefectDensityDisplay, {"vmax": 0}),
+    ],
+)
+def test_options_are_checked_before_images_are_localised(kind: Any, options: Any) -> None:
+    def never() -> Iterator[Localization]:
+        pytest.fail("an image was asked for")
+        yield
+
+    [name] = options
+    with pytest.raises(ValueError, match=name):
+        kind.from_predictions(never(), **options)
+    with pytest.raises(ValueError, match=name):
+        kind.from_estimator(None, None, **options)  # whatever they are, they are not looked at
+
+
 def test_rates_are_those_of_every_threshold() -> None:
     drawn = draw_thresholds()
     truth, probability = np.array(TYPES) != "good", np.array(PROBABILITY)

@@ -7,7 +7,8 @@ good parts and the threshold in the middle, so a good part looks calm in every o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import cv2
@@ -277,6 +278,7 @@ class HeatmapGridDisplay:
         HeatmapGridDisplay
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
+        _check_n_images(n_images)
         data = labelled_images(estimator, X, y, good_label, needed=False)
         found = localize(estimator, data.items)
         return cls.from_predictions(
@@ -292,7 +294,7 @@ class HeatmapGridDisplay:
     @classmethod
     def from_predictions(
         cls,
-        found: Sequence[Localization],
+        found: Iterable[Localization],
         y_true: ArrayLike | None = None,
         *,
         masks: Sequence[Any] | None = None,
@@ -305,7 +307,7 @@ class HeatmapGridDisplay:
 
         Parameters
         ----------
-        found : sequence of Localization
+        found : iterable of Localization, or one
         y_true : array-like of shape (n,), optional
             Labels.
         masks, good_label, n_images, ax, **kwargs
@@ -316,13 +318,13 @@ class HeatmapGridDisplay:
         HeatmapGridDisplay
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
+        _check_n_images(n_images)
+        found = _listed(found)
         for name, values in {"y_true": y_true, "masks": masks}.items():
             if values is not None and len(values) != len(found):  # type: ignore[arg-type]
                 raise ValueError(f"{name} has {len(values)} entries for {len(found)} images.")  # type: ignore[arg-type]
         if not found:
             raise ValueError("found is empty: there is nothing to draw.")
-        if n_images is not None and n_images < 1:
-            raise ValueError(f"n_images={n_images!r}: at least 1, or None for all.")
         called = np.array([one.is_defect for one in found])
         names, is_defect = [one.label for one in found], None
         if y_true is not None:
@@ -459,19 +461,18 @@ class DefectDensityDisplay:
         DefectDensityDisplay
         """
         check_matplotlib(f"{cls.__name__}.from_estimator")
-        found = localize(estimator, X)
-        found = [found] if isinstance(found, Localization) else found
-        return cls.from_predictions(found, ax=ax, **kwargs)
+        _check_vmax(kwargs.get("vmax"))
+        return cls.from_predictions(localize(estimator, X), ax=ax, **kwargs)
 
     @classmethod
     def from_predictions(
-        cls, found: Sequence[Localization], *, ax: Any = None, **kwargs: Any
+        cls, found: Iterable[Localization], *, ax: Any = None, **kwargs: Any
     ) -> DefectDensityDisplay:
         """Draw results of `localize`.
 
         Parameters
         ----------
-        found : sequence of Localization
+        found : iterable of Localization, or one
             Of any size; all are resized to that of the first. Where one has no image to read,
             nothing is shown below the density.
         ax : matplotlib Axes, optional
@@ -483,6 +484,8 @@ class DefectDensityDisplay:
         DefectDensityDisplay
         """
         check_matplotlib(f"{cls.__name__}.from_predictions")
+        _check_vmax(kwargs.get("vmax"))
+        found = _listed(found)
         if not found:
             raise ValueError("found is empty: there is nothing to draw.")
         height, width = found[0].image_size
@@ -527,11 +530,10 @@ class DefectDensityDisplay:
         DefectDensityDisplay
             Itself, with ``ax_`` and ``figure_``.
         """
+        _check_vmax(vmax)
         self.ax_, self.figure_ = axes_for(ax, f"{type(self).__name__}.plot")
         if vmax is None:
             vmax = max(float(self.density.max()), 1 / self.n_images)
-        if not vmax > 0:
-            raise ValueError(f"vmax must be a positive share, got {vmax!r}.")
         if self.mean_image is not None:
             grey = cv2.cvtColor(self.mean_image, cv2.COLOR_RGB2GRAY).astype(np.uint8)
             add_image(self.ax_, np.repeat(grey[..., np.newaxis], 3, axis=2))
@@ -544,3 +546,18 @@ class DefectDensityDisplay:
                 shown, ax=self.ax_, fraction=0.046, pad=0.04, format=lambda x, _: f"{100 * x:g}%"
             )
         return self
+
+
+def _listed(found: Iterable[Localization]) -> list[Localization]:
+    """List results, of one image too, and of `localize_iter`."""
+    return [found] if isinstance(found, Localization) else list(found)
+
+
+def _check_n_images(n_images: int | None) -> None:
+    if n_images is not None and not (isinstance(n_images, Integral) and n_images >= 1):
+        raise ValueError(f"n_images={n_images!r}: a whole number of at least 1, or None for all.")
+
+
+def _check_vmax(vmax: float | None) -> None:
+    if vmax is not None and not vmax > 0:
+        raise ValueError(f"vmax must be a positive share, got {vmax!r}.")
