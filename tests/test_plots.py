@@ -421,6 +421,13 @@ def test_history_of_nothing_is_refused() -> None:
         HistoryDisplay.from_history({name: [] for name in HISTORY})
 
 
+@pytest.mark.parametrize("missing", ["fold", "epoch"])
+def test_history_without_its_columns_is_refused(missing: str) -> None:
+    table = {name: column for name, column in HISTORY.items() if name != missing}
+    with pytest.raises(ValueError, match=rf"'fold' and 'epoch', of which \['{missing}'\]"):
+        HistoryDisplay.from_history(table)
+
+
 def test_history_of_unequal_columns_is_refused() -> None:
     with pytest.raises(ValueError, match=r"one length, got \{'fold': 3, 'epoch': 3, 'loss': 2\}"):
         HistoryDisplay.from_history({"fold": [0] * 3, "epoch": [0, 1, 2], "loss": [1.0, 0.5]})

@@ -533,11 +533,17 @@ class HistoryDisplay:
         Raises
         ------
         ValueError
-            If it has no row, for of good images alone nothing is trained, or columns of unequal
-            length.
+            If it has no row, for of good images alone nothing is trained, no ``fold`` or ``epoch``,
+            or columns of unequal length.
         """
         check_matplotlib(f"{cls.__name__}.from_history")
         table = {name: list(history[name]) for name in history}
+        missing = [name for name in ("fold", "epoch") if name not in table]
+        if table and missing:
+            raise ValueError(
+                f"history must have the columns 'fold' and 'epoch', of which {missing} are "
+                f"missing: it has {list(table)}."
+            )
         if not table.get("epoch"):
             raise ValueError(
                 "history has no epoch: nothing was trained, as with good images alone, so there is "
