@@ -96,6 +96,13 @@ class _LocalizationScorer(type(make_scorer(pro_auc_score))):  # type: ignore[mis
     def _score(
         self, method_caller: Any, estimator: Any, X: Any, y_true: ArrayLike, **kwargs: Any
     ) -> float:
+        if {**self._kwargs, **kwargs}.get("masks") is None:
+            raise TypeError(
+                "aupro_scorer needs masks, which scikit-learn passes on by metadata routing: "
+                "sklearn.set_config(enable_metadata_routing=True), "
+                "scoring=aupro_scorer.set_score_request(masks=True), and "
+                'params={"masks": masks} of cross_validate or masks=masks of a search\'s fit.'
+            )
         found = localize(estimator, X)
         return self._sign * self._score_func(y_true, found, **self._kwargs, **kwargs)
 

@@ -172,6 +172,12 @@ def test_aupro_gets_its_masks_by_metadata(tiny_classifier, arrays, masks):
     assert 0 <= search.best_score_ <= 1
 
 
+def test_aupro_without_masks_says_how_they_are_passed(tiny_classifier, arrays):
+    told = r"set_score_request\(masks=True\).*params=\{\"masks\": masks\}"
+    with pytest.raises(TypeError, match=told):  # before any image is looked at
+        aupro_scorer(tiny_classifier(), arrays, Y)
+
+
 def test_aupro_through_a_pipeline_and_a_search(tiny_classifier, arrays, masks):
     """Maps and masks are both in the original images' pixels, whatever the steps cut away."""
     is_defect = Y != "good"
