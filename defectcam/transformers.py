@@ -363,7 +363,7 @@ class TemplateAligner(_ImageTransformer):
         if self.template is not None:
             self.template_ = read_image(self.template).copy()
             return self
-        items = _good_items(X, y, self.good_label, self.max_images)
+        items = _good_items(self, X, y)
         small = np.array([_thumbnail(image) for image in read_images(items)])
         differences = np.array([np.abs(small - one).sum() for one in small])
         self.template_ = read_image(items[int(differences.argmin())]).copy()
@@ -465,7 +465,7 @@ class FlatFieldCorrector(_ImageTransformer):
             If it cannot be told which label is good.
         """
         if self.field == "learned":
-            items = _good_items(X, y, self.good_label, self.max_images)
+            items = _good_items(self, X, y)
             fields = [light_field(image, self.smoothness) for image in read_images(items)]
             size = fields[0].shape[::-1]
             self.field_ = np.median([cv2.resize(one, size) for one in fields], axis=0)
@@ -536,8 +536,10 @@ def _as_colour(background: str | Sequence[int]) -> str | tuple[int, int, int]:
     return red, green, blue
 
 
-def _good_items(X: Any, y: ArrayLike | None, good_label: Any, max_images: int) -> list[Any]:
-    """List the good images of ``X``, at most so many, evenly spaced."""
+def _good_items(
+    step: TemplateAligner | FlatFieldCorrector, X: Any, y: ArrayLike | None
+) -> list[Any]:
+    """List the good images of ``X``, at most as many as the step asks for, evenly spaced."""
     items = as_sources(X).items
     if y is not None:
         labels = as_labels(y)
@@ -546,9 +548,12 @@ def _good_items(X: Any, y: ArrayLike | None, good_label: Any, max_images: int) -
                 "Found input variables with inconsistent numbers of samples: "
                 f"{len(items)} images and {len(labels)} labels."
             )
-        good = find_good_label(labels, good_label)
+        try:
+            good = find_good_label(labels, step.good_label)
+        except ValueError as error:  # of a pipeline's steps, each has its own good_label
+            raise ValueError(f"{type(step).__name__}: {error}") from error
         items = [item for item, label in zip(items, labels, strict=True) if label == good]
-    return spread(items, max_images)
+    return spread(items, step.max_images)
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -27,6 +27,7 @@ from sklearn.utils.estimator_checks import (
 import defectcam
 from defectcam import (
     ContrastEqualizer,
+    DefectCAMClassifier,
     EvidenceTransformer,
     FlatFieldCorrector,
     PartCropper,
@@ -308,6 +309,14 @@ def test_the_template_is_the_most_typical_good_image() -> None:
 def test_labels_must_fit_the_images() -> None:
     with pytest.raises(ValueError, match="inconsistent numbers of samples: 2 images and 1 labels"):
         TemplateAligner().fit([textured(), textured()], ["good"])
+
+
+@pytest.mark.parametrize("step", [TemplateAligner(), FlatFieldCorrector("learned")])
+def test_the_step_that_does_not_know_the_good_label_is_named(step) -> None:
+    images, y = [textured(), textured(seed=1)], ["A", "B"]
+    pipeline = make_pipeline(step, DefectCAMClassifier(good_label="A"))
+    with pytest.raises(ValueError, match=rf"^{type(step).__name__}: .*pass good_label"):
+        pipeline.fit(images, y)
 
 
 # --- Light and contrast -----------------------------------------------------------------------
