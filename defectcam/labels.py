@@ -106,9 +106,10 @@ def _if_numbered(unique: NDArray[Any]) -> str:
         return ""
     return (
         " If your labels are no numbers, scikit-learn has numbered them in sorted order "
-        "(cross_val_predict with method='predict_proba' does, VotingClassifier and others): give "
-        "it y != good, with the name of your good label, and leave good_label out; or, to keep "
-        "the types apart, target='type' and good_label=np.unique(y).tolist().index(good)."
+        "(cross_val_predict with method='predict_proba' does, VotingClassifier, "
+        "CalibratedClassifierCV(ensemble=False) and others): give it y != good, with the "
+        "name of your good label, and leave good_label out; or, to keep the types apart, "
+        "target='type' and good_label=np.unique(y).tolist().index(good)."
     )
 
 
