@@ -277,7 +277,7 @@ def load_csv(
     mask_column: str | None = None,
     group_column: str | None = None,
     *,
-    good_label: str | None = None,
+    good_label: str | int | None = None,
     images_root: str | os.PathLike[str] | None = None,
     delimiter: str = ",",
 ) -> Bunch:
@@ -292,8 +292,9 @@ def load_csv(
     mask_column, group_column : str, optional
         The columns of the masks' files, empty where there is none, and of what images of one part
         have in common.
-    good_label : str, optional
-        The label of good parts; by default found by its name. Cells are text: of 0 and 1, ``"0"``.
+    good_label : str or int, optional
+        The label of good parts; by default found by its name. Cells are text: of 0 and 1, 0 is
+        taken for ``"0"``.
     images_root : str or PathLike, optional
         The folder that relative paths start from; by default the one of the table.
     delimiter : str, default=","
@@ -336,7 +337,8 @@ def load_csv(
     _refuse_empty(table, path, [name for name in columns.values() if name != mask_column])
     folder = Path(path).parent if images_root is None else Path(images_root)
     paths = [os.path.join(folder, cell) for cell in table[path_column]]
-    good = find_good_label(table[label_column], good_label)
+    asked = None if good_label is None else str(good_label)  # cells are text
+    good = find_good_label(table[label_column], asked)
     is_defect = [label != good for label in table[label_column]]
     cells = table[mask_column] if mask_column is not None else [""] * len(paths)
     masks = [

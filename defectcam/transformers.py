@@ -106,7 +106,13 @@ class _ImageTransformer(TransformerMixin, BaseEstimator):
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is wrong.
         """
+        self._step()
         return self
 
     def transform(self, X: Any) -> ImageView | list[ImageView]:
@@ -470,6 +476,8 @@ class FlatFieldCorrector(_ImageTransformer):
             size = fields[0].shape[::-1]
             self.field_ = np.median([cv2.resize(one, size) for one in fields], axis=0)
             self.field_ = self.field_.astype(np.float32)
+        elif hasattr(self, "field_"):
+            del self.field_
         return self
 
     def _learns(self) -> bool:

@@ -317,6 +317,13 @@ def test_load_csv(table: Path) -> None:
     assert plain.target.tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("good_label", [0, "0", np.int64(0)])
+def test_load_csv_takes_a_number_for_its_text(table: Path, good_label: Any) -> None:
+    table.write_text("path,label\na.png,0\nb.png,1\n")
+    data = load_csv(table, good_label=good_label)
+    assert data.good_label == "0" and data.is_defect.tolist() == [False, True]
+
+
 def test_load_csv_takes_other_places_and_delimiters(table: Path, tmp_path: Path) -> None:
     other = tmp_path / "elsewhere" / "table.csv"
     other.parent.mkdir()

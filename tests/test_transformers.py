@@ -154,6 +154,16 @@ def test_wrong_parameters_are_refused_by_name(transformer, wrong) -> None:
         made.fit([textured()]).transform([textured()])
 
 
+def test_a_wrong_background_is_refused_by_fit() -> None:
+    with pytest.raises(ValueError, match="background"):
+        PartCropper(background=(0, 0, 256)).fit([textured()])
+
+
+def test_a_field_of_an_earlier_fit_is_forgotten() -> None:
+    corrector = FlatFieldCorrector("learned").fit([textured()])
+    assert not hasattr(corrector.set_params(field="image").fit([textured()]), "field_")
+
+
 @pytest.mark.parametrize("transformer", TRANSFORMERS, ids=ids)
 def test_all_kinds_of_images_are_taken(transformer, tmp_path: Path) -> None:
     image = textured()
