@@ -81,7 +81,7 @@ _MOVED_SHARE, _MOVED_PIXELS = 0.05, 2.0
 
 
 def write_annotations(
-    results: Iterable[Localization],
+    results: Localization | Iterable[Localization],
     folder: str | os.PathLike[str],
     format: str,
     *,
@@ -98,7 +98,7 @@ def write_annotations(
 
     Parameters
     ----------
-    results : iterable of Localization
+    results : iterable of Localization, or one
         What `localize` or `localize_iter` returned. Images without boxes are listed too.
     folder : path
         Where the files are written, and nowhere else. It is made if need be.
@@ -142,7 +142,7 @@ def write_annotations(
     --------
     import_annotations : The way back.
     """
-    results = list(results)
+    results = [results] if isinstance(results, Localization) else list(results)
     _check_options(format, shapes, tolerance)
     names = _image_names(results, names)
     target = Path(folder)

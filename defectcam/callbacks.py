@@ -135,6 +135,11 @@ def check_callbacks(callbacks: Any) -> None:
     callbacks : callable, object with hooks, sequence of them or None
     """
     for callback in _listed(callbacks):
+        if isinstance(callback, type):
+            raise TypeError(
+                f"callbacks holds the class {callback.__name__}: pass an object of it, "
+                f"{callback.__name__}(...)."
+            )
         if not callable(callback) and not any(hasattr(callback, hook) for hook in HOOKS):
             raise TypeError(
                 f"callbacks holds {callback!r}, which cannot be called and has none of the methods "

@@ -102,7 +102,7 @@ def load_folder(
     ImageReadError
         If the folder does not exist or has another layout, or one mask may be of several images.
     ValueError
-        If `group_pattern` is not found in a file name.
+        If `group_pattern` is no regular expression, or not found in a file name.
     """
     paths, types = labelled_folder(root, good_label)
     warn_of_skipped(root, skipped_files(root))
@@ -513,8 +513,12 @@ def _is_missing(value: Any) -> bool:
 def _groups_of(paths: Sequence[str], pattern: str | None) -> NDArray[np.str_] | None:
     if pattern is None:
         return None
-    found = [re.search(pattern, os.path.basename(path)) for path in paths]
-    groups = [match and match[1 if match.re.groups else 0] for match in found]
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"group_pattern={pattern!r} is no regular expression: {error}.") from error
+    found = [compiled.search(os.path.basename(path)) for path in paths]
+    groups = [match and match[1 if compiled.groups else 0] for match in found]
     for path, group in zip(paths, groups, strict=True):
         if group is None:
             raise ValueError(f"group_pattern={pattern!r} finds nothing in the name of {path!r}.")

@@ -58,10 +58,12 @@ def warn_if_few_defects(is_defect: NDArray[np.bool_]) -> None:
     n = int(is_defect.sum())
     if not 0 < n < ENOUGH_DEFECTS:
         return
-    images = "image" if n == 1 else "images"
+    there_are, them = f"There are only {n} defective images", "them, and one of them"
+    if n == 1:
+        there_are, them = "There is only 1 defective image", "it, and one"
     warn_caller(
-        f"There are only {n} defective {images}: the probability, the threshold and the share of "
-        f"novelty in the heatmap rest on them, and one of them more or less is {100 / n:.0f} "
+        f"{there_are}: the probability, the threshold and the share of "
+        f"novelty in the heatmap rest on {them} more or less is {100 / n:.0f} "
         f"points of defect recall. Add defective images, at least {ENOUGH_DEFECTS}, and measure on "
         "others over several splits before you trust it.",
         FewDefectsWarning,

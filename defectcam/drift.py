@@ -236,8 +236,9 @@ def measure_drift(
             tests.append(test)
             outliers.append(rows[outlying])
     if not tests:
+        images = "1 image is" if len(new) == 1 else f"{len(new)} images are"
         raise ValueError(
-            f"{len(new)} images are too few to be compared with {len(reference)} of training: at "
+            f"{images} too few to be compared with {len(reference)} of training: at "
             f"least {FEWEST} that are called good, or as many that are called defective, are "
             "needed on both sides."
         )

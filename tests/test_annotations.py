@@ -778,6 +778,20 @@ def test_defects_without_a_box_are_not_lost_silently(
     assert data.masks[order].tolist() == [None, None]
 
 
+@pytest.mark.parametrize("format", ["coco", "yolo"])
+def test_a_single_result_is_written_as_a_list_of_it(
+    format: str, drafts: list[Localization], tmp_path: Path
+) -> None:
+    write_annotations(drafts[0], tmp_path / "one", format)
+    write_annotations(drafts[:1], tmp_path / "list", format)
+
+    def files(root: Path) -> dict[str, bytes]:
+        paths = (path for path in root.rglob("*") if path.is_file())
+        return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+    assert files(tmp_path / "one") == files(tmp_path / "list")
+
+
 def test_wrong_parameters_are_named(drafts: list[Localization], tmp_path: Path) -> None:
     out = tmp_path / "out"
     for wrong, match in (

@@ -88,6 +88,8 @@ def test_groups_are_read_off_the_file_names(tmp_path: Path) -> None:
     assert load_folder(tmp_path, group_pattern=r"^\d+").groups.tolist() == ["9", "17", "17", "18"]
     with pytest.raises(ValueError, match=r"group_pattern='right' finds nothing in .*9_left\.png"):
         load_folder(tmp_path, group_pattern="right")
+    with pytest.raises(ValueError, match=r"group_pattern='\(\[' is no regular expression"):
+        load_folder(tmp_path, group_pattern="([")
 
 
 def test_load_mvtec_pairs_images_with_masks(mvtec: Path) -> None:

@@ -38,7 +38,13 @@ def test_good_images_alone_are_remarked_upon():
     diagnostics.warn_if_only_good(defects(7, 1))
 
 
-@pytest.mark.parametrize(("n", "points"), [(1, "1 defective image:.*100 points"), (4, "25 points")])
+@pytest.mark.parametrize(
+    ("n", "points"),
+    [
+        (1, "There is only 1 defective image:.*rest on it, and one more or less is 100 points"),
+        (4, "There are only 4 defective images:.*rest on them, and one of them.*25 points"),
+    ],
+)
 def test_few_defective_images_are_remarked_upon(n, points):
     with pytest.warns(FewDefectsWarning, match=points):
         diagnostics.warn_if_few_defects(defects(50, n))

@@ -56,6 +56,8 @@ def test_examples_are_those_that_stand_out() -> None:
 
 
 def test_too_few_images_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^1 image is too few to be compared with 60"):
+        measure_drift(rows(60, 0), rows(60, 1)[:1], 0.5)
     with pytest.raises(ValueError, match="3 images are too few to be compared with 60"):
         measure_drift(rows(60, 0), rows(3, 1), 0.5)
 

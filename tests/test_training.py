@@ -22,6 +22,7 @@ from trainings import (
 
 from defectcam import training
 from defectcam.backbones import create_backbone
+from defectcam.callbacks import TimeLimit, check_callbacks
 from defectcam.feature_cache import VIEWS, FeatureCache
 from defectcam.network import DefectCAMNetwork
 from defectcam.training import (
@@ -311,6 +312,12 @@ def test_only_true_ends_the_training(answer, n_epochs):
     run = tail_training(on_epoch=lambda record: answer, max_epochs=3)
     run.run(ROWS, fold=0)
     assert len(run.history["epoch"]) == n_epochs
+
+
+def test_a_class_is_no_callback():
+    with pytest.raises(TypeError, match=r"the class TimeLimit: pass .* TimeLimit\(\.\.\.\)"):
+        check_callbacks([TimeLimit])
+    check_callbacks([TimeLimit(60), print])
 
 
 def test_a_centred_network_is_put_back_between_the_classes():

@@ -294,7 +294,7 @@ class HeatmapGridDisplay:
     @classmethod
     def from_predictions(
         cls,
-        found: Iterable[Localization],
+        found: Localization | Iterable[Localization],
         y_true: ArrayLike | None = None,
         *,
         masks: Sequence[Any] | None = None,
@@ -466,7 +466,7 @@ class DefectDensityDisplay:
 
     @classmethod
     def from_predictions(
-        cls, found: Iterable[Localization], *, ax: Any = None, **kwargs: Any
+        cls, found: Localization | Iterable[Localization], *, ax: Any = None, **kwargs: Any
     ) -> DefectDensityDisplay:
         """Draw results of `localize`.
 
@@ -548,7 +548,7 @@ class DefectDensityDisplay:
         return self
 
 
-def _listed(found: Iterable[Localization]) -> list[Localization]:
+def _listed(found: Localization | Iterable[Localization]) -> list[Localization]:
     """List results, of one image too, and of `localize_iter`."""
     return [found] if isinstance(found, Localization) else list(found)
 
