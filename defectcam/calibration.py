@@ -22,24 +22,7 @@ from torch import Tensor
 from defectcam.cam import defect_margin
 
 # Not used here: earlier pickles name this module.
-from defectcam.heat_model import (  # noqa: F401
-    AUROC_TOLERANCE,
-    FINER,
-    GOOD_PIXEL_QUANTILE,
-    NOVELTY_SHARES,
-    PEAK_FRACTION,
-    POINT_SHARE,
-    USUAL_POINT_SPREAD,
-    HeatModel,
-    HeatScale,
-    choose_novelty_share,
-    fit_heat_model,
-    fit_heat_scale,
-    fit_point_spread,
-    held_out_maps,
-    scaled,
-    with_students,
-)
+from defectcam.heat_model import HeatModel, HeatScale  # noqa: F401
 from defectcam.novelty import novelty_peak
 
 #: Of the logistic regression. scikit-learn's 1.0 flattens the probabilities of separable scores.

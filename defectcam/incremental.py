@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from defectcam.calibration import HeatModel
 from defectcam.cross_fitting import FitResult, Fold, HeldOut
+from defectcam.heat_model import HeatModel
 from defectcam.labels import Classes, as_labels, find_classes
 from defectcam.network import DefectCAMNetwork
 from defectcam.novelty import Codebook

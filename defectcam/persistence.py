@@ -29,12 +29,13 @@ from torch import Tensor, nn
 
 import defectcam
 from defectcam.backbones import count_parameters
-from defectcam.calibration import DefectProbability, HeatModel
+from defectcam.calibration import DefectProbability
 from defectcam.checkpoints import below, digest_of_tensors, numbered
 from defectcam.classifier import DefectCAMClassifier
 from defectcam.exceptions import DataError
 from defectcam.files import check_target, write_atomically
 from defectcam.fingerprint import Fingerprint
+from defectcam.heat_model import HeatModel
 from defectcam.images import IMAGE_SUFFIXES
 from defectcam.isolation import undisturbed
 from defectcam.labels import Classes

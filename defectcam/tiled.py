@@ -50,20 +50,17 @@ from defectcam.sources import labelled_sources
 from defectcam.temporary_maps import temporary_map
 from defectcam.tile_model import fit_tile_model
 from defectcam.tiled_inference import (
-    UNFAMILIAR_SHARE,  # noqa: F401  defined here once
     Worst,
     batch_of,
     cells_of,
     judged_tiles,
-    localize_in_tiles,
     refuse_padding,
     rows_of,
-    score_in_tiles,
     tiles_of,
 )
 from defectcam.tiles import TileGrid, as_overlap, as_tile, choose_tile
 
-__all__ = ["fit_on_tiles", "localize_in_tiles", "score_in_tiles"]
+__all__ = ["fit_on_tiles"]
 
 #: Tiles of good images that are learned from, all together; and per image, at least and at most.
 GOOD_TILES = 400

@@ -163,7 +163,8 @@ def _learn(
         warn_if_duplicates(new_pairs, is_defect[:n_new], new.sources.items, new.weighed.rows)
         course = _course(clf, network, records, memory, duplicate_groups(pairs, n_images), seed)
         if course is not None:
-            records = _judged(records, course, pairs, _n_rows_seen(clf))
+            n_unlearned = n_images if memory is None or not memory.is_learned else n_new
+            records = _judged(records, course, pairs, n_unlearned, _n_rows_seen(clf))
         keeper = Keeper(cache, records, is_defect, clf._replay_places())
         weights = records.weights * importance(records.labels, seen)
         trained: Trained | None = None
@@ -207,16 +208,19 @@ def _n_rows_seen(clf: DefectCAMClassifier) -> int:
     return clf.n_images_seen_ if clf._n_rows_seen is None else clf._n_rows_seen
 
 
-def _judged(records: Records, course: Course, pairs: NDArray[np.intp], n_learned: int) -> Records:
-    """Note in the records how much the networks that judge new images have learned from.
+def _judged(
+    records: Records, course: Course, pairs: NDArray[np.intp], n_unlearned: int, n_learned: int
+) -> Records:
+    """Note in the records how much the networks that judge images have learned from.
 
-    A copy of an image that was learned is not held out.
+    An image that was learned before it is judged is not held out, nor is a copy of one.
     """
     if not course.judges_first:
         return judged_in_folds(records, course.folds)
-    n_new = len(records.labels) - (0 if course.known is None else len(course.known.logits))
+    n_judged = len(records.labels) - (0 if course.known is None else len(course.known.logits))
+    n_new = min(n_judged, n_unlearned)
     experience = records.experience.copy()
-    experience[:n_new] = n_learned
+    experience[:n_new], experience[n_new:n_judged] = n_learned, 0
     experience[pairs[(pairs < n_new).any(1) & (pairs >= n_new).any(1)].min(1)] = 0
     return records._replace(experience=experience)
 
@@ -262,8 +266,9 @@ def _course(
             return Course([], is_update=True, judges_first=True)
         if memory.held_out is not None:
             return Course([], is_update=True, judges_first=True, known=memory.held_out)
-    forgot = memory is not None and sum(memory.seen.values()) > len(memory)
-    if is_trained and (clf.cv is None or forgot):  # nothing is held out, or was, that could count
+        if sum(memory.seen.values()) > len(memory):  # to learn anew would forget the others
+            return Course([], is_update=True, judges_first=True)
+    if is_trained and clf.cv is None:  # nothing is held out
         return Course([], is_update=True)
     folds = training_folds(records.labels, records.targets, groups, clf.cv, seed)
     return Course(folds, is_anew=n_classes > 1)

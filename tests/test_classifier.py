@@ -33,15 +33,12 @@ from defectcam import (
     load,
     results,
 )
-from defectcam.calibration import (
-    GOOD_PIXEL_QUANTILE,
-    DefectProbability,
-    HeatModel,
-)
+from defectcam.calibration import DefectProbability
 from defectcam.cam import signed_cam
 from defectcam.cross_fitting import train_with_folds
 from defectcam.feature_cache import VIEWS
 from defectcam.geometry import Geometry
+from defectcam.heat_model import GOOD_PIXEL_QUANTILE, HeatModel
 from defectcam.images import ImageReadError
 from defectcam.network import DefectCAMNetwork
 from defectcam.training import HISTORY_COLUMNS, TailTraining

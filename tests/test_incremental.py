@@ -76,10 +76,13 @@ def test_an_integer_weight_is_repetition_in_the_updates_after_it(tiny_classifier
 def test_one_defect_first_is_no_reason_to_forget_what_was_learned(tiny_classifier):
     """None of it could be held out; to learn all anew needs all images."""
     X, y = FIRST
-    clf = tiny_classifier(replay_size=2).partial_fit(X[:6], y[:6])
+    clf = tiny_classifier(replay_size=4).partial_fit(X[:6], y[:6])
     before = clf.history_["loss"]
     after = clf.partial_fit(*SECOND).history_["loss"]
     assert after[: len(before)] == before and len(after) > len(before)
+    # Held out is what it said of the new images, not of those that it had learned.
+    assert set(clf._replay.records.experience.tolist()) == {0, 6}
+    assert clf._replay.held_out is not None and len(clf.held_out_probability_) == len(SECOND[0])
     clf = tiny_classifier(replay_size=20).partial_fit(X[:6], y[:6]).partial_fit(*SECOND)
     assert set(clf.history_["fold"]) == {0, 1, 2}
 
